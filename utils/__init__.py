@@ -1,0 +1,1 @@
+"""Shared pieces that depend on nothing else of the project: configuration, records, ranks, logs."""
