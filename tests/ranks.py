@@ -1,0 +1,62 @@
+"""Run a function on N gloo ranks on the CPU and hand back what each rank returned."""
+
+import multiprocessing
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
+
+
+def _entry(rank: int, fn: Callable[..., Any], world_size: int, folder: str, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=40),
+        )
+        torch.save(fn(rank, world_size, *args), f"{folder}/{rank}.pt")
+    except BaseException:
+        Path(folder, f"{rank}.err").write_text(traceback.format_exc())
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120) -> list[Any]:
+    """Call ``fn(rank, world_size, *args)`` in ``world_size`` processes joined by a gloo group.
+
+    ``fn`` must be importable (a module-level function). Raises AssertionError with the tracebacks of every rank
+    that failed, TimeoutError when they do not all end in time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.start_processes(
+            _entry, (fn, world_size, folder, args), nprocs=world_size, join=False, start_method="forkserver"
+        )
+        end = time.monotonic() + timeout_s
+        try:
+            while not context.join(timeout=1):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{fn.__name__} hung on {world_size} ranks")
+        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+            texts = {p.stem: p.read_text() for p in sorted(Path(folder).glob("*.err"))}
+            report = "\n".join(f"--- rank {rank} ---\n{text}" for rank, text in texts.items())
+            raise AssertionError(report or str(error)) from None
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(world_size)]

@@ -1,0 +1,340 @@
+"""The classifier in one process: selection, the dense reference, contracts, degenerate cases, sparse updates."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from losses import ArcFace, CosFace
+from partial_fc_mhs import INITIAL_STD, PartialFCMHS
+from row_optim import RowSGD
+
+
+def make_head(num_classes=13, head_size=4, margin=None, weight=None, **options):
+    options.setdefault("dtype", torch.float64)
+    head = PartialFCMHS(margin or ArcFace(16.0, 0.3), 8, num_classes, head_size=head_size, **options)
+    if weight is not None:
+        head.weight.copy_(weight)
+        head.visits.fill_(1)
+    return head
+
+
+def data(n=6, num_classes=13, seed=7):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, generator=g, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, num_classes, (n,), generator=g)
+    weight = torch.randn(num_classes, 8, generator=g, dtype=torch.float64)
+    return x, labels, weight
+
+
+def dense_loss(x, labels, weight, margin, visible):
+    """Loop-free but dense: every class is computed, those that a sample may not see get -inf."""
+    logits = margin(F.linear(F.normalize(x), F.normalize(weight)), labels)
+    return F.cross_entropy(logits.masked_fill(~visible, -torch.inf), labels)
+
+
+def visible_classes(labels, num_classes, head_size, scope):
+    heads = torch.arange(num_classes) // head_size
+    own = (labels // head_size).unsqueeze(1) == heads
+    return own if scope == "own" else own.any(0).expand_as(own)
+
+
+@pytest.mark.parametrize("scope", ["batch", "own"])
+@pytest.mark.parametrize("head_size", [1, 3, 4, 13, 50])
+def test_equals_dense(scope, head_size):
+    x, labels, weight = data()
+    margin = ArcFace(16.0, 0.3)
+    head = make_head(head_size=head_size, weight=weight, head_scope=scope)
+    loss = head(x, labels)
+    loss.backward()
+    dense_x = x.detach().clone().requires_grad_()
+    dense_weight = weight.clone().requires_grad_()
+    want = dense_loss(dense_x, labels, dense_weight, margin, visible_classes(labels, 13, head_size, scope))
+    want.backward()
+    torch.testing.assert_close(loss, want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(x.grad, dense_x.grad, rtol=0, atol=1e-12)
+    grad = torch.zeros_like(weight)
+    ((selection, leaf),) = head.pending
+    grad[selection.rows_S] = leaf.grad
+    torch.testing.assert_close(grad, dense_weight.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scope", ["batch", "own"])
+def test_equals_contract(contracts, scope):
+    recorded = {k: torch.tensor(v) for k, v in np.load(contracts / "mhs_arcface.npz").items()}
+    H, L, D = recorded["weight"].shape
+    head = PartialFCMHS(ArcFace(64, 0.5), D, H * L, head_size=L, head_scope=scope)
+    head.weight.copy_(recorded["weight"].view(H * L, D))
+    head.visits.fill_(1)
+    x = recorded["x"].requires_grad_()
+    loss = head(x, recorded["labels"])
+    loss.backward()
+    grad = torch.zeros(H * L, D)
+    grad[head.pending[0][0].rows_S] = head.pending[0][1].grad
+    torch.testing.assert_close(loss.detach(), recorded[f"{scope}_loss"], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(x.grad, recorded[f"{scope}_grad_x"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grad.view(H, L, D), recorded[f"{scope}_grad_weight"], rtol=1e-4, atol=1e-5)
+
+
+def test_every_head_is_full_softmax():
+    x, labels, weight = data()
+    head = make_head(head_size=1, negative_rate=1.0, weight=weight)
+    want = dense_loss(x, labels, weight, ArcFace(16.0, 0.3), torch.ones(6, 13, dtype=torch.bool))
+    torch.testing.assert_close(head(x, labels), want, rtol=0, atol=1e-12)
+    assert int(head.stats.selected_classes) == 13
+
+
+def test_single_class_heads_with_negatives_are_partial_fc():
+    """PartialFC: positives and a random share of the others, softmax over those."""
+    C = 4000
+    x, labels, weight = data(6, C)
+    head = make_head(C, 1, weight=weight, negative_rate=0.1)
+    chosen = []
+    for _ in range(4):
+        loss = head(x, labels)
+        rows = head.pending[-1][0].rows_S
+        chosen.append(rows)
+        assert torch.isin(labels, rows).all()
+        assert 300 < len(rows) < 500  # 0.1 * 4000, four standard deviations being 76
+        visible = torch.zeros(C, dtype=torch.bool).index_fill_(0, rows, True).expand(6, C)
+        want = dense_loss(x, labels, weight, ArcFace(16.0, 0.3), visible)
+        torch.testing.assert_close(loss, want, rtol=0, atol=1e-12)
+    assert not torch.equal(chosen[0], chosen[1])
+
+
+def test_pure_mhs_selects_the_labels_heads_only():
+    x, labels, weight = data()
+    head = make_head(weight=weight)
+    head(x, labels)
+    assert head.pending[0][0].heads_h.tolist() == sorted({int(v) // 4 for v in labels})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_classes=st.integers(1, 40),
+    head_size=st.integers(1, 50),
+    rate=st.sampled_from([0.0, 0.4, 1.0]),
+    scope=st.sampled_from(["batch", "own"]),
+    seed=st.integers(0, 1000),
+)
+def test_any_layout_points_labels_at_their_rows(num_classes, head_size, rate, scope, seed):
+    x, labels, weight = data(5, num_classes, seed)
+    head = make_head(num_classes, head_size, weight=weight, negative_rate=rate, head_scope=scope)
+    selection = head.select(labels)
+    assert torch.equal(selection.rows_S[selection.columns_G], labels)
+    assert selection.rows_S.max() < num_classes
+    assert torch.equal(selection.rows_S, selection.rows_S.unique())
+    if selection.hidden_GS is not None:
+        assert not selection.hidden_GS.gather(1, selection.columns_G.unsqueeze(1)).any()
+    assert head(x, labels).isfinite()
+
+
+def test_own_scope_sees_drawn_heads():
+    x, labels, weight = data()
+    head = make_head(weight=weight, head_scope="own", negative_rate=1.0)
+    want = dense_loss(x, labels, weight, ArcFace(16.0, 0.3), torch.ones(6, 13, dtype=torch.bool))
+    torch.testing.assert_close(head(x, labels), want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_row_sgd_equals_torch_when_every_head_is_selected(nesterov):
+    x, labels, weight = data()
+    head = make_head(weight=weight, negative_rate=1.0)
+    rows = RowSGD(head, 0.5, 0.9, 5e-2, nesterov)
+    dense_weight = torch.nn.Parameter(weight.clone())
+    dense = torch.optim.SGD([dense_weight], 0.5, 0.9, weight_decay=5e-2, nesterov=nesterov)
+    everything = torch.ones(6, 13, dtype=torch.bool)
+    for _ in range(5):
+        for optimizer, loss in (
+            (rows, head(x, labels)),
+            (dense, dense_loss(x, labels, dense_weight, ArcFace(16.0, 0.3), everything)),
+        ):
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(head.weight, dense_weight.detach(), rtol=0, atol=1e-12)
+    buffer = dense.state[dense_weight]["momentum_buffer"]
+    torch.testing.assert_close(rows.momentum_buffer, buffer, rtol=0, atol=1e-12)
+
+
+def test_unselected_heads_keep_every_bit():
+    x, _, weight = data()
+    head = make_head(weight=weight)
+    optimizer = RowSGD(head, 0.5, 0.9, 5e-2)
+    for labels in ([0, 1, 2, 3, 0, 1], [4, 4, 4, 4, 4, 4]):
+        before = head.weight.clone(), optimizer.momentum_buffer.clone(), head.visits.clone()
+        head(x, torch.tensor(labels)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        touched = torch.zeros(13, dtype=torch.bool)
+        touched[labels[0] // 4 * 4 : labels[0] // 4 * 4 + 4] = True
+        assert torch.equal(head.weight[~touched], before[0][~touched])
+        assert torch.equal(optimizer.momentum_buffer[~touched], before[1][~touched])
+        assert not torch.isclose(head.weight[touched], before[0][touched]).all(1).any()
+        assert (head.visits - before[2]).tolist() == [int(h == labels[0] // 4) for h in range(4)]
+
+
+def test_accumulated_forwards_add_up():
+    """Two forwards that share some heads, one step: as if the mean of the two losses were one loss."""
+    x, labels, weight = data()
+    other = torch.tensor([0, 0, 5, 12, 12, 1])
+    head = make_head(weight=weight)
+    optimizer = RowSGD(head, 0.5, 0.9, 5e-2)
+    dense_weight = torch.nn.Parameter(weight.clone())
+    dense = torch.optim.SGD([dense_weight], 0.5, 0.9)  # decay by hand, on the touched rows only
+    touched = torch.zeros(13, 1, dtype=torch.bool)
+    for y in (labels, other):
+        (head(x, y) / 2).backward()
+        visible = visible_classes(y, 13, 4, "batch")
+        (dense_loss(x, y, dense_weight, ArcFace(16.0, 0.3), visible) / 2).backward()
+        touched |= visible[0].unsqueeze(1)
+    dense_weight.grad += 5e-2 * weight * touched
+    optimizer.step()
+    dense.step()
+    torch.testing.assert_close(head.weight, dense_weight.detach(), rtol=0, atol=1e-12)
+    assert head.visits.tolist() == [1 + int(touched[h * 4]) for h in range(4)]
+
+
+def test_zero_grad_forgets():
+    x, labels, weight = data()
+    head = make_head(weight=weight)
+    optimizer = RowSGD(head, 0.5)
+    head(x, labels).backward()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert torch.equal(head.weight, weight)
+
+
+def test_eval_mode_leaves_nothing_to_update():
+    x, labels, weight = data()
+    head = make_head(weight=weight).eval()
+    head(x, labels)
+    with torch.no_grad():
+        head.train()(x, labels)
+    assert not head.pending
+    assert head.iteration == 0
+
+
+def test_initial_centres_depend_on_seed_and_class_only():
+    a = make_head(1000, 7, seed=3, dtype=torch.float32)
+    b = make_head(1000, 100, seed=3, dtype=torch.float32)
+    classes = torch.arange(1000)
+    order = torch.randperm(1000)
+    assert torch.equal(a.initial_centres(classes)[order], b.initial_centres(classes[order]))
+    assert not torch.equal(a.initial_centres(classes), make_head(1000, 7, seed=4).initial_centres(classes).float())
+
+
+def test_initial_centres_are_normal():
+    head = PartialFCMHS(CosFace(), 64, 20000, head_size=10)
+    values = head.initial_centres(torch.arange(20000)) / INITIAL_STD
+    n = values.numel()
+    assert abs(values.mean()) < 5 / n**0.5
+    assert abs(values.var() - 1) < 5 * (2 / n) ** 0.5
+    assert abs((values**4).mean() - 3) < 5 * (96 / n) ** 0.5
+    for edge, share in ((1.0, 0.682689), (2.0, 0.954500), (3.0, 0.997300)):
+        assert abs((values.abs() < edge).float().mean() - share) < 5 * (share * (1 - share) / n) ** 0.5
+    assert abs((values[1:] * values[:-1]).mean()) < 5 / n**0.5
+    assert abs((values[:, 1:] * values[:, :-1]).mean()) < 5 / n**0.5
+
+
+def test_first_visit_starts_from_the_initial_centre():
+    x, labels, _ = data()
+    head = make_head()
+    assert not head.weight.any()
+    head(x, labels)
+    rows = head.pending[0][0].rows_S
+    torch.testing.assert_close(head.pending[0][1].detach(), head.initial_centres(rows), rtol=0, atol=0)
+
+
+def test_autocast_type_stays_near_float32():
+    torch.manual_seed(0)
+    x, labels = torch.randn(16, 64), torch.randint(0, 100, (16,))
+    losses = {}
+    for amp in (None, torch.bfloat16, torch.float16):
+        head = PartialFCMHS(ArcFace(16, 0.3), 64, 100, head_size=5, amp_dtype=amp)
+        losses[amp] = head(x, labels)
+        losses[amp].backward()
+        assert losses[amp].dtype == torch.float32
+        assert head.leaves[0].grad.dtype == torch.float32
+    assert losses[torch.bfloat16].item() == pytest.approx(losses[None].item(), rel=2e-2)
+    assert losses[torch.float16].item() == pytest.approx(losses[None].item(), rel=5e-3)
+
+
+def test_stats():
+    weight = torch.eye(8, dtype=torch.float64)
+    head = make_head(8, 2, weight=weight)
+    x = torch.stack((weight[0], weight[5], weight[1] + 0.1 * weight[0])).requires_grad_()
+    head(x, torch.tensor([0, 5, 0]))
+    assert head.stats.top1.item() == pytest.approx(2 / 3)
+    assert head.stats.positive_cosine.item() == pytest.approx((1 + 1 + 0.1 / 1.01**0.5) / 3)
+    assert head.stats.selected_heads.item() == 2
+    assert head.stats.selected_classes.item() == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 2, 13, 0, 0]), r"\[0, 12\], found 0 to 13"),
+        (torch.tensor([0, -1, 2, 3, 0, 0]), "found -1 to 3"),
+        (torch.zeros(6), "must be int64"),
+        (torch.zeros(6, 1, dtype=torch.int64), r"must be \(6,\)"),
+    ],
+)
+def test_refuses_bad_labels(labels, message):
+    with pytest.raises(ValueError, match=message):
+        make_head()(torch.zeros(6, 8), labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_size": 0}, "head_size must be at least 1"),
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"negative_rate": 1.5}, r"negative_rate must be in \[0, 1\]"),
+        ({"head_scope": "all"}, "head_scope must be"),
+    ],
+)
+def test_refuses_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_head(**options)
+
+
+def test_refuses_embeddings_of_another_size():
+    with pytest.raises(ValueError, match=r"must be \(B, 8\), got \(6, 9\)"):
+        make_head()(torch.zeros(6, 9), torch.zeros(6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": -1}, {"lr": 1, "momentum": 1.0}, {"lr": 1, "momentum": 0.0, "nesterov": True}]
+)
+def test_row_sgd_refuses_bad_settings(options):
+    with pytest.raises(ValueError, match=r"expected lr|needs momentum"):
+        RowSGD(make_head(), **options)
+
+
+def test_grad_scaler_and_schedule_drive_it():
+    """A GradScaler unscales the rows and skips them when they overflow; a schedule sets the rate."""
+    x, labels, weight = data()
+    head = make_head(weight=weight)
+    optimizer = RowSGD(head, 0.5, 0.0, 0.0)
+    plain = make_head(weight=weight)
+    plain_optimizer = RowSGD(plain, 0.25, 0.0, 0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(head(x, labels)).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    schedule.step()
+    plain(x, labels).backward()
+    plain_optimizer.step()
+    torch.testing.assert_close(head.weight, plain.weight, rtol=0, atol=1e-12)
+    optimizer.zero_grad()
+    before = head.weight.clone()
+    (scaler.scale(head(x, labels)) * torch.inf).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(head.weight, before)
+    assert scaler.get_scale() == 2.0**9
