@@ -68,7 +68,7 @@ class PartialFCMHS(nn.Module):
     """Sharded classifier over C classes that works on the heads holding the batch's labels.
 
     ``loss = head(local_embeddings, local_labels)`` is the mean over the global batch, equal on all ranks. Backward
-    fills the gradient of the selected rows; a :class:`row_optim.RowSGD` made on this module updates them in place.
+    fills the gradient of the selected rows; an optimizer of row_optim.py made on this module updates them in place.
 
     Args:
         margin_loss: ``logits = margin_loss(cosines_GS, labels_G)``, such as ``losses.ArcFace``.
@@ -188,11 +188,14 @@ class PartialFCMHS(nn.Module):
     def gather(self, selection: Selection) -> Tensor:
         """The selected centres (S, D), a copy; those never updated before get their initial values."""
         rows_SD = self.weight[selection.rows_S]
-        head_of_row_S = (selection.rows_S + self.class_start) // self.head_size - self.head_start
-        new_S = self.visits[head_of_row_S] == 0
+        new_S = self.visits[self.local_head(selection.rows_S)] == 0
         if new_S.any():
             rows_SD[new_S] = self.initial_centres(selection.rows_S[new_S] + self.class_start)
         return rows_SD
+
+    def local_head(self, rows_S: Tensor) -> Tensor:
+        """The place in ``visits`` (S,) of each row's head."""
+        return (rows_S + self.class_start) // self.head_size - self.head_start
 
     def initial_centres(self, classes_N: Tensor) -> Tensor:
         """The values (N, D) with which the centres of the given classes start: normal(0, 0.01)."""

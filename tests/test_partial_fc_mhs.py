@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from losses import ArcFace, CosFace
 from partial_fc_mhs import INITIAL_STD, PartialFCMHS
-from row_optim import RowSGD
 
 
 def make_head(num_classes=13, head_size=4, margin=None, weight=None, **options):
@@ -138,75 +137,6 @@ def test_own_scope_sees_drawn_heads():
     torch.testing.assert_close(head(x, labels), want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_row_sgd_equals_torch_when_every_head_is_selected(nesterov):
-    x, labels, weight = data()
-    head = make_head(weight=weight, negative_rate=1.0)
-    rows = RowSGD(head, 0.5, 0.9, 5e-2, nesterov)
-    dense_weight = torch.nn.Parameter(weight.clone())
-    dense = torch.optim.SGD([dense_weight], 0.5, 0.9, weight_decay=5e-2, nesterov=nesterov)
-    everything = torch.ones(6, 13, dtype=torch.bool)
-    for _ in range(5):
-        for optimizer, loss in (
-            (rows, head(x, labels)),
-            (dense, dense_loss(x, labels, dense_weight, ArcFace(16.0, 0.3), everything)),
-        ):
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    torch.testing.assert_close(head.weight, dense_weight.detach(), rtol=0, atol=1e-12)
-    buffer = dense.state[dense_weight]["momentum_buffer"]
-    torch.testing.assert_close(rows.momentum_buffer, buffer, rtol=0, atol=1e-12)
-
-
-def test_unselected_heads_keep_every_bit():
-    x, _, weight = data()
-    head = make_head(weight=weight)
-    optimizer = RowSGD(head, 0.5, 0.9, 5e-2)
-    for labels in ([0, 1, 2, 3, 0, 1], [4, 4, 4, 4, 4, 4]):
-        before = head.weight.clone(), optimizer.momentum_buffer.clone(), head.visits.clone()
-        head(x, torch.tensor(labels)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        touched = torch.zeros(13, dtype=torch.bool)
-        touched[labels[0] // 4 * 4 : labels[0] // 4 * 4 + 4] = True
-        assert torch.equal(head.weight[~touched], before[0][~touched])
-        assert torch.equal(optimizer.momentum_buffer[~touched], before[1][~touched])
-        assert not torch.isclose(head.weight[touched], before[0][touched]).all(1).any()
-        assert (head.visits - before[2]).tolist() == [int(h == labels[0] // 4) for h in range(4)]
-
-
-def test_accumulated_forwards_add_up():
-    """Two forwards that share some heads, one step: as if the mean of the two losses were one loss."""
-    x, labels, weight = data()
-    other = torch.tensor([0, 0, 5, 12, 12, 1])
-    head = make_head(weight=weight)
-    optimizer = RowSGD(head, 0.5, 0.9, 5e-2)
-    dense_weight = torch.nn.Parameter(weight.clone())
-    dense = torch.optim.SGD([dense_weight], 0.5, 0.9)  # decay by hand, on the touched rows only
-    touched = torch.zeros(13, 1, dtype=torch.bool)
-    for y in (labels, other):
-        (head(x, y) / 2).backward()
-        visible = visible_classes(y, 13, 4, "batch")
-        (dense_loss(x, y, dense_weight, ArcFace(16.0, 0.3), visible) / 2).backward()
-        touched |= visible[0].unsqueeze(1)
-    dense_weight.grad += 5e-2 * weight * touched
-    optimizer.step()
-    dense.step()
-    torch.testing.assert_close(head.weight, dense_weight.detach(), rtol=0, atol=1e-12)
-    assert head.visits.tolist() == [1 + int(touched[h * 4]) for h in range(4)]
-
-
-def test_zero_grad_forgets():
-    x, labels, weight = data()
-    head = make_head(weight=weight)
-    optimizer = RowSGD(head, 0.5)
-    head(x, labels).backward()
-    optimizer.zero_grad()
-    optimizer.step()
-    assert torch.equal(head.weight, weight)
-
-
 def test_eval_mode_leaves_nothing_to_update():
     x, labels, weight = data()
     head = make_head(weight=weight).eval()
@@ -304,37 +234,3 @@ def test_refuses_bad_settings(options, message):
 def test_refuses_embeddings_of_another_size():
     with pytest.raises(ValueError, match=r"must be \(B, 8\), got \(6, 9\)"):
         make_head()(torch.zeros(6, 9), torch.zeros(6, dtype=torch.int64))
-
-
-@pytest.mark.parametrize(
-    "options", [{"lr": -1}, {"lr": 1, "momentum": 1.0}, {"lr": 1, "momentum": 0.0, "nesterov": True}]
-)
-def test_row_sgd_refuses_bad_settings(options):
-    with pytest.raises(ValueError, match=r"expected lr|needs momentum"):
-        RowSGD(make_head(), **options)
-
-
-def test_grad_scaler_and_schedule_drive_it():
-    """A GradScaler unscales the rows and skips them when they overflow; a schedule sets the rate."""
-    x, labels, weight = data()
-    head = make_head(weight=weight)
-    optimizer = RowSGD(head, 0.5, 0.0, 0.0)
-    plain = make_head(weight=weight)
-    plain_optimizer = RowSGD(plain, 0.25, 0.0, 0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    scaler.scale(head(x, labels)).backward()
-    scaler.unscale_(optimizer)
-    scaler.step(optimizer)
-    scaler.update()
-    schedule.step()
-    plain(x, labels).backward()
-    plain_optimizer.step()
-    torch.testing.assert_close(head.weight, plain.weight, rtol=0, atol=1e-12)
-    optimizer.zero_grad()
-    before = head.weight.clone()
-    (scaler.scale(head(x, labels)) * torch.inf).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert torch.equal(head.weight, before)
-    assert scaler.get_scale() == 2.0**9

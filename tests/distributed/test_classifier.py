@@ -70,7 +70,7 @@ def train_sharded(rank, world_size, case):
             optimizer.step()
             optimizer.zero_grad()
     record["centres"] = torch.cat(all_gather_objects(head.weight))
-    record["momentum"] = torch.cat(all_gather_objects(optimizers[1].momentum_buffer))
+    record["momentum"] = torch.cat(all_gather_objects(optimizers[1].buffers["momentum_buffer"]))
     return record
 
 

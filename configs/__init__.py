@@ -1,0 +1,1 @@
+"""Recipes: one module each, holding only its differences from base.py."""

@@ -1,0 +1,76 @@
+"""What a recipe starts from; the meaning of every setting stands in utils/config.py."""
+
+from easydict import EasyDict as edict  # noqa: N813
+
+config = edict()
+
+# Data
+config.rec = "synthetic"
+config.num_classes = "auto"
+config.num_image = None
+config.image_size = (112, 112)
+config.val_targets = []
+config.num_workers = 2
+config.dali = False
+config.dali_aug = False
+
+# Backbone
+config.network = "r50"
+config.embedding_size = 512
+config.dropout = 0.0
+config.sync_bn = False
+config.init_backbone = None
+
+# Margin loss
+config.loss = "arcface"
+config.scale = 64.0
+config.margin = None
+config.margin_list = None
+config.interclass_filtering_threshold = 0.0
+
+# Classifier
+config.head_size = None
+config.negative_rate = None
+config.head_scope = "batch"
+config.sample_rate = 1.0
+
+# Optimization
+config.optimizer = "sgd"
+config.lr = 0.1
+config.lr_batch = None
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.clip_grad_norm = 5.0
+config.batch_size = 128
+config.gradient_acc = 1
+config.num_epoch = 20
+config.warmup_epoch = 0
+config.fp16 = False
+config.bf16 = False
+config.max_nonfinite = 10
+
+# Run
+config.output = None
+config.resume = False
+config.overwrite = False
+config.seed = 2048
+config.device = "auto"
+config.timeout_s = 1800.0
+config.verbose = 2000
+config.frequent = 10
+config.save_all_states = True
+config.checkpoint_steps = 0
+config.keep_checkpoints = 2
+
+# Weights & Biases
+config.using_wandb = False
+config.wandb_key = None
+config.wandb_entity = None
+config.wandb_project = None
+config.wandb_resume = False
+config.wandb_log_all = False
+config.save_artifacts = False
+config.suffix_run_name = None
+config.notes = None
+
+config.score = None

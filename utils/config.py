@@ -1,0 +1,343 @@
+"""One frozen, typed configuration from a Python module of differences.
+
+``get_config("configs/NAME", ["lr=0.05"])`` lays the module's ``config`` over ``configs/base.py`` and the overrides
+over both, checks every key, type and range, and returns a :class:`Config`. The files that insightface's arcface_torch
+and the MHE authors ship load as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run; a recipe in configs/ holds only what differs from configs/base.py."""
+
+    # Data
+    rec: str  # folder with train.rec and .idx, folder of identity folders, or "synthetic"
+    num_classes: int | tuple[int, int] | Literal["auto"]  # identities C; (H, L): H heads of L; "auto": from the data
+    num_image: int | None  # images; None: counted from the data (needed for "synthetic" only)
+    image_size: tuple[int, int]  # height, width in pixels
+    val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
+    num_workers: int  # loader processes of each rank; 0: load in the training process
+    dali: bool  # decode with nvidia-dali
+    dali_aug: bool  # insightface's augmentation for DALI
+
+    # Backbone
+    network: str  # a name that backbones.get_model knows
+    embedding_size: int  # D, the numbers of an embedding
+    dropout: float  # before the last layer, in [0, 1)
+    sync_bn: bool  # batch statistics over all ranks instead of each rank's own
+    init_backbone: str | None  # a model.pt to start from; None: random weights
+
+    # Margin loss
+    loss: Literal["arcface", "cosface", "combined"]
+    scale: float  # factor on the cosines, above 0
+    margin: float | None  # radians (arcface) or cosine (cosface); None: 0.5 and 0.4
+    margin_list: (
+        tuple[float, float, float] | None
+    )  # (m1, m2, m3) of insightface's combined margin; decides when given
+    interclass_filtering_threshold: float  # combined margin: drop other classes above this cosine; 0: off
+
+    # Classifier
+    head_size: int | None  # L, classes of one head; None: L of num_classes = (H, L), else PartialFC by sample_rate
+    negative_rate: float | None  # share of further heads drawn each step, 0 to 1; None: 0
+    head_scope: Literal["batch", "own"]  # softmax over all selected classes, or the sample's own head
+    sample_rate: float  # PartialFC's share of classes, in (0, 1]; needs head_size None and an integer num_classes
+
+    # Optimization
+    optimizer: Literal["sgd", "adamw"]
+    lr: float  # at the end of the warm-up
+    lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr as it stands
+    momentum: float  # SGD, in [0, 1)
+    weight_decay: float
+    clip_grad_norm: float  # largest norm of the backbone's gradient; 0: no clipping
+    batch_size: int  # images of one rank in one forward
+    gradient_acc: int  # forwards for one step
+    num_epoch: int
+    warmup_epoch: float  # epochs of linear rise from 0
+    fp16: bool  # float16 with loss scaling
+    bf16: bool  # bfloat16
+    max_nonfinite: int  # steps in a row without a finite gradient before the run stops
+
+    # Run
+    output: str | None  # folder of everything that the run leaves; None: work_dirs/<name of the config>
+    resume: bool  # go on from the newest checkpoint in output
+    overwrite: bool  # start anew in an output folder that holds another run
+    seed: int
+    device: Literal["auto", "cpu", "cuda"]
+    timeout_s: float  # a collective that a peer does not join within this is an error
+    verbose: int  # verify every this many steps; 0: at the end of epochs only
+    frequent: int  # log every this many steps
+    save_all_states: bool  # write checkpoints
+    checkpoint_steps: int  # also every this many steps; 0: at the end of epochs only
+    keep_checkpoints: int  # newest checkpoints that stay
+
+    # Weights & Biases; the key comes from WANDB_API_KEY in the environment only
+    using_wandb: bool
+    wandb_key: str | None  # refused unless it is empty or a placeholder
+    wandb_entity: str | None
+    wandb_project: str | None
+    wandb_resume: bool
+    wandb_log_all: bool  # every rank logs, not only rank 0
+    save_artifacts: bool  # upload model.pt
+    suffix_run_name: str | None
+    notes: str | None
+
+    # Old files set it; nothing reads it
+    score: float | None
+
+    name: str = ""  # of the recipe's file
+
+    def amp_dtype(self) -> torch.dtype | None:
+        """The autocast type, or None for float32 throughout."""
+        return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else None
+
+    def total_batch(self, world_size: int) -> int:
+        """Images that one optimizer step sees."""
+        return self.batch_size * world_size * self.gradient_acc
+
+    def base_lr(self, world_size: int) -> float:
+        """The rate at the end of the warm-up, scaled to the total batch where ``lr_batch`` asks for it."""
+        return self.lr if self.lr_batch is None else self.lr * self.total_batch(world_size) / self.lr_batch
+
+    def class_count(self) -> int | None:
+        """Identities C, or None where they are to be counted from the data."""
+        if isinstance(self.num_classes, tuple):
+            return self.num_classes[0] * self.num_classes[1]
+        return None if self.num_classes == "auto" else self.num_classes
+
+    def head_layout(self) -> tuple[int, float]:
+        """Classes of one head, and the share of further heads drawn each step."""
+        if isinstance(self.num_classes, tuple):
+            return self.num_classes[1], self.negative_rate or 0.0
+        if self.head_size is not None:
+            return self.head_size, self.negative_rate or 0.0
+        return 1, float(self.sample_rate)
+
+    def output_dir(self) -> Path:
+        """The run's folder, absolute."""
+        return Path(self.output or Path("work_dirs", self.name)).expanduser().resolve()
+
+    def without_effect(self) -> list[str]:
+        """Settings of old files that are given here and that nothing reads."""
+        return [name for name in ("dali", "dali_aug", "score") if getattr(self, name)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for config.json."""
+        return dataclasses.asdict(self)
+
+
+def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe.
+
+    Args:
+        path: ``configs/NAME`` or ``configs/NAME.py``, from the current folder or from the project's, or a path.
+        overrides: ``key=value`` texts; values are Python literals, anything else is taken as text.
+
+    Raises:
+        FileNotFoundError: no such module.
+        ValueError: an unknown key, a wrong type or range, settings that exclude each other, a literal secret.
+    """
+    file = find_config(path)
+    values = _read_module(ROOT / "configs" / "base.py")
+    values.update(_read_module(file))
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"an override is key=value, such as lr=0.05; got {text!r}")
+        values[key.strip()] = _literal(value.strip())
+    values["name"] = file.stem
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """Check and freeze a complete set of values; raises ValueError as :func:`get_config`."""
+    hints = typing.get_type_hints(Config)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1, 0.5)
+            raise ValueError(
+                f"unknown setting {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + " All settings and their meaning stand in utils/config.py"
+            )
+    missing = [key for key in hints if key not in values]
+    if missing:
+        raise ValueError(f"configs/base.py must give a value to {', '.join(missing)}")
+    config = Config(**{key: _typed(key, values[key], hint) for key, hint in hints.items()})
+    _check_ranges(config)
+    _check_combinations(config)
+    return config
+
+
+def find_config(path: str | Path) -> Path:
+    """The recipe's file: ``path`` with or without .py, from the current folder, the project's, or its configs/."""
+    given = Path(path).expanduser()
+    candidates = [
+        folder / name
+        for folder in (Path(), ROOT, ROOT / "configs")
+        for name in (given, given.with_name(given.name + ".py"))
+    ]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    known = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "__init__"))
+    near = difflib.get_close_matches(given.stem, known, 1, 0.5)
+    raise FileNotFoundError(
+        f"no config {str(path)!r}"
+        + (f"; did you mean configs/{near[0]}?" if near else "")
+        + f" Shipped: {', '.join(known)}"
+    )
+
+
+def _read_module(file: Path) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file} is not a Python module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = getattr(module, "config", None)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{file} must define config = edict(), found {type(config).__name__}")
+    return dict(config)
+
+
+def _literal(text: str) -> Any:
+    """A Python literal; true/false/none in any case; a comma list of words; else the text itself."""
+    lowered = text.lower()
+    if lowered in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[lowered]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """``value`` in the type that ``hint`` asks for, or a ValueError that says what was expected and what came."""
+    for option in _options(hint):
+        accepted, converted = _convert(value, option)
+        if accepted:
+            return converted
+    raise ValueError(f"{key} must be {_describe(hint)}, got {value!r} ({type(value).__name__})")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _convert(value: Any, option: Any) -> tuple[bool, Any]:
+    origin, args = typing.get_origin(option), typing.get_args(option)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is Literal:
+        return value in args and isinstance(value, str), value
+    if origin is tuple:
+        if isinstance(value, str) and args[-1] is ...:
+            value = [part for part in value.split(",") if part]
+        if not isinstance(value, list | tuple):
+            return False, None
+        inner = [args[0]] * len(value) if args[-1] is ... else list(args)
+        if len(inner) != len(value):
+            return False, None
+        pairs = [_convert(v, o) for v, o in zip(value, inner, strict=True)]
+        return all(ok for ok, _ in pairs), tuple(v for _, v in pairs)
+    if option is type(None):
+        return value is None, None
+    if option is float:
+        return is_number and math.isfinite(value), float(value) if is_number else None
+    if option is int:
+        return is_number and float(value).is_integer(), int(value) if is_number and math.isfinite(value) else None
+    return isinstance(value, option), value
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+    words = []
+    for option in _options(hint):
+        args = typing.get_args(option)
+        if typing.get_origin(option) is Literal:
+            words += [repr(a) for a in args]
+        elif args:
+            words.append("a list of " + ("texts" if args[-1] is ... else f"{len(args)} numbers"))
+        else:
+            words.append(names[option])
+    return " or ".join(words)
+
+
+def _check_ranges(c: Config) -> None:
+    sizes = c.num_classes if isinstance(c.num_classes, tuple) else (c.num_classes,)
+    rules: list[tuple[str, bool, str]] = [
+        ("num_classes", all(n == "auto" or n >= 1 for n in sizes), "at least 1"),
+        ("num_image", c.num_image is None or c.num_image >= 1, "at least 1"),
+        ("image_size", min(c.image_size) >= 1, "two sizes of at least 1 pixel"),
+        ("num_workers", c.num_workers >= 0, "at least 0"),
+        ("embedding_size", c.embedding_size >= 1, "at least 1"),
+        ("dropout", 0 <= c.dropout < 1, "in [0, 1)"),
+        ("scale", c.scale > 0, "above 0"),
+        ("head_size", c.head_size is None or c.head_size >= 1, "at least 1"),
+        ("negative_rate", c.negative_rate is None or 0 <= c.negative_rate <= 1, "in [0, 1]"),
+        ("sample_rate", 0 < c.sample_rate <= 1, "in (0, 1]"),
+        ("lr", c.lr > 0, "above 0"),
+        ("lr_batch", c.lr_batch is None or c.lr_batch >= 1, "at least 1"),
+        ("momentum", 0 <= c.momentum < 1, "in [0, 1)"),
+        ("weight_decay", c.weight_decay >= 0, "at least 0"),
+        ("clip_grad_norm", c.clip_grad_norm >= 0, "at least 0"),
+        ("batch_size", c.batch_size >= 1, "at least 1"),
+        ("gradient_acc", c.gradient_acc >= 1, "at least 1"),
+        ("num_epoch", c.num_epoch >= 1, "at least 1"),
+        ("warmup_epoch", 0 <= c.warmup_epoch < c.num_epoch, f"in [0, num_epoch = {c.num_epoch})"),
+        ("max_nonfinite", c.max_nonfinite >= 1, "at least 1"),
+        ("timeout_s", c.timeout_s > 0, "above 0"),
+        ("verbose", c.verbose >= 0, "at least 0"),
+        ("frequent", c.frequent >= 1, "at least 1"),
+        ("checkpoint_steps", c.checkpoint_steps >= 0, "at least 0"),
+        ("keep_checkpoints", c.keep_checkpoints >= 1, "at least 1"),
+    ]
+    for key, holds, allowed in rules:
+        if not holds:
+            raise ValueError(f"{key} must be {allowed}, got {getattr(c, key)!r}")
+
+
+def _check_combinations(c: Config) -> None:
+    if c.fp16 and c.bf16:
+        raise ValueError("fp16 and bf16 exclude each other: set one of them to False")
+    if c.wandb_key and set(c.wandb_key) != {"X"}:
+        raise ValueError(
+            "wandb_key holds a key: secrets do not belong in a config file. Set the environment variable "
+            "WANDB_API_KEY instead and remove the line"
+        )
+    if isinstance(c.num_classes, tuple) and c.head_size not in (None, c.num_classes[1]):
+        raise ValueError(
+            f"num_classes = {list(c.num_classes)} means heads of {c.num_classes[1]} classes, but head_size = "
+            f"{c.head_size}; give num_classes as one number, or leave head_size out"
+        )
+    has_heads = isinstance(c.num_classes, tuple) or c.head_size is not None
+    if c.negative_rate is not None and not has_heads:
+        raise ValueError("negative_rate needs head_size; PartialFC's share of classes is sample_rate")
+    if c.head_size is not None and c.sample_rate != 1:
+        raise ValueError(
+            f"sample_rate = {c.sample_rate} is PartialFC's, but head_size = {c.head_size} asks for heads; "
+            "use negative_rate for further heads, or leave head_size out"
+        )
+    if c.interclass_filtering_threshold and c.margin_list is None:
+        raise ValueError("interclass_filtering_threshold belongs to the combined margin: give margin_list too")
+    if c.loss == "combined" and c.margin_list is None:
+        raise ValueError("loss = 'combined' needs margin_list = (m1, m2, m3)")
+    if c.rec == "synthetic" and (c.num_image is None or c.num_classes == "auto"):
+        raise ValueError("rec = 'synthetic' needs numbers: num_classes and num_image")
