@@ -1,0 +1,74 @@
+"""What every backbone shares: the input check, and which part runs in which precision.
+
+Shapes: B batch, D embedding size.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+INPUT_SHAPE = (3, 112, 112)  # channels, height, width of an aligned face
+
+
+class Backbone(nn.Module):
+    """A network in two parts: ``trunk``, which may run in half precision, and ``head``, which never does.
+
+    The head ends in the embedding that cosines and margins are computed from, so it keeps the precision of
+    its parameters (float32 in training) under any autocast, the caller's own included.
+
+    Args:
+        amp_dtype: autocast type of the trunk; None leaves the trunk to the caller's autocast, if any.
+    """
+
+    def __init__(self, amp_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.amp_dtype = amp_dtype
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Images (B, 3, 112, 112) to a feature map (B, channels, height, width)."""
+        raise NotImplementedError
+
+    def head(self, x: Tensor) -> Tensor:
+        """The trunk's feature map to embeddings (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed a batch of aligned faces.
+
+        Args:
+            x: (B, 3, 112, 112) floating point in [-1, 1], contiguous or channels-last.
+
+        Returns:
+            (B, D) embeddings, not normalised, in the type of the parameters (float32).
+
+        Raises:
+            ValueError: another shape, or integers. Only the shape and type are looked at, never a value, so
+                the check does not wait for the device.
+        """
+        if x.shape[1:] != INPUT_SHAPE or not x.is_floating_point():
+            raise ValueError(_explain_input(x))
+        device_type = x.device.type
+        trunk_precision: AbstractContextManager[object] = (
+            torch.autocast(device_type, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
+        )
+        with trunk_precision:
+            x = self.trunk(x)  # (B, channels, height, width) in amp_dtype
+        with torch.autocast(device_type, enabled=False):
+            return self.head(x.to(next(self.parameters()).dtype))  # (B, D)
+
+
+def _explain_input(x: Tensor) -> str:
+    expected = "expected images of shape (B, 3, 112, 112), floating point in [-1, 1]"
+    found = f"found {tuple(x.shape)} {x.dtype}"
+    if not x.is_floating_point():
+        cure = "scale pixels first: (x / 255 - 0.5) / 0.5"
+    elif tuple(x.shape) == INPUT_SHAPE:
+        cure = "add the batch dimension: x[None]"
+    elif x.ndim == 4 and x.shape[-1] == 3:
+        cure = "put the channels first: x.permute(0, 3, 1, 2)"
+    else:
+        cure = "align the faces by their landmarks, or resize them, to 112x112 RGB"
+    return f"{expected}; {found}; {cure}"
