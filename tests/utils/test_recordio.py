@@ -1,0 +1,383 @@
+import multiprocessing
+import os
+import pickle
+import random
+import struct
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.recordio import MAGIC, RecordReader, RecordWriter, pack, unpack, write_face_records
+
+ROOT = Path(__file__).resolve().parents[2]
+MAGIC_BYTES = struct.pack("<I", MAGIC)
+
+# Pieces that put the magic on and off 4-byte boundaries, alone, doubled, and at both ends.
+pieces = st.one_of(st.just(MAGIC_BYTES), st.binary(max_size=9), st.just(MAGIC_BYTES[:2]))
+payloads = st.lists(pieces, max_size=8).map(b"".join)
+finite = st.floats(width=32, allow_nan=False)
+
+
+def write(folder, records, name="r"):
+    path = folder / f"{name}.rec"
+    with RecordWriter(path) as writer:
+        for key, payload in records:
+            writer.write(key, payload)
+    return path
+
+
+def records_then_an_error():
+    yield 0, b"new"
+    raise KeyError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+class TestPack:
+    @given(finite, st.binary(max_size=50), st.integers(0, 2**64 - 1))
+    def test_scalar_label(self, label, image, id_):
+        header, rest = unpack(pack(label, image, id_))
+        assert (header.flag, header.label.tolist(), header.id, header.id2) == (0, [label], id_, 0)
+        assert bytes(rest) == image
+
+    @given(st.lists(finite, min_size=1, max_size=6), st.binary(max_size=50))
+    def test_label_vector(self, labels, image):
+        header, rest = unpack(pack(labels, image, 3))
+        assert (header.flag, header.label.tolist(), header.id) == (len(labels), labels, 3)
+        assert header.label.dtype == np.float32
+        assert bytes(rest) == image
+
+    def test_empty_label_vector(self):
+        with pytest.raises(ValueError, match="at least one"):
+            pack([])
+
+    def test_too_short_for_the_header(self):
+        with pytest.raises(ValueError, match="24 bytes, got 10"):
+            unpack(bytes(10))
+
+    def test_too_short_for_the_labels(self):
+        with pytest.raises(ValueError, match="announces 3 labels, 36 bytes with it, got 35"):
+            unpack(pack([1, 2, 3])[:-1])
+
+
+class TestRoundTrip:
+    @settings(max_examples=60, deadline=None)
+    @given(records=st.dictionaries(st.integers(0, 10**12), payloads, min_size=1, max_size=8))
+    def test_any_payload(self, tmp_path_factory, records):
+        reader = RecordReader(write(tmp_path_factory.mktemp("r"), records.items()))
+        assert reader.keys.tolist() == sorted(records)
+        assert len(reader) == len(records)
+        assert {key: reader.read(key) for key in records} == records
+        assert [reader.read_at(i) for i in range(len(reader))] == [records[key] for key in sorted(records)]
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        records=st.lists(st.tuples(st.one_of(finite, st.lists(finite, min_size=1, max_size=3)), payloads), min_size=1)
+    )
+    def test_scan_equals_reading(self, tmp_path_factory, records):
+        packed = [(i, pack(label, image, MAGIC)) for i, (label, image) in enumerate(records)]
+        scan = RecordReader(write(tmp_path_factory.mktemp("r"), packed)).scan_headers()
+        headers = [unpack(payload)[0] for _, payload in packed]
+        assert scan.flags.tolist() == [header.flag for header in headers]
+        assert scan.labels.tolist() == [header.label[0] for header in headers]
+        assert scan.sizes.tolist() == [len(payload) for _, payload in packed]
+        assert scan.has_image.tolist() == [len(image) > 0 for _, image in records]
+
+    def test_scan_where_the_header_itself_holds_the_magic(self, folder):
+        label = np.frombuffer(MAGIC_BYTES, "<f4")[0]
+        scan = RecordReader(write(folder, [(0, pack(float(label), b"x")), (1, pack(2.0, b"y"))])).scan_headers()
+        assert scan.labels.tolist() == [label, 2.0]
+
+    def test_layout_of_a_split_record(self, folder):
+        path = write(folder, [(0, b"abcd" + MAGIC_BYTES + b"e")])
+        assert path.read_bytes() == (
+            MAGIC_BYTES
+            + struct.pack("<I", 1 << 29 | 4)
+            + b"abcd"
+            + MAGIC_BYTES
+            + struct.pack("<I", 3 << 29 | 1)
+            + b"e\0\0\0"
+        )
+
+    @pytest.mark.parametrize("size", [8183, 8184, 8185, 100_000])
+    def test_longer_than_the_first_read(self, folder, size):
+        payload = random.Random(0).randbytes(size)
+        assert RecordReader(write(folder, [(0, payload), (1, b"next")])).read(0) == payload
+
+    def test_keys_out_of_order(self, folder):
+        reader = RecordReader(write(folder, [(5, b"five"), (2, b"two"), (9, b"nine")]))
+        assert reader.keys.tolist() == [2, 5, 9]
+        assert [reader.read(key) for key in (9, 2, 5)] == [b"nine", b"two", b"five"]
+
+    def test_index_of_another_name_and_with_windows_line_ends(self, folder):
+        path = write(folder, [(1, b"a"), (2, b"b")])
+        other = folder / "other.idx"
+        other.write_bytes(path.with_suffix(".idx").read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+        assert RecordReader(path, other).read(2) == b"b"
+
+    def test_index_read_in_blocks(self, folder, monkeypatch):
+        monkeypatch.setattr("utils.recordio._IDX_BLOCK", 16)
+        reader = RecordReader(write(folder, [(i, str(i).encode()) for i in range(300)]))
+        assert [reader.read(i) for i in range(300)] == [str(i).encode() for i in range(300)]
+        (folder / "r.idx").write_text("".join(f"{i}\t0\n" for i in range(50)) + "x\t0\n")
+        with pytest.raises(ValueError, match=r"line 51 is b'x.t0'"):
+            RecordReader(folder / "r.rec")
+
+
+class TestWriter:
+    def test_nothing_is_left_after_an_exception(self, folder):
+        with pytest.raises(KeyError):
+            write(folder, records_then_an_error())
+        assert list(folder.iterdir()) == []
+
+    def test_an_older_file_survives_an_exception(self, folder):
+        path = write(folder, [(0, b"old")])
+        with pytest.raises(KeyError):
+            write(folder, records_then_an_error())
+        assert RecordReader(path).read(0) == b"old"
+
+    def test_names_appear_at_the_end(self, folder):
+        with RecordWriter(folder / "r.rec") as writer:
+            writer.write(0, b"x")
+            assert not (folder / "r.rec").exists()
+        assert sorted(path.name for path in folder.iterdir()) == ["r.idx", "r.rec"]
+
+    def test_negative_key(self, folder):
+        with pytest.raises(ValueError, match="keys start at 0, got -1"):
+            write(folder, [(-1, b"x")])
+
+    def test_too_long(self, folder, monkeypatch):
+        monkeypatch.setattr("utils.recordio._MAX_PART", 7)
+        with pytest.raises(ValueError, match=r"r\.rec: record key 3: 8 bytes are over 7"):
+            write(folder, [(3, b"12345678")])
+
+
+class TestFaceRecords:
+    def test_contents(self, folder):
+        write_face_records(folder / "new", [[b"a0", b"a1"], [b"b0"]], (112, 96))
+        reader = RecordReader(folder / "new/train.rec")
+        headers = [unpack(reader.read(key)) for key in reader.keys]
+        assert [(h.flag, h.label.tolist(), h.id, bytes(image)) for h, image in headers] == [
+            (2, [4, 6], 0, b""),
+            (0, [0], 1, b"a0"),
+            (0, [0], 2, b"a1"),
+            (0, [1], 3, b"b0"),
+            (2, [1, 3], 4, b""),
+            (2, [3, 4], 5, b""),
+        ]
+        assert (folder / "new/property").read_text() == "2,112,96\n"
+        assert len(list((folder / "new").iterdir())) == 3
+
+    def test_refused(self, folder):
+        with pytest.raises(ValueError, match="identity 1 has no image"):
+            write_face_records(folder, [[b"a"], []])
+        with pytest.raises(ValueError, match="no identities"):
+            write_face_records(folder, [])
+
+    def test_same_bytes_as_the_file_that_mxnet_wrote(self, shared_data, folder):
+        theirs = shared_data / "lfw_train"
+        reader = RecordReader(theirs / "train.rec")
+        in_file_order = [(int(reader.keys[i]), reader.read_at(i)) for i in np.argsort(reader.offsets)]
+        ours = write(folder, in_file_order, "train")
+        for name in ("train.rec", "train.idx"):
+            assert (folder / name).read_bytes() == (theirs / name).read_bytes()
+        assert ours.stat().st_size == 35_128_600
+
+
+class TestDamage:
+    @pytest.fixture
+    def path(self, folder):
+        return write(folder, [(0, b"first"), (7, b"abcd" + MAGIC_BYTES + b"efgh"), (8, bytes(9000))])
+
+    def check(self, path, key, *words):
+        with pytest.raises(ValueError) as caught:
+            RecordReader(path).read(key)
+        for word in (str(path), f"record key {key} at byte ", "copy both again", *words):
+            assert word in str(caught.value)
+
+    def patch(self, path, offset, data):
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def test_bad_magic(self, path):
+        self.patch(path, 0, b"JUNK")
+        self.check(path, 0, "key 0 at byte 0:", "expected the magic 0xced7230a", "0x4b4e554a")
+        with pytest.raises(ValueError, match="expected the magic"):
+            RecordReader(path).scan_headers()
+
+    def test_bad_magic_between_parts(self, path):
+        self.patch(path, 28, b"JUNK")
+        self.check(path, 7, "key 7 at byte 16:", "the magic 0xced7230a at byte 28")
+
+    def test_a_part_of_the_wrong_kind(self, path):
+        self.patch(path, 32, struct.pack("<I", 4))
+        self.check(path, 7, "part kind 2 or 3 at byte 28, got 0")
+
+    def test_index_into_the_middle_of_a_record(self, path):
+        path.with_suffix(".idx").write_text("7\t28\n")
+        self.check(path, 7, "at byte 28", "got kind 3")
+
+    @pytest.mark.parametrize("cut", [5, 8000, 9000])
+    def test_truncated(self, path, cut):
+        os.truncate(path, path.stat().st_size - cut)
+        self.check(path, 8, "truncated: expected 9000 bytes at byte 48")
+
+    def test_truncated_between_parts(self, path):
+        path.with_suffix(".idx").write_text("7\t16\n")
+        os.truncate(path, 30)
+        self.check(path, 7, "the magic 0xced7230a at byte 28, got the file's end (truncated)")
+
+    @pytest.mark.parametrize("idx", ["0\t0\n7\t9044\n", "0\t0\n7\t9999999\n", "0\t0\n7\t2\n"])
+    def test_offset_outside(self, path, idx):
+        path.with_suffix(".idx").write_text(idx)
+        with pytest.raises(ValueError, match=r"r\.rec: record key 7 .* multiple of 4 inside the file's 9048 bytes"):
+            RecordReader(path)
+
+    @pytest.mark.parametrize(
+        "row", ["5", "5\t", "\t5", "5 5", "5\t5\t5", "a\t5", "5\t5.0", "-1\t0", "1\t-4", "", "1\t2\t\n3"]
+    )
+    def test_malformed_index(self, path, row):
+        path.with_suffix(".idx").write_text(f"0\t0\n{row}\n7\t16\n")
+        with pytest.raises(ValueError, match=r"r\.idx: line 2 is b'.* expected `key<TAB>offset`"):
+            RecordReader(path)
+
+    @pytest.mark.parametrize("text", ["", "\n", "\n\n"])
+    def test_empty_index(self, path, text):
+        path.with_suffix(".idx").write_text(text)
+        with pytest.raises(ValueError, match=r"r\.idx: the index is empty"):
+            RecordReader(path)
+
+    def test_repeated_key(self, path):
+        path.with_suffix(".idx").write_text("7\t16\n0\t0\n7\t16\n")
+        with pytest.raises(ValueError, match=r"r\.idx: key 7 stands there more than once"):
+            RecordReader(path)
+
+    def test_missing_files(self, path):
+        path.with_suffix(".idx").unlink()
+        with pytest.raises(FileNotFoundError, match=r"r\.idx: no such file; expected r\.rec with its index r\.idx"):
+            RecordReader(path)
+        with pytest.raises(FileNotFoundError, match=r"none\.rec: no such file"):
+            RecordReader(path.with_name("none.rec"))
+
+    def test_unknown_key(self, path):
+        with pytest.raises(ValueError, match="no record has key 3; it lists 3 keys from 0 to 8"):
+            RecordReader(path).read(3)
+        with pytest.raises(IndexError, match="record 3 of 3"):
+            RecordReader(path).read_at(3)
+
+    def test_scan_of_a_record_too_short_for_its_header(self, path):
+        with pytest.raises(ValueError, match="record key 0 at byte 0: a face record starts with a header"):
+            RecordReader(path).scan_headers()
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_worker_reads(self, folder, method):
+        reader = RecordReader(write(folder, [(i, str(i).encode() * 1000) for i in range(20)]))
+        reader.read(3)  # opened here, to be opened again there
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert pool.map(reader.read, range(20)) == [reader.read(i) for i in range(20)]
+
+    def test_fork_opens_anew(self, folder):
+        reader = RecordReader(write(folder, [(0, b"x")]))
+        reader.read(0)
+        fd, pid = reader._fd, reader._pid
+        reader._pid = pid + 1  # as seen from a forked child
+        assert reader.read(0) == b"x"
+        assert reader._fd != fd
+        os.close(fd)
+
+    def test_pickle_leaves_the_file_behind(self, folder):
+        reader = RecordReader(write(folder, [(0, b"x")]))
+        reader.read(0)
+        copy = pickle.loads(pickle.dumps(reader))
+        assert copy._fd is None
+        assert copy.read(0) == b"x"
+        copy.close()
+        assert copy.read(0) == b"x"
+
+    @pytest.mark.parametrize("pread", [True, False])
+    def test_threads_share_a_reader(self, folder, monkeypatch, pread):
+        if not pread:
+            monkeypatch.delattr(os, "pread")
+        reader = RecordReader(write(folder, [(i, str(i).encode() * 3000) for i in range(50)]))
+        wrong = []
+
+        def check():
+            wrong.extend(i for i in range(50) if reader.read(i) != str(i).encode() * 3000)
+
+        threads = [threading.Thread(target=check) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+
+@pytest.fixture
+def mxnet(tmp_path):
+    """A function that has commands of mxnet_peer.py run by an interpreter with mxnet."""
+    python = os.environ.get("MXNET_PYTHON", ROOT / ".venv-mxnet/bin/python")
+    if not Path(python).exists():
+        pytest.skip("no interpreter with mxnet 1.9.1: make .venv-mxnet or set MXNET_PYTHON")
+
+    def run(*commands):
+        job, answer = tmp_path / "job", tmp_path / "answer"
+        job.write_bytes(pickle.dumps(commands))
+        script = Path(__file__).with_name("mxnet_peer.py")
+        done = subprocess.run([python, script, job, answer], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return pickle.loads(answer.read_bytes())
+
+    return run
+
+
+def awkward_records():
+    rng = random.Random(1)
+    fixed = [b"", b"x", MAGIC_BYTES, MAGIC_BYTES * 3, b"ab" + MAGIC_BYTES, b"abcd" + MAGIC_BYTES, MAGIC_BYTES + b"a"]
+    mixed = [
+        b"".join(
+            rng.choice([MAGIC_BYTES, MAGIC_BYTES[:3], rng.randbytes(4), b"abc"]) for _ in range(rng.randrange(9))
+        )
+        for _ in range(200)
+    ]
+    keys = rng.sample(range(10**6), len(fixed) + len(mixed) + 1)
+    return list(zip(keys, [*fixed, *mixed, rng.randbytes(20000)], strict=True))
+
+
+class TestMxnet:
+    def test_both_directions_byte_for_byte(self, mxnet, folder):
+        records = awkward_records()
+        ours = write(folder, records, "ours")
+        _, (by_key, in_order) = mxnet(("write", (folder / "theirs", records)), ("read", (folder / "ours",)))
+        assert by_key == dict(records)
+        assert in_order == [payload for _, payload in records]
+        theirs = folder / "theirs.rec"
+        assert theirs.read_bytes() == ours.read_bytes()
+        assert theirs.with_suffix(".idx").read_bytes() == ours.with_suffix(".idx").read_bytes()
+        reader = RecordReader(theirs)
+        assert {key: reader.read(key) for key, _ in records} == dict(records)
+
+    def test_headers(self, mxnet):
+        cases = [(3.0, b"image", 7), (0.0, b"", 0), ([5.0], b"i", 2**63), ([1.0, 2.5, -3.0], b"xyz", 1)]
+        ours = [pack(*case) for case in cases]
+        assert mxnet(*(("pack", case) for case in cases)) == ours
+        for payload, theirs in zip(ours, mxnet(*(("unpack", (payload,)) for payload in ours)), strict=True):
+            header, image = unpack(payload)
+            label = header.label.tolist() if header.flag else header.label.item()
+            assert (header.flag, label, header.id, header.id2, bytes(image)) == theirs
+
+    def test_face_records(self, mxnet, folder):
+        write_face_records(folder, [[b"a", MAGIC_BYTES], [b"b"]])
+        ((by_key, _),) = mxnet(("read", (folder / "train",)))
+        reader = RecordReader(folder / "train.rec")
+        assert by_key == {int(key): reader.read(key) for key in reader.keys}
