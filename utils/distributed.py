@@ -179,6 +179,23 @@ def gather_rows_with_grad(x: Tensor) -> Tensor:
     return _GatherRows.apply(x)  # type: ignore[no-any-return]
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks in forward, and of the gradients in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce_sum_(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return all_reduce_sum_(grad.clone())
+
+
+def sum_over_ranks_with_grad(x: Tensor) -> Tensor:
+    """The sum over ranks; one all-reduce forward and one backward."""
+    return _SumOverRanks.apply(x)  # type: ignore[no-any-return]
+
+
 def share(n: int, rank: int, world_size: int) -> tuple[int, int]:
     """The half-open block [start, end) of ``n`` things that ``rank`` holds; sizes differ by at most one."""
     each, more = divmod(n, world_size)

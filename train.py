@@ -1,0 +1,253 @@
+"""Train a face-embedding network: ``train.py configs/NAME [key=value ...]``.
+
+Alone, under torchrun or under ``python -m torch.distributed.launch``; every rank runs this file. After each step
+comes maybe a log line, a verification, a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from dataset import Batch, EpochSampler, FaceDataset, ImageFolder, check_labels, get_dataloader
+from eval.verification import Verification
+from training_run import TrainingRun
+from utils.banner import banner_lines, estimate_memory
+from utils.config import Config, get_config
+from utils.distributed import Ranks, all_gather_objects, close_ranks, init_ranks
+from utils.logging import MetricsWriter, Speedometer, init_logging, log
+from utils.output import open_output, write_json
+from utils.platform import prepare_device
+from utils.stop import StopRequest
+
+DATA_WAIT_LIMIT = 0.2  # share of time waiting for data above which the log says so
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; ``argv`` defaults to the process's own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="configs/NAME, with or without .py, or a path")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the config's")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")
+    args = parser.parse_args(argv)
+    try:
+        cfg = get_config(args.config, args.overrides)
+        ranks = init_ranks(cfg.device, cfg.timeout_s, args.local_rank)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"train.py: {error}\n")
+    try:
+        try:
+            run, loader = prepare(cfg, ranks)
+        except (ValueError, FileNotFoundError) as error:
+            parser.exit(2, f"train.py: {error}\n" if ranks.is_main else None)
+        train(run, loader)
+    finally:
+        close_ranks()
+
+
+def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, DataLoader[Batch]]:
+    """Check everything that a user may have got wrong, build the run, say what it is.
+
+    Raises:
+        ValueError: settings, data and earlier runs that do not fit together, on every rank.
+        FileNotFoundError: a file that the config names is missing, on every rank.
+    """
+    prepare_device(ranks.device)
+    output, start = open_output(cfg, ranks)
+    init_logging(output if ranks.is_main else None)
+    loader, cfg = open_data(cfg, ranks)
+    run = TrainingRun(cfg, ranks, output, steps_per_epoch(cfg, loader))
+    if start is not None:
+        run.load(start)
+    announce(run, loader, start)
+    return run, loader
+
+
+def train(run: TrainingRun, loader: DataLoader[Batch]) -> None:
+    """Run the epochs that are left; model.pt stands in the output folder at the end of each."""
+    cfg, output = run.cfg, run.output
+    metrics = MetricsWriter(output, run.step, cfg, run.is_main)
+    verification = Verification(cfg.val_targets, Path(cfg.rec), run.device, cfg.batch_size, metrics)
+    run.verify(verification)
+    speed, first_step = Speedometer(), run.step
+    loss_sum = torch.zeros((), device=run.device)
+
+    with StopRequest() as stop:
+        while run.epoch < cfg.num_epoch:
+            batches = epoch_batches(run, loader, speed)
+            while run.step_in_epoch < run.steps_per_epoch:
+                loss_sum += run.train_step(batches)
+                speed.images += cfg.total_batch(run.world_size)
+                if run.step % cfg.frequent == 0:
+                    log_step(run, metrics, speed, loss_sum.item() / cfg.frequent, run.step - first_step)
+                    loss_sum.zero_()
+                pause_s = time.monotonic()
+                if cfg.verbose and run.step % cfg.verbose == 0:
+                    run.verify(verification)
+                if cfg.checkpoint_steps and run.step % cfg.checkpoint_steps == 0:
+                    run.save()
+                if stop.agreed(run.device):
+                    run.save()
+                    metrics.close()
+                    log.warning("stopped by SIGTERM after step %d; resume = True goes on from there", run.step)
+                    sys.exit(143)
+                speed.pause(time.monotonic() - pause_s)
+            run.end_epoch()
+            if not (cfg.verbose and run.step % cfg.verbose == 0):
+                run.verify(verification)
+    metrics.close(output / "model.pt" if cfg.save_artifacts else None)
+    log.info("done: %s", output / "model.pt")
+
+
+def open_data(cfg: Config, ranks: Ranks) -> tuple[DataLoader[Batch], Config]:
+    """Open the data and check its labels, once on each host; returns the config with the counts filled in.
+
+    Raises:
+        ValueError: labels outside ``num_classes``, too few images, hosts whose data differ; on every rank.
+        FileNotFoundError: there is no data at ``rec``; on every rank.
+    """
+    error: Exception | None = None
+    found: tuple[int, int] | None = None
+    loader: DataLoader[Batch] | None = None
+    try:
+        loader = get_dataloader(
+            cfg.rec,
+            cfg.batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=cfg.seed,
+            num_workers=cfg.num_workers,
+            num_classes=cfg.class_count() if cfg.rec == "synthetic" else None,
+            num_image=cfg.num_image if cfg.rec == "synthetic" else None,
+            image_size=cfg.image_size,
+            device=ranks.device,
+        )
+        if ranks.local_rank == 0:
+            dataset = loader.dataset
+            assert isinstance(dataset, FaceDataset)
+            num_classes = cfg.class_count() or dataset.num_classes
+            check_labels(dataset.labels, num_classes)
+            found = num_classes, len(dataset)
+    except (ValueError, OSError) as problem:
+        error = problem
+    reports = all_gather_objects((error, found))
+    for other_error, _ in reports:
+        if other_error is not None:
+            raise other_error
+    counts = {counted for _, counted in reports if counted is not None}
+    if len(counts) != 1:
+        raise ValueError(
+            f"the hosts' data differ: (identities, images) are {sorted(counts)}; copy the same data to all"
+        )
+    assert loader is not None
+    num_classes, num_image = counts.pop()
+    if cfg.num_image not in (None, num_image):
+        log.warning(
+            "num_image = %d in the config, %d images found; the schedule follows the data", cfg.num_image, num_image
+        )
+    keep = isinstance(cfg.num_classes, tuple)
+    return loader, dataclasses.replace(cfg, num_classes=cfg.num_classes if keep else num_classes, num_image=num_image)
+
+
+def steps_per_epoch(cfg: Config, loader: DataLoader[Batch]) -> int:
+    """Optimizer steps of one epoch, the same on every rank; ValueError when there is not one."""
+    steps = sampler_of(loader).steps_per_epoch // cfg.gradient_acc
+    if steps == 0:
+        raise ValueError(
+            f"{cfg.num_image} images are less than one step's batch; lower batch_size or gradient_acc "
+            f"({cfg.gradient_acc}), or use fewer ranks"
+        )
+    return steps
+
+
+def sampler_of(loader: DataLoader[Batch]) -> EpochSampler:
+    """The loader's batch sampler, as what it is."""
+    assert isinstance(loader.batch_sampler, EpochSampler)
+    return loader.batch_sampler
+
+
+def epoch_batches(run: TrainingRun, loader: DataLoader[Batch], speed: Speedometer) -> Iterator[Batch]:
+    """The rest of the epoch's batches, the time that each kept the training waiting being counted."""
+    sampler_of(loader).set_position(run.epoch, run.step_in_epoch * run.cfg.gradient_acc)
+    batches = iter(loader)
+    while True:
+        asked_s = time.monotonic()
+        batch = next(batches, None)
+        speed.waited_s += time.monotonic() - asked_s
+        if batch is None:
+            return
+        yield batch
+
+
+def announce(run: TrainingRun, loader: DataLoader[Batch], start: Path | None) -> None:
+    """Log what the run is, and leave config.json and classes.json."""
+    cfg, head = run.cfg, run.head
+    memory = estimate_memory(
+        rows=head.weight.shape[0],
+        embedding_size=cfg.embedding_size,
+        head_size=head.head_size,
+        global_batch=cfg.batch_size * run.world_size,
+        optimizer=cfg.optimizer,
+        drawn_rows=round(head.negative_rate * head.weight.shape[0]),
+        parameters=sum(p.numel() for p in run.backbone.parameters()),
+    )
+    ranks = Ranks(run.rank, run.world_size, 0, run.device)
+    for line in banner_lines(cfg, ranks, head.num_classes, cfg.num_image or 0, run.steps_per_epoch):
+        log.info(line)
+    log.info("memory: %s", memory)
+    log.info("output: %s", run.output)
+    if start is not None:
+        log.info("resumed from %s: epoch %d, step %d", start, run.epoch, run.step)
+    if run.is_main:
+        for key, value in cfg.as_dict().items():
+            log.info(": %-32s%s", key, value)
+        write_json(run.output / "config.json", cfg.as_dict())
+        if isinstance(loader.dataset, ImageFolder):
+            write_json(run.output / "classes.json", loader.dataset.classes)
+
+
+def log_step(run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, loss: float, done: int) -> None:
+    """Write the log line and the metrics of the steps since the last one."""
+    stats = run.head.stats
+    assert stats is not None
+    imgs_per_s, waiting = speed.read()
+    lr = run.schedules[0].get_last_lr()[0]
+    hours = speed.hours_left(done, run.steps_per_epoch * run.cfg.num_epoch - run.step)
+    scale = f"Fp16 Grad Scale: {run.scaler.get_scale():2.0f}   " if run.cfg.fp16 else ""
+    log.info(
+        f"Speed {imgs_per_s:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   Epoch: {run.epoch}   "
+        f"Global Step: {run.step}   {scale}Required: {hours:1.0f} hours   "
+        f"Cosine: {stats.positive_cosine:.4f}   Top1: {stats.top1:.4f}   Waiting: {100 * waiting:.0f} %"
+    )
+    if waiting > DATA_WAIT_LIMIT:
+        log.warning(
+            f"the step waits for data {100 * waiting:.0f} % of the time: raise num_workers "
+            f"({run.cfg.num_workers}), or move the data to a faster disk"
+        )
+    metrics.write(
+        run.step,
+        {
+            "loss": loss,
+            "learning_rate": float(lr),
+            "epoch": run.epoch,
+            "images_per_s": imgs_per_s,
+            "data_wait_share": waiting,
+            "positive_cosine": float(stats.positive_cosine),
+            "top1": float(stats.top1),
+            "selected_heads": float(stats.selected_heads),
+            "selected_classes": float(stats.selected_classes),
+            "skipped_steps": run.skipped,
+            "loss_scale": run.scaler.get_scale(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""What moves in training: backbone, classifier, optimizers, schedules, loss scale, counters; and their checkpoints.
+
+One step is: the next batches, forward, backward, all ranks agree that the gradients are finite, optimizers,
+schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW, Optimizer
+
+from backbones import get_model
+from dataset import Batch, augment
+from eval.verification import Verification
+from losses import get_margin
+from lr_scheduler import PolyScheduler
+from partial_fc_mhs import PartialFCMHS
+from row_optim import RowAdamW, RowOptimizer, RowSGD
+from utils import checkpoint
+from utils.config import Config
+from utils.distributed import Ranks, all_reduce_sum_, broadcast_
+from utils.logging import log
+from utils.sync_bn import synchronise_batch_norm
+
+
+class TrainingRun:
+    """A run in progress.
+
+    Args:
+        cfg: with the counts of classes and images filled in.
+        ranks: this process among its peers.
+        output: the run's folder.
+        steps_per_epoch: optimizer steps of an epoch.
+    """
+
+    def __init__(self, cfg: Config, ranks: Ranks, output: Path, steps_per_epoch: int) -> None:
+        self.cfg, self.output, self.steps_per_epoch = cfg, output, steps_per_epoch
+        self.rank, self.world_size, self.is_main, self.device = (
+            ranks.rank,
+            ranks.world_size,
+            ranks.is_main,
+            ranks.device,
+        )
+        self.epoch = self.step = self.step_in_epoch = 0
+        self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
+        self.amp_dtype = cfg.amp_dtype()
+        torch.manual_seed(cfg.seed)  # the same first weights on any number of ranks
+        backbone = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=self.amp_dtype)
+        if cfg.init_backbone is not None:
+            share = checkpoint.load_backbone(backbone, Path(cfg.init_backbone))
+            log.info("init_backbone: %.1f %% of the tensors taken from %s", 100 * share, cfg.init_backbone)
+        if cfg.sync_bn:
+            backbone = synchronise_batch_norm(backbone, self.device)
+        self.backbone = backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.manual_seed(cfg.seed + ranks.rank)  # dropout differs between ranks
+        self.model: nn.Module = self.backbone
+        if ranks.world_size > 1:
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
+            self.model = DistributedDataParallel(
+                self.backbone, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=16
+            )
+        num_classes = cfg.class_count()
+        assert num_classes is not None
+        head_size, negative_rate = cfg.head_layout()
+        self.head = PartialFCMHS(
+            get_margin(cfg.loss, cfg.scale, cfg.margin, cfg.margin_list, cfg.interclass_filtering_threshold),
+            cfg.embedding_size,
+            num_classes,
+            head_size=head_size,
+            negative_rate=negative_rate,
+            head_scope=cfg.head_scope,
+            seed=cfg.seed,
+            amp_dtype=self.amp_dtype,
+            device=self.device,
+        )
+        self.row_optimizer: RowOptimizer
+        lr, decay = cfg.base_lr(ranks.world_size), cfg.weight_decay
+        if cfg.optimizer == "sgd":
+            self.optimizer: Optimizer = SGD(self.backbone.parameters(), lr, cfg.momentum, weight_decay=decay)
+            self.row_optimizer = RowSGD(self.head, lr, cfg.momentum, decay)
+        else:
+            self.optimizer = AdamW(self.backbone.parameters(), lr, weight_decay=decay)
+            self.row_optimizer = RowAdamW(self.head, lr, weight_decay=decay)
+        self.optimizers: list[Optimizer] = [self.optimizer, self.row_optimizer]
+        total, warmup = steps_per_epoch * cfg.num_epoch, round(steps_per_epoch * cfg.warmup_epoch)
+        self.schedules = [PolyScheduler(o, None, total, warmup) for o in self.optimizers]
+        self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
+
+    def train_step(self, batches: Iterator[Batch]) -> Tensor:
+        """One optimizer step over ``gradient_acc`` batches of each rank; returns the mean loss, a scalar tensor."""
+        cfg, loss_sum = self.cfg, torch.zeros((), device=self.device)
+        for part in range(cfg.gradient_acc):
+            images, labels, sample_ids = (t.to(self.device, non_blocking=True) for t in next(batches))
+            images = augment(images, sample_ids, seed=cfg.seed, epoch=self.epoch)
+            with self._reduce_gradients(part == cfg.gradient_acc - 1):
+                loss = self.head(self.model(images), labels) / cfg.gradient_acc
+                self.scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+        self._update(loss_sum)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        for schedule in self.schedules:
+            schedule.step()
+        self.step += 1
+        self.step_in_epoch += 1
+        return loss_sum
+
+    def _reduce_gradients(self, now: bool) -> AbstractContextManager[None]:
+        if now or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def _update(self, loss: Tensor) -> None:
+        """Clip and step, if the gradients are finite on every rank; else all ranks skip the step together."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self.cfg.clip_grad_norm or float("inf"))
+        rows = torch.stack([leaf.grad.sum() for leaf in self.head.leaves if leaf.grad is not None]).sum()
+        bad = all_reduce_sum_((~(norm + rows + loss).isfinite()).float())
+        if not bad:
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        scale = self.scaler.get_scale()
+        if self.cfg.fp16:
+            self.scaler.update(scale * self.scaler.get_backoff_factor())
+        if scale > 1 and self.cfg.fp16:
+            return  # an overflow of the scaled loss, which a lower scale mends
+        self.skipped_in_a_row += 1
+        where = self._non_finite(loss)
+        rate = self.optimizer.param_groups[0]["lr"]
+        log.warning(
+            "step %d skipped on all ranks: %s is not finite (lr %g, loss scale %g)", self.step, where, rate, scale
+        )
+        if self.skipped_in_a_row >= self.cfg.max_nonfinite:
+            raise FloatingPointError(
+                f"{self.skipped_in_a_row} steps in a row up to step {self.step} without finite gradients; {where} on "
+                f"rank {self.rank}, lr {rate:g}, loss scale {scale:g}. Lower lr, lengthen the warm-up, or use "
+                "bf16 in place of fp16"
+            )
+
+    def _non_finite(self, loss: Tensor) -> str:
+        if not loss.isfinite():
+            return "the loss"
+        for name, parameter in self.backbone.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return f"the gradient of {name}"
+        if any(leaf.grad is not None and not leaf.grad.isfinite().all() for leaf in self.head.leaves):
+            return "the gradient of the classifier's rows"
+        return "a gradient of another rank"
+
+    def end_epoch(self) -> None:
+        """Move the counters past the epoch's last step; leave a checkpoint and model.pt."""
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.save()
+        if self.is_main:
+            checkpoint.save_model(self.backbone, self.output / "model.pt")
+
+    def verify(self, verification: Verification) -> None:
+        """Run the verification sets on rank 0's running statistics, which are those that model.pt holds."""
+        for buffer in self.backbone.buffers():
+            broadcast_(buffer)
+        verification(self.backbone, self.step)
+
+    def save(self) -> None:
+        """Write a checkpoint, if the config wants them. Collectives: the checkpoint's own."""
+        if not self.cfg.save_all_states:
+            return
+        images_in_epoch = self.step_in_epoch * self.cfg.total_batch(self.world_size)
+        training = {
+            "backbone": self.backbone.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "row_settings": self.row_optimizer.state_dict()["settings"],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "scaler": self.scaler.state_dict(),
+            "position": {"epoch": self.epoch, "step": self.step, "images_in_epoch": images_in_epoch},
+            "skipped": self.skipped,
+        }
+        folder, rng = self.output / "checkpoints", checkpoint.rng_state(self.device)
+        checkpoint.save_checkpoint(folder, self.step, training, self._shards(), self.cfg.keep_checkpoints, rng)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint written on any number of ranks."""
+        state, shards = checkpoint.load_training(path), self._shards()
+        checkpoint.load_heads(path, shards)
+        self.head.load_checkpoint_state(shards["head"])
+        self.row_optimizer.load_state_dict({"settings": state["row_settings"], **shards["rows"]})
+        self.backbone.load_state_dict(state["backbone"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        position = state["position"]
+        self.epoch, self.step, self.skipped = position["epoch"], position["step"], state["skipped"]
+        self.step_in_epoch = position["images_in_epoch"] // self.cfg.total_batch(self.world_size)
+        if len(state["rng"]) == self.world_size:
+            checkpoint.set_rng_state(state["rng"][self.rank], self.device)
+
+    def _shards(self) -> dict[str, Any]:
+        rows = {k: v for k, v in self.row_optimizer.state_dict().items() if k != "settings"}
+        return {"head": self.head.checkpoint_state(), "rows": rows}

@@ -1,0 +1,205 @@
+"""Checkpoints that are complete or absent, and the model file that a run leaves.
+
+``checkpoints/step_N/heads/`` holds the classifier in torch.distributed.checkpoint's format, one file per rank,
+loadable on any number of ranks; ``checkpoints/step_N/training.pt`` holds everything that is the same on every rank.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+
+from utils.distributed import all_gather_objects, barrier, get_rank, get_world_size
+
+_NAME = re.compile(r"step_(\d+)$")
+
+
+def save_model(backbone: nn.Module, path: Path) -> None:
+    """Write the plain state_dict, on the CPU, under a temporary name that is then renamed.
+
+    Raises:
+        OSError: the disk is full or not writable; an older file stays as it was.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    _write(state, path)
+
+
+def save_checkpoint(
+    folder: Path, step: int, training: dict[str, Any], heads: dict[str, Any], keep: int, rng: Any = None
+) -> Path:
+    """Write ``folder/step_N`` from all ranks together, then drop all but the newest ``keep``.
+
+    Args:
+        folder: the run's checkpoints/.
+        step: optimizer steps taken.
+        training: what is equal on every rank; rank 0's is written.
+        heads: tensors marked with ``utils.distributed.as_shard``, or small equal values.
+        keep: checkpoints that stay.
+        rng: this rank's random state; all ranks' are kept.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: on every rank when any rank could not write; the older checkpoints are untouched.
+    """
+    final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
+    every_rng = all_gather_objects(rng)
+    problem = None
+    try:
+        if get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write({**training, "rng": every_rng}, partial / "training.pt")
+    except OSError as error:
+        problem = str(error)
+    problems = [p for p in all_gather_objects(problem) if p]
+    if not problems:
+        problems = [p for p in all_gather_objects(_save_heads(heads, partial / "heads")) if p]
+    if problems:
+        if get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"could not write checkpoint {final}: {problems[0]}. Make room or choose another output; the run can be "
+            "resumed from the checkpoint before"
+        )
+    if get_rank() == 0:
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync_folder(folder)
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    barrier()
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("step_*") if (match := _NAME.search(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def load_training(checkpoint: Path) -> dict[str, Any]:
+    """What :func:`save_checkpoint` was given as ``training``, on the CPU, with every rank's "rng".
+
+    Raises:
+        ValueError: the file is missing or damaged, named.
+    """
+    path = checkpoint / "training.pt"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); remove {checkpoint} to resume from an older one"
+        ) from error
+    return state
+
+
+def load_heads(checkpoint: Path, heads: dict[str, Any]) -> None:
+    """Fill ``heads``, in place, from the shards of any number of ranks.
+
+    Raises:
+        ValueError: the shards are damaged or of another shape, named.
+    """
+    try:
+        with _alone_is_fine():
+            load_shards(heads, checkpoint_id=checkpoint / "heads", no_dist=get_world_size() == 1)
+    except Exception as error:
+        raise ValueError(
+            f"the classifier in {checkpoint} does not fit this run or is damaged ({error}); resume with the "
+            "num_classes, head_size, embedding_size and optimizer that wrote it"
+        ) from error
+
+
+def load_backbone(backbone: nn.Module, path: Path) -> float:
+    """Start a backbone from a model.pt, tolerant of the prefixes that wrappers add.
+
+    Returns:
+        The share of the backbone's tensors that were found with the right shape.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a state_dict, or less than half of the tensors fit.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"init_backbone = {str(path)!r}: no such file")
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} must hold a state_dict, found {type(loaded).__name__}")
+    loaded = loaded.get("state_dict", loaded)
+    named = {re.sub(r"^(module\.|_orig_mod\.|backbone\.)+", "", name): value for name, value in loaded.items()}
+    own = backbone.state_dict()
+    fitting = {n: v for n, v in named.items() if n in own and getattr(v, "shape", None) == own[n].shape}
+    share = len(fitting) / len(own)
+    if share < 0.5:
+        raise ValueError(
+            f"{path} fits {len(fitting)} of the network's {len(own)} tensors: it is another network's; set network "
+            "to the one that it was trained as"
+        )
+    backbone.load_state_dict(fitting, strict=False)
+    return share
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The random state that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """Take over what :func:`rng_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _save_heads(heads: dict[str, Any], folder: Path) -> str | None:
+    """Write the shards; the error, if there was one, is known to every rank."""
+    try:
+        with _alone_is_fine():
+            save_shards(heads, checkpoint_id=folder, no_dist=get_world_size() == 1)
+    except Exception as error:  # torch wraps each rank's OSError in an exception of its own
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Without the warning that torch gives when there is one process and no group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+def _write(state: Any, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
