@@ -113,6 +113,8 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[DataLoader[Batch], Config]:
         ValueError: labels outside ``num_classes``, too few images, hosts whose data differ; on every rank.
         FileNotFoundError: there is no data at ``rec``; on every rank.
     """
+    if not cfg.rec:
+        raise ValueError("rec is not set: give the folder of the training data, in the config or as rec=FOLDER")
     error: Exception | None = None
     found: tuple[int, int] | None = None
     loader: DataLoader[Batch] | None = None

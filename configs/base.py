@@ -5,7 +5,7 @@ from easydict import EasyDict as edict  # noqa: N813
 config = edict()
 
 # Data
-config.rec = "synthetic"
+config.rec = ""
 config.num_classes = "auto"
 config.num_image = None
 config.image_size = (112, 112)

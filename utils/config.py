@@ -29,7 +29,7 @@ class Config:
     """Every setting of a run; a recipe in configs/ holds only what differs from configs/base.py."""
 
     # Data
-    rec: str  # folder with train.rec and .idx, folder of identity folders, or "synthetic"
+    rec: str  # no default: folder with train.rec and .idx, folder of identity folders, or "synthetic"
     num_classes: int | tuple[int, int] | Literal["auto"]  # identities C; (H, L): H heads of L; "auto": from the data
     num_image: int | None  # images; None: counted from the data (needed for "synthetic" only)
     image_size: tuple[int, int]  # height, width in pixels
@@ -46,12 +46,10 @@ class Config:
     init_backbone: str | None  # a model.pt to start from; None: random weights
 
     # Margin loss
-    loss: Literal["arcface", "cosface", "combined"]
+    loss: Literal["arcface", "cosface", "combined"]  # which margin; "combined" needs margin_list
     scale: float  # factor on the cosines, above 0
     margin: float | None  # radians (arcface) or cosine (cosface); None: 0.5 and 0.4
-    margin_list: (
-        tuple[float, float, float] | None
-    )  # (m1, m2, m3) of insightface's combined margin; decides when given
+    margin_list: tuple[float, float, float] | None  # (m1, m2, m3) of insightface; decides the loss when given
     interclass_filtering_threshold: float  # combined margin: drop other classes above this cosine; 0: off
 
     # Classifier
@@ -61,15 +59,15 @@ class Config:
     sample_rate: float  # PartialFC's share of classes, in (0, 1]; needs head_size None and an integer num_classes
 
     # Optimization
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw"]  # for the backbone and the classifier's rows
     lr: float  # at the end of the warm-up
     lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr as it stands
     momentum: float  # SGD, in [0, 1)
-    weight_decay: float
+    weight_decay: float  # per step, of backbone and selected rows
     clip_grad_norm: float  # largest norm of the backbone's gradient; 0: no clipping
     batch_size: int  # images of one rank in one forward
     gradient_acc: int  # forwards for one step
-    num_epoch: int
+    num_epoch: int  # passes over the data
     warmup_epoch: float  # epochs of linear rise from 0
     fp16: bool  # float16 with loss scaling
     bf16: bool  # bfloat16
@@ -79,8 +77,8 @@ class Config:
     output: str | None  # folder of everything that the run leaves; None: work_dirs/<name of the config>
     resume: bool  # go on from the newest checkpoint in output
     overwrite: bool  # start anew in an output folder that holds another run
-    seed: int
-    device: Literal["auto", "cpu", "cuda"]
+    seed: int  # of first weights, order of images, flips, centres and negatives
+    device: Literal["auto", "cpu", "cuda"]  # "auto": CUDA where there is a GPU
     timeout_s: float  # a collective that a peer does not join within this is an error
     verbose: int  # verify every this many steps; 0: at the end of epochs only
     frequent: int  # log every this many steps
@@ -89,18 +87,18 @@ class Config:
     keep_checkpoints: int  # newest checkpoints that stay
 
     # Weights & Biases; the key comes from WANDB_API_KEY in the environment only
-    using_wandb: bool
+    using_wandb: bool  # log there too
     wandb_key: str | None  # refused unless it is empty or a placeholder
-    wandb_entity: str | None
-    wandb_project: str | None
-    wandb_resume: bool
+    wandb_entity: str | None  # team or user
+    wandb_project: str | None  # name of the project
+    wandb_resume: bool  # go on with the run of the same name
     wandb_log_all: bool  # every rank logs, not only rank 0
     save_artifacts: bool  # upload model.pt
-    suffix_run_name: str | None
-    notes: str | None
+    suffix_run_name: str | None  # added to the recipe's name
+    notes: str | None  # free text of the run
 
     # Old files set it; nothing reads it
-    score: float | None
+    score: float | None  # of the MHE authors' files
 
     name: str = ""  # of the recipe's file
 
@@ -239,7 +237,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
 
 
 def _convert(value: Any, option: Any) -> tuple[bool, Any]:

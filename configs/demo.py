@@ -1,0 +1,24 @@
+"""Made-up faces, a small iresnet: what `make demo` trains.
+
+Data: work_dirs/demo_data/train, written by tools/make_demo_faces.py.
+Expected: PENDING
+Cost: PENDING
+Launch: python -m torch.distributed.launch --nproc_per_node=2 train.py configs/demo
+"""
+
+from easydict import EasyDict as edict  # noqa: N813
+
+config = edict()
+config.network = "rtiny"
+config.loss = "cosface"
+config.margin = 0.2
+config.scale = 32
+config.head_size = 4
+config.rec = "work_dirs/demo_data/train"
+config.batch_size = 32
+config.lr = 0.05
+config.num_epoch = 10
+config.warmup_epoch = 0.5
+config.num_workers = 1
+config.frequent = 20
+config.val_targets = ["demo"]

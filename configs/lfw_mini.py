@@ -1,0 +1,25 @@
+"""LFW, a small iresnet: real faces on a laptop's CPU, to see that the road is whole.
+
+Data: Labeled Faces in the Wild as records, 4,040 identities, 9,450 images, and lfw.bin with 1,200 pairs of other
+    identities. Its folder comes from the environment variable MHS_LFW, or from rec=FOLDER on the command line.
+Expected: PENDING
+Cost: PENDING
+Launch: python -m torch.distributed.launch --nproc_per_node=2 train.py configs/lfw_mini rec=FOLDER
+"""
+
+import os
+
+from easydict import EasyDict as edict  # noqa: N813
+
+config = edict()
+config.network = "rtiny"
+config.loss = "cosface"
+config.margin = 0.2
+config.scale = 32
+config.head_size = 12
+config.rec = os.environ.get("MHS_LFW", "lfw_train")
+config.batch_size = 32
+config.lr = 0.05
+config.num_epoch = 1
+config.num_workers = 1
+config.val_targets = ["lfw"]

@@ -1,0 +1,20 @@
+"""MS1MV3, r100, full softmax over sharded classes: the baseline that sampling is held against.
+
+Data: MS1MV3 as records, 93,431 identities, 5,179,510 images (ms1m-retinaface-t1).
+Expected: IJB-C 95.02 at FAR 1e-5, quoted from the MHE paper's full softmax; not yet run here.
+Cost: not yet measured; planned for 8 GPUs.
+Launch: python -m torch.distributed.launch --nproc_per_node=8 train.py configs/ms1mv3_r100_full
+"""
+
+from easydict import EasyDict as edict  # noqa: N813
+
+config = edict()
+config.network = "r100"
+config.loss = "arcface"
+config.sample_rate = 1.0
+config.fp16 = True
+config.rec = "/train_tmp/ms1m-retinaface-t1"
+config.num_classes = 93431
+config.num_image = 5179510
+config.num_epoch = 20
+config.val_targets = ["lfw", "cfp_fp", "agedb_30"]

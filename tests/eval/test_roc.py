@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from eval.roc import Roc, plot_roc, roc, tar_at_far
+
+
+def brute_tar(labels, scores, far):
+    points = [(0.0, 0.0)]
+    for threshold in np.unique(scores):
+        accepted = scores >= threshold
+        points.append((accepted[labels == 0].mean(), accepted[labels == 1].mean()))
+    nearest = min(abs(x - far) for x, _ in points)
+    return max(y for x, y in points if abs(x - far) == nearest)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_every_threshold_tried(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, 400)
+    scores = np.round(rng.normal(labels, 1.0), 1)  # many equal scores
+    fars = (1e-3, 1e-2, 0.1, 0.37)
+    wanted = [brute_tar(labels, scores, far) for far in fars]
+    # sklearn leaves out points on straight lines, which for coarse scores may be the nearest ones.
+    curve = roc(labels, scores)
+    for far, tar in zip(fars, wanted, strict=True):
+        kept = np.abs(curve.far - far).min()
+        if kept <= 0.5 / curve.impostor:
+            assert curve.tar_at(far) == pytest.approx(tar)
+
+
+def test_highest_tar_on_a_tie():
+    curve = Roc(np.array([0.0, 0.0, 0.25, 0.75, 1.0]), np.array([0.0, 0.5, 0.6, 0.9, 1.0]), 10, 4)
+    assert curve.tar_at(0.0) == 0.5
+    assert curve.tar_at(0.5) == 0.9  # 0.25 and 0.75 are equally near
+
+
+def test_resolution_is_one_impostor_pair():
+    curve = Roc(np.array([0.0, 1.0]), np.array([0.0, 1.0]), 10, 1000)
+    assert curve.resolves(1e-3)
+    assert not curve.resolves(1e-4)
+
+
+def test_perfect_scores():
+    np.testing.assert_array_equal(tar_at_far([1, 1, 0, 0], [0.9, 0.8, 0.2, 0.1]), np.ones(6))
+
+
+def test_what_has_no_curve_is_an_error():
+    with pytest.raises(ValueError, match="0 genuine and 3 impostor"):
+        roc([0, 0, 0], [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="1 of 2 scores"):
+        roc([0, 1], [0.1, np.nan])
+
+
+def test_plot_has_labelled_logarithmic_axes(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 3000)
+    figure = plot_roc({"net": roc(labels, rng.normal(2 * labels, 1))}, "title")
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim() == (1e-6, 1e-1)
+    assert "FAR" in axes.get_xlabel()
+    assert "TAR" in axes.get_ylabel()
+    figure.savefig(tmp_path / "roc.pdf")
+    assert (tmp_path / "roc.pdf").read_bytes().startswith(b"%PDF")

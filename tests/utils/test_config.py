@@ -1,0 +1,329 @@
+"""Recipes, overrides, errors, and the config files of the peer projects."""
+
+import dataclasses
+import subprocess
+import sys
+import typing
+
+import pytest
+
+from conftest import ROOT
+from utils.config import Config, find_config, get_config, make_config
+
+RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "__init__"))
+
+HEAD = "from easydict import EasyDict as edict\nconfig = edict()\n"
+
+# The keys and values, in their order, of files that insightface's arcface_torch ships.
+INSIGHTFACE_BASE = (
+    HEAD
+    + """
+config.margin_list = (1.0, 0.5, 0.0)
+config.network = "r50"
+config.resume = False
+config.save_all_states = False
+config.output = "ms1mv3_arcface_r50"
+config.embedding_size = 512
+config.sample_rate = 1
+config.interclass_filtering_threshold = 0
+config.fp16 = False
+config.batch_size = 128
+config.optimizer = "sgd"
+config.lr = 0.1
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.verbose = 2000
+config.frequent = 10
+config.dali = False
+config.dali_aug = False
+config.gradient_acc = 1
+config.seed = 2048
+config.num_workers = 2
+config.wandb_key = "XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX"
+config.suffix_run_name = None
+config.using_wandb = False
+config.wandb_entity = "entity"
+config.wandb_project = "project"
+config.wandb_log_all = True
+config.save_artifacts = False
+config.wandb_resume = False
+"""
+)
+INSIGHTFACE_VIT = (
+    HEAD
+    + """
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "vit_b_dp005_mask_005"
+config.resume = False
+config.output = None
+config.embedding_size = 512
+config.sample_rate = 0.3
+config.fp16 = True
+config.weight_decay = 0.1
+config.batch_size = 256
+config.gradient_acc = 12
+config.optimizer = "adamw"
+config.lr = 0.001
+config.verbose = 2000
+config.dali = False
+config.rec = "/train_tmp/WebFace42M"
+config.num_classes = 2059906
+config.num_image = 42474557
+config.num_epoch = 40
+config.warmup_epoch = config.num_epoch // 10
+config.val_targets = []
+"""
+)
+INSIGHTFACE_FILTER = (
+    HEAD
+    + """
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "r50"
+config.sample_rate = 0.3
+config.interclass_filtering_threshold = 0.4
+config.fp16 = True
+config.rec = "/train_tmp/WebFace12M_Conflict"
+config.num_classes = 1017970
+config.num_image = 12720066
+config.num_epoch = 20
+config.warmup_epoch = config.num_epoch // 10
+config.val_targets = []
+"""
+)
+# A file of the MHE authors' FaceRecognition.
+MHE = (
+    HEAD
+    + """
+config.loss = "arcface"
+config.network = "r18"
+config.resume = False
+config.output = None
+config.embedding_size = 512
+config.sample_rate = 0.1
+config.fp16 = True
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.batch_size = 128
+config.lr = 0.2
+config.verbose = 2000
+config.dali = False
+config.score = 1
+config.notes = "a note"
+config.rec = "/data/CASIA-WebFace"
+config.num_classes = [881, 12]
+config.num_image = 452960
+config.num_epoch = 25
+config.warmup_epoch = 2
+config.val_targets = ['lfw', 'cfp_fp', "agedb_30", "cplfw", "calfw", "cfp_ff"]
+config.margin = 0.5
+config.scale = 64
+"""
+)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text, name="mine.py"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_recipe_loads_and_says_what_it_is(name):
+    cfg = get_config(f"configs/{name}")
+    assert cfg.name == name
+    text = find_config(name).read_text()
+    for word in ("Data:", "Expected:", "Cost:", "Launch:"):
+        assert word in text.split('"""')[1], f"{name} does not say its {word}"
+
+
+def test_the_shipped_recipes_are_these():
+    assert set(RECIPES) == {
+        "test_webface_r18_lr02",
+        "ms1mv2_r100_mhs",
+        "ms1mv3_r50_mhs",
+        "ms1mv3_r100_mhs",
+        "ms1mv3_r100_full",
+        "wf42m_r100_mhs",
+        "synthetic_1m",
+        "lfw_mini",
+        "demo",
+    }
+
+
+def test_every_field_has_a_comment():
+    lines = (ROOT / "utils" / "config.py").read_text().splitlines()
+    for field in dataclasses.fields(Config):
+        (line,) = [text for text in lines if text.startswith(f"    {field.name}: ")]
+        assert "  # " in line
+
+
+def test_base_gives_every_field_a_value():
+    base = get_config("configs/base")
+    assert {f.name for f in dataclasses.fields(Config)} == set(base.as_dict())
+
+
+@pytest.mark.parametrize("spelling", ["configs/demo", "configs/demo.py", "demo", str(ROOT / "configs" / "demo.py")])
+def test_spellings_from_any_folder(spelling, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert get_config(spelling).name == "demo"
+
+
+def test_a_recipe_of_the_users_own(recipe):
+    cfg = get_config(recipe(HEAD + "config.lr = 0.3\nconfig.rec = 'faces'\n"))
+    assert (cfg.lr, cfg.rec, cfg.network, cfg.name) == (0.3, "faces", "r50", "mine")
+
+
+def test_overrides():
+    overrides = ["lr=0.5", "val_targets=lfw,cfp_fp", "fp16=true", "num_classes=[4,5]", "output=None", "network=r18"]
+    cfg = get_config("demo", [*overrides, "head_size=None", "bf16=False"])
+    assert cfg.lr == 0.5
+    assert cfg.val_targets == ("lfw", "cfp_fp")
+    assert cfg.fp16 is True
+    assert cfg.num_classes == (4, 5)
+    assert cfg.output is None
+    assert cfg.network == "r18"
+
+
+def test_it_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_config("demo").lr = 1.0
+
+
+def test_insightface_base(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_BASE))
+    assert cfg.margin_list == (1.0, 0.5, 0.0)
+    assert cfg.head_layout() == (1, 1.0)
+    assert cfg.save_all_states is False
+    assert cfg.output_dir().name == "ms1mv3_arcface_r50"
+
+
+def test_insightface_partial_fc(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_VIT))
+    assert cfg.head_layout() == (1, 0.3)
+    assert cfg.class_count() == 2059906
+    assert cfg.optimizer == "adamw"
+    assert cfg.total_batch(8) == 256 * 12 * 8
+    assert cfg.warmup_epoch == 4
+    assert cfg.amp_dtype().itemsize == 2
+
+
+def test_insightface_filter(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_FILTER))
+    assert cfg.interclass_filtering_threshold == 0.4
+    assert cfg.margin_list == (1.0, 0.0, 0.4)
+
+
+def test_mhe(recipe):
+    cfg = get_config(recipe(MHE))
+    assert cfg.class_count() == 881 * 12
+    assert cfg.head_layout() == (12, 0.0)
+    assert (cfg.loss, cfg.margin, cfg.scale, cfg.margin_list) == ("arcface", 0.5, 64.0, None)
+    assert cfg.without_effect() == ["score"]
+
+
+def test_every_key_of_the_peers_is_known():
+    peers = (
+        "loss margin_list network resume output embedding_size sample_rate interclass_filtering_threshold fp16 "
+        "optimizer momentum weight_decay batch_size lr verbose frequent score dali dali_aug num_workers gradient_acc "
+        "seed rec num_classes num_image num_epoch warmup_epoch val_targets save_all_states margin scale using_wandb "
+        "wandb_key wandb_entity wandb_project wandb_resume wandb_log_all save_artifacts suffix_run_name notes"
+    )
+    assert set(peers.split()) <= set(typing.get_type_hints(Config))
+
+
+def test_head_layouts():
+    assert get_config("demo", ["num_classes=100", "head_size=7", "negative_rate=0.2"]).head_layout() == (7, 0.2)
+    assert get_config("demo", ["num_classes=100", "head_size=None"]).head_layout() == (1, 1.0)
+    assert get_config("demo", ["num_classes=auto"]).class_count() is None
+
+
+def test_rate_follows_the_batch_where_asked():
+    cfg = get_config("demo", ["lr=0.1", "lr_batch=512", "batch_size=64", "gradient_acc=2"])
+    assert cfg.base_lr(8) == pytest.approx(0.2)
+    assert get_config("demo", ["lr=0.1"]).base_lr(8) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learning_rate=0.1", "unknown setting 'learning_rate'"),
+        ("warmup_epochs=1", "did you mean 'warmup_epoch'"),
+        ("lr=fast", r"lr must be a number, got 'fast' \(str\)"),
+        ("lr=nan", "lr must be a number"),
+        ("lr=-1", "lr must be above 0, got -1"),
+        ("batch_size=2.5", "batch_size must be a whole number, got 2.5"),
+        ("batch_size=true", "batch_size must be a whole number, got True"),
+        ("fp16=1", r"fp16 must be True or False, got 1 \(int\)"),
+        ("loss=softmax", "loss must be 'arcface' or 'cosface' or 'combined', got 'softmax'"),
+        ("margin_list=(1,2)", "margin_list must be a list of 3 numbers or None"),
+        ("num_classes=0", "num_classes must be at least 1"),
+        ("num_classes=[4,0]", "num_classes must be at least 1"),
+        ("num_classes=many", "num_classes must be"),
+        ("warmup_epoch=1000", "warmup_epoch must be in"),
+        ("sample_rate=0.5", "sample_rate = 0.5 is PartialFC's"),
+        ("interclass_filtering_threshold=0.4", "give margin_list too"),
+        ("loss=combined", "needs margin_list"),
+        ("wandb_key=0123456789abcdef", "WANDB_API_KEY"),
+        ("just_a_word", "key=value"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(override, message):
+    with pytest.raises(ValueError, match=message):
+        get_config("demo", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["fp16=True", "bf16=True"], "exclude each other"),
+        (["num_classes=[10,4]", "head_size=5"], "means heads of 4 classes, but head_size = 5"),
+        (["head_size=None", "negative_rate=0.1"], "negative_rate needs head_size"),
+        (["rec=synthetic", "num_image=None"], "needs numbers"),
+    ],
+)
+def test_settings_that_exclude_each_other(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        get_config("demo", overrides)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(FileNotFoundError, match="did you mean configs/ms1mv3_r50_mhs"):
+        get_config("configs/ms1mv3_r50_mh")
+
+
+def test_a_module_without_config(recipe):
+    with pytest.raises(ValueError, match="must define config = edict"):
+        get_config(recipe("lr = 0.1\n"))
+
+
+def test_a_base_with_a_hole_is_found():
+    values = get_config("demo").as_dict()
+    del values["lr"]
+    with pytest.raises(ValueError, match="must give a value to lr"):
+        make_config(values)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "train",
+        "training_run",
+        "eval_ijbc",
+        "partial_fc_mhs",
+        "row_optim",
+        "dataset",
+        "lr_scheduler",
+        "losses",
+        "backbones",
+    ],
+)
+def test_importing_has_no_effect(module):
+    code = (
+        f"import sys; sys.argv = ['x', '--nonsense']; import {module}, torch; "
+        "assert not torch.distributed.is_initialized(); assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
