@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -264,29 +264,31 @@ class PartialFCMHS(nn.Module):
         """
         return as_shard(rows, self.num_classes, self.class_start)
 
-    def checkpoint_state(self) -> dict[str, Any]:
-        """The centres and visits as shards that share this module's memory, and the draw counter."""
+    def shards(self) -> dict[str, Tensor]:
+        """The centres and visits as shards that share this module's memory: load into them to load the module."""
         return {
             "weight": self.row_shard(self.weight),
             "visits": as_shard(self.visits, self.num_heads, self.head_start),
-            "iteration": torch.tensor(self.iteration),
-            "layout": torch.tensor([self.num_classes, self.head_size, self.embedding_size, self.seed]),
         }
 
-    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Take over the numbers of :meth:`checkpoint_state`; the shards are already in this module's memory.
+    def settings(self) -> dict[str, int]:
+        """What the shards mean, and how many draws have been made."""
+        names = ("num_classes", "head_size", "embedding_size", "seed", "iteration")
+        return {name: getattr(self, name) for name in names}
+
+    def load_settings(self, saved: dict[str, int]) -> None:
+        """Go on from the draws of :meth:`settings`.
 
         Raises:
-            ValueError: the state belongs to other classes, heads, embedding size or seed.
+            ValueError: they belong to other classes, heads, embedding size or seed.
         """
-        names = ("num_classes", "head_size", "embedding_size", "seed")
-        for name, found in zip(names, state["layout"].tolist(), strict=True):
-            if found != getattr(self, name):
+        for name, own in self.settings().items():
+            if name != "iteration" and saved[name] != own:
                 raise ValueError(
-                    f"the checkpoint's classifier has {name} = {found}, this run has {getattr(self, name)}; "
-                    "resume with the settings that it was trained with"
+                    f"the checkpoint's classifier has {name} = {saved[name]}, this run has {own}; resume with the "
+                    "settings that it was trained with"
                 )
-        self.iteration = int(state["iteration"])
+        self.iteration = saved["iteration"]
 
 
 class _StatsReduction:

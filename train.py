@@ -22,7 +22,7 @@ from training_run import TrainingRun
 from utils.banner import banner_lines, estimate_memory
 from utils.config import Config, get_config
 from utils.distributed import Ranks, all_gather_objects, close_ranks, init_ranks
-from utils.logging import MetricsWriter, Speedometer, init_logging, log
+from utils.logging import MetricsWriter, Speedometer, check_wandb, init_logging, log
 from utils.output import open_output, write_json
 from utils.platform import prepare_device
 from utils.stop import StopRequest
@@ -59,6 +59,7 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, DataLoader[Batch]]:
         ValueError: settings, data and earlier runs that do not fit together, on every rank.
         FileNotFoundError: a file that the config names is missing, on every rank.
     """
+    check_wandb(cfg)
     prepare_device(ranks.device)
     output, start = open_output(cfg, ranks)
     init_logging(output if ranks.is_main else None)
@@ -72,14 +73,12 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, DataLoader[Batch]]:
 
 def train(run: TrainingRun, loader: DataLoader[Batch]) -> None:
     """Run the epochs that are left; model.pt stands in the output folder at the end of each."""
-    cfg, output = run.cfg, run.output
-    metrics = MetricsWriter(output, run.step, cfg, run.is_main)
-    verification = Verification(cfg.val_targets, Path(cfg.rec), run.device, cfg.batch_size, metrics)
-    run.verify(verification)
-    speed, first_step = Speedometer(), run.step
-    loss_sum = torch.zeros((), device=run.device)
-
-    with StopRequest() as stop:
+    cfg = run.cfg
+    with MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics, StopRequest() as stop:
+        verification = Verification(cfg.val_targets, Path(cfg.rec), run.device, cfg.batch_size, metrics)
+        run.verify(verification)
+        speed, first_step = Speedometer(), run.step
+        loss_sum = torch.zeros((), device=run.device)
         while run.epoch < cfg.num_epoch:
             batches = epoch_batches(run, loader, speed)
             while run.step_in_epoch < run.steps_per_epoch:
@@ -95,15 +94,14 @@ def train(run: TrainingRun, loader: DataLoader[Batch]) -> None:
                     run.save()
                 if stop.agreed(run.device):
                     run.save()
-                    metrics.close()
                     log.warning("stopped by SIGTERM after step %d; resume = True goes on from there", run.step)
                     sys.exit(143)
                 speed.pause(time.monotonic() - pause_s)
             run.end_epoch()
             if not (cfg.verbose and run.step % cfg.verbose == 0):
                 run.verify(verification)
-    metrics.close(output / "model.pt" if cfg.save_artifacts else None)
-    log.info("done: %s", output / "model.pt")
+        metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
+    log.info("done: %s", run.output / "model.pt")
 
 
 def open_data(cfg: Config, ranks: Ranks) -> tuple[DataLoader[Batch], Config]:

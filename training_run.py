@@ -6,6 +6,7 @@ schedules.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -106,8 +107,10 @@ class TrainingRun:
         self._update(loss_sum)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        for schedule in self.schedules:
-            schedule.step()
+        with warnings.catch_warnings():  # the schedule goes on when a step was skipped, the very first too
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for schedule in self.schedules:
+                schedule.step()
         self.step += 1
         self.step_in_epoch += 1
         return loss_sum
@@ -180,6 +183,7 @@ class TrainingRun:
         training = {
             "backbone": self.backbone.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "head": self.head.settings(),
             "row_settings": self.row_optimizer.state_dict()["settings"],
             "schedules": [schedule.state_dict() for schedule in self.schedules],
             "scaler": self.scaler.state_dict(),
@@ -192,8 +196,8 @@ class TrainingRun:
     def load(self, path: Path) -> None:
         """Go on from a checkpoint written on any number of ranks."""
         state, shards = checkpoint.load_training(path), self._shards()
+        self.head.load_settings(state["head"])
         checkpoint.load_heads(path, shards)
-        self.head.load_checkpoint_state(shards["head"])
         self.row_optimizer.load_state_dict({"settings": state["row_settings"], **shards["rows"]})
         self.backbone.load_state_dict(state["backbone"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -208,4 +212,4 @@ class TrainingRun:
 
     def _shards(self) -> dict[str, Any]:
         rows = {k: v for k, v in self.row_optimizer.state_dict().items() if k != "settings"}
-        return {"head": self.head.checkpoint_state(), "rows": rows}
+        return {"head": self.head.shards(), "rows": rows}

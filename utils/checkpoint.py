@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
@@ -115,10 +116,10 @@ def load_heads(checkpoint: Path, heads: dict[str, Any]) -> None:
     try:
         with _alone_is_fine():
             load_shards(heads, checkpoint_id=checkpoint / "heads", no_dist=get_world_size() == 1)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         raise ValueError(
-            f"the classifier in {checkpoint} does not fit this run or is damaged ({error}); resume with the "
-            "num_classes, head_size, embedding_size and optimizer that wrote it"
+            f"the classifier in {checkpoint} is damaged or was written with another optimizer or for another number "
+            f"type ({_last_line(error)}); resume with the settings that wrote it"
         ) from error
 
 
@@ -171,9 +172,13 @@ def _save_heads(heads: dict[str, Any], folder: Path) -> str | None:
     try:
         with _alone_is_fine():
             save_shards(heads, checkpoint_id=folder, no_dist=get_world_size() == 1)
-    except Exception as error:  # torch wraps each rank's OSError in an exception of its own
-        return f"{type(error).__name__}: {error}"
+    except (Exception, CheckpointException) as error:  # the latter, a BaseException, wraps the ranks' errors
+        return _last_line(error)
     return None
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -45,6 +47,8 @@ class MetricsWriter:
         is_main: whether this rank writes the files; the others write to Weights & Biases only, if at all.
     """
 
+    artifact: Path | None = None  # uploaded to Weights & Biases at the end
+
     def __init__(self, output: Path, start_step: int, cfg: Config, is_main: bool = True) -> None:
         self._tensorboard: SummaryWriter | None = None
         self._jsonl: Any = None
@@ -69,16 +73,20 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
-    def close(self, artifact: Path | None = None) -> None:
-        """Flush and close; ``artifact`` is uploaded to Weights & Biases."""
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._jsonl is not None:
             self._jsonl.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
-            if artifact is not None:
-                self._wandb.save(str(artifact))
-            self._wandb.finish()
+            if self.artifact is not None:
+                self._wandb.save(str(self.artifact))
+            self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
 def _keep_lines(path: Path, last_step: int) -> None:
@@ -90,15 +98,19 @@ def _keep_lines(path: Path, last_step: int) -> None:
     temporary.replace(path)
 
 
-def _start_wandb(cfg: Config, output: Path) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise ValueError(
-            "using_wandb = True needs the package: pip install wandb, or set using_wandb = False"
-        ) from None
+def check_wandb(cfg: Config) -> None:
+    """Raise ValueError if Weights & Biases is asked for and cannot be reached: no package, or no key."""
+    if not cfg.using_wandb:
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError("using_wandb = True needs the package: pip install wandb, or set using_wandb = False")
     if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
         raise ValueError("using_wandb = True needs the key in the environment variable WANDB_API_KEY")
+
+
+def _start_wandb(cfg: Config, output: Path) -> Any:
+    import wandb
+
     name = cfg.name + (f"_{cfg.suffix_run_name}" if cfg.suffix_run_name else "")
     return wandb.init(
         entity=cfg.wandb_entity,

@@ -1,0 +1,305 @@
+"""train.py in one process: what it leaves, resuming, precisions, accumulation, and every refusal."""
+
+import json
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import train
+from backbones import get_model
+from conftest import ROOT
+from utils.config import get_config
+from utils.distributed import Ranks
+
+TINY = str(ROOT / "tests" / "tiny.py")
+LINE = re.compile(
+    r"Speed \d+\.\d\d samples/sec   Loss \d+\.\d{4}   LearningRate \d\.\d{6}   Epoch: \d+   "
+    r"Global Step: \d+   (Fp16 Grad Scale: \d+   )?Required: \d+ hours"
+)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(output, *overrides):
+    train.main([TINY, f"output={output}", *overrides])
+    return metrics(output)
+
+
+def metrics(output, name="loss"):
+    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def weights(output):
+    return torch.load(Path(output) / "model.pt", weights_only=True)
+
+
+def test_what_a_run_leaves(tmp_path, capsys):
+    losses = run(tmp_path / "a")
+    out = tmp_path / "a"
+    assert {p.name for p in out.iterdir()} == {
+        "model.pt",
+        "checkpoints",
+        "training.log",
+        "metrics.jsonl",
+        "tensorboard",
+        "config.json",
+    }
+    assert list(losses) == list(range(1, 13))
+    backbone = get_model("rtiny", 32)
+    backbone.load_state_dict(weights(out), strict=True)
+    assert json.loads((out / "config.json").read_text())["network"] == "rtiny"
+    log = (out / "training.log").read_text()
+    assert len(LINE.findall(log)) == 12
+    assert "batch: 1 ranks x 8 x accumulation 1 = 8, lr 0.05, sgd" in log
+    assert "CosFace, margin 0.2" in log
+    assert "60 classes in 9 heads of 7" in log
+    assert "MiB a rank before activations" in log
+    assert "rank 0: " in log
+    assert LINE.search(capsys.readouterr().out)
+
+
+def test_tensorboard_has_the_scalars(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    wanted = {"loss", "learning_rate", "images_per_s", "positive_cosine", "selected_heads", "selected_classes"}
+    assert wanted | {"data_wait_share"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("loss")] == list(range(1, 13))
+
+
+def test_it_learns(tmp_path):
+    losses = run(tmp_path, "num_epoch=6", "num_classes=12", "num_image=24")
+    steps = sorted(losses)
+    assert np.mean([losses[s] for s in steps[-3:]]) < 0.7 * np.mean([losses[s] for s in steps[:3]])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, optimizer):
+    """Stopped in the middle of an epoch, resumed in a new process state: bit for bit the same losses and model."""
+    options = ["num_epoch=2", f"optimizer={optimizer}", "negative_rate=0.3", "dropout=0.2"]
+    options += ["lr=0.001"] if optimizer == "adamw" else []
+    whole = run(tmp_path / "whole", *options)
+    cfg = get_config(TINY, [*options, f"output={tmp_path / 'part'}"])
+    state, loader = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    batches = train.epoch_batches(state, loader, train.Speedometer())
+    for _ in range(7):
+        state.train_step(batches)
+    state.save()
+    torch.manual_seed(99)
+    part = run(tmp_path / "part", *options, "resume=True")
+    assert part == {step: loss for step, loss in whole.items() if step > 7}
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "part")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_killed_run_goes_on_from_its_checkpoint(tmp_path):
+    options = [TINY, f"output={tmp_path}", "num_epoch=40", "checkpoint_steps=5", "frequent=1"]
+    process = subprocess.Popen([sys.executable, "train.py", *options], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((tmp_path / "checkpoints").glob("step_1?")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = metrics(tmp_path)
+    newest = max(int(p.name[5:]) for p in (tmp_path / "checkpoints").glob("step_*"))
+    assert newest >= 10
+    after = run(tmp_path, f"num_epoch={newest // 12 + 1}", "resume=True")
+    assert sorted(after) == list(range(1, (newest // 12 + 1) * 12 + 1)), "each step stands once"
+    assert all(after[step] == before[step] for step in range(1, newest + 1))
+
+
+def test_sigterm_saves(tmp_path):
+    options = [TINY, f"output={tmp_path}", "num_epoch=1000"]
+    command = [sys.executable, "train.py", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "Global Step: 3 " in line:
+                process.terminate()
+    assert process.returncode == 143
+    log = (tmp_path / "training.log").read_text()
+    step = int(re.search(r"stopped by SIGTERM after step (\d+)", log)[1])
+    assert (tmp_path / "checkpoints" / f"step_{step}" / "training.pt").exists()
+
+
+def test_accumulation_is_the_mean_of_the_parts(tmp_path):
+    """Own-head softmax and frozen statistics: two forwards of 4 make the step of one forward of 8."""
+    options = ["head_scope=own", "num_epoch=1", "sync_bn=False"]
+
+    def steps(output, *more):
+        cfg = get_config(TINY, [*options, f"output={output}", *more])
+        state, loader = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+        state.backbone.eval()  # batch statistics would differ between 4 and 8 images
+        batches = train.epoch_batches(state, loader, train.Speedometer())
+        losses = [float(state.train_step(batches)) for _ in range(4)]
+        return losses, state
+
+    whole, one = steps(tmp_path / "one", "batch_size=8")
+    parts, two = steps(tmp_path / "two", "batch_size=4", "gradient_acc=2")
+    assert parts == pytest.approx(whole, rel=1e-5)
+    torch.testing.assert_close(one.head.weight, two.head.weight, rtol=1e-4, atol=1e-6)
+    for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_precisions_stay_near_float32(tmp_path, precision):
+    full = run(tmp_path / "full")
+    half = run(tmp_path / "half", f"{precision}=True")
+    assert list(half.values()) == pytest.approx(list(full.values()), rel=0.05)
+    assert ("Fp16 Grad Scale" in (tmp_path / "half" / "training.log").read_text()) == (precision == "fp16")
+
+
+def test_non_finite_steps_are_skipped_and_counted(tmp_path):
+    cfg = get_config(TINY, [f"output={tmp_path}", "max_nonfinite=3"])
+    state, loader = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    batches = train.epoch_batches(state, loader, train.Speedometer())
+    state.train_step(batches)
+    before = {k: v.clone() for k, v in state.backbone.state_dict().items() if "running" not in k and "num_b" not in k}
+    centres = state.head.weight.clone()
+    poison = state.backbone.conv1.weight.register_hook(lambda grad: grad * torch.nan)
+    state.train_step(batches)
+    state.train_step(batches)
+    assert state.skipped == 2
+    after = state.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(state.head.weight, centres)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* the gradient of conv1.weight on rank 0, lr"):
+        state.train_step(batches)
+    poison.remove()
+    state.optimizer.zero_grad()
+    state.row_optimizer.zero_grad()
+    state.train_step(batches)
+    assert state.skipped_in_a_row == 0
+    assert not torch.equal(state.head.weight, centres)
+
+
+def test_fp16_overflow_lowers_the_scale_and_goes_on(tmp_path):
+    cfg = get_config(TINY, [f"output={tmp_path}", "fp16=True", "max_nonfinite=1"])
+    state, loader = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=100)
+    batches = train.epoch_batches(state, loader, train.Speedometer())
+    state.train_step(batches)
+    assert state.skipped == 1
+    assert state.scaler.get_scale() == 2.0**39
+
+
+def test_verification_before_the_first_step_and_a_missing_set(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = [cv2.imencode(".png", rng.integers(0, 255, (112, 112, 3), np.uint8))[1].tobytes() for _ in range(40)]
+    with (tmp_path / "mine.bin").open("wb") as file:
+        pickle.dump((images, [i % 2 == 0 for i in range(20)]), file)
+    out = tmp_path / "run"
+    run(out, f"val_targets={tmp_path / 'mine.bin'},nowhere")
+    log = (out / "training.log").read_text()
+    assert log.index("[mine][0]Accuracy-Flip") < log.index("Global Step: 1 ")
+    assert "[mine][12]Accuracy-Highest" in log
+    assert log.count("verification set nowhere is left out") == 1
+    assert set(metrics(out, "mine/accuracy")) == {0, 12}
+
+
+def test_init_backbone_takes_weights_and_tolerates_prefixes(tmp_path):
+    run(tmp_path / "first")
+    start = weights(tmp_path / "first")
+    torch.save({f"module.{name}": value for name, value in start.items()}, tmp_path / "prefixed.pt")
+    cfg = get_config(TINY, [f"output={tmp_path / 'second'}", f"init_backbone={tmp_path / 'prefixed.pt'}"])
+    state, _ = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    assert all(torch.equal(v, start[k]) for k, v in state.backbone.state_dict().items())
+    assert "100.0 % of the tensors" in (tmp_path / "second" / "training.log").read_text()
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    refused(tmp_path / "third", "it is another network's", f"init_backbone={tmp_path / 'other.pt'}")
+
+
+def test_image_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for person in ("ann", "bob", "eve"):
+        (tmp_path / "faces" / person).mkdir(parents=True)
+        for i in range(4):
+            image = rng.integers(0, 255, (112, 112, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / "faces" / person / f"{i}.png"), image)
+    losses = run(tmp_path / "run", f"rec={tmp_path / 'faces'}", "num_classes=auto", "num_image=None")
+    assert len(losses) == 1
+    assert json.loads((tmp_path / "run" / "classes.json").read_text()) == ["ann", "bob", "eve"]
+    assert "12 images of 3 identities" in (tmp_path / "run" / "training.log").read_text()
+
+
+def refused(output, message, *overrides, config=TINY):
+    with pytest.raises(SystemExit) as exit_:
+        train.main([config, f"output={output}", *overrides])
+    assert exit_.value.code == 2
+    assert re.search(message, refused.capsys.readouterr().err)
+
+
+@pytest.fixture(autouse=True)
+def _errors(capsys):
+    refused.capsys = capsys
+
+
+def test_refuses_an_output_of_another_run(tmp_path):
+    run(tmp_path)
+    refused(tmp_path, "holds another run .*resume = True .*overwrite = True")
+    assert len(run(tmp_path, "overwrite=True")) == 12
+
+
+def test_refuses_to_resume_from_nothing(tmp_path):
+    refused(tmp_path, "holds no complete checkpoint", "resume=True")
+
+
+def test_refuses_a_checkpoint_of_another_classifier(tmp_path):
+    run(tmp_path)
+    refused(tmp_path, "has num_classes = 60, this run has 61", "resume=True", "num_epoch=2", "num_classes=61")
+    refused(tmp_path, "written with another optimizer", "resume=True", "num_epoch=2", "optimizer=adamw")
+    refused(tmp_path, "has head_size = 7, this run has 60", "resume=True", "num_epoch=2", "head_size=60")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lr=fast"], "lr must be a number"),
+        (["rec=/nowhere"], "/nowhere"),
+        (["rec="], "rec is not set"),
+        (["batch_size=100"], "96 images"),
+        (["batch_size=8", "gradient_acc=13"], "less than one step's batch"),
+        (["network=r17"], "r18"),
+        (["device=cuda"], "torch sees no GPU"),
+        (["using_wandb=True"], "wandb"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the error of a machine without a GPU")
+def test_refusals(tmp_path, overrides, message):
+    refused(tmp_path, message, *overrides)
+
+
+def test_unknown_config(tmp_path):
+    refused(tmp_path, "did you mean configs/demo", config="configs/dem")
+
+
+def test_labels_out_of_range_are_found_before_the_first_step(tmp_path, shared_data):
+    refused(
+        tmp_path,
+        "labels run from 0 to 39.*allows 0 to 9",
+        f"rec={shared_data / 'lfw_small_im2rec'}",
+        "num_classes=10",
+    )
+
+
+def test_num_classes_auto_reads_the_records(tmp_path, shared_data):
+    run(tmp_path, f"rec={shared_data / 'lfw_small_im2rec'}", "num_classes=auto", "num_image=None", "batch_size=64")
+    assert "738 images of 40 identities" in (tmp_path / "training.log").read_text()

@@ -1,0 +1,1 @@
+"""Command-line helpers: make, pack and check data."""
