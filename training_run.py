@@ -65,7 +65,7 @@ class TrainingRun:
         if ranks.world_size > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(
-                self.backbone, device_ids, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=16
+                self.backbone, device_ids, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=16
             )
         num_classes = cfg.class_count()
         assert num_classes is not None

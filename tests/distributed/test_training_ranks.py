@@ -1,0 +1,268 @@
+"""train.py on several ranks: the same curve as one rank, the launchers, re-sharding checkpoints, two hosts."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemWriter
+
+import train
+from conftest import ROOT, shared_data_path
+from ranks import run_ranks
+from utils.checkpoint import list_checkpoints
+from utils.config import get_config
+from utils.distributed import Ranks, all_gather_objects
+
+pytestmark = pytest.mark.distributed
+TINY = str(ROOT / "tests" / "tiny.py")
+
+
+def metrics(output, name="loss"):
+    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def prepare(rank, world_size, overrides):
+    return train.prepare(get_config(TINY, overrides), Ranks(rank, world_size, rank, torch.device("cpu")))
+
+
+def train_on_ranks(rank, world_size, overrides):
+    train.train(*prepare(rank, world_size, overrides))
+
+
+@pytest.mark.parametrize("options", [[], ["negative_rate=0.3"], ["head_scope=own"]])
+def test_two_ranks_and_one_give_the_same_curve(tmp_path, options):
+    """The same global batches; batch statistics over all ranks, so that only rounding differs."""
+    options = [*options, "sync_bn=True"]
+    run_ranks(train_on_ranks, 1, [*options, f"output={tmp_path / 'one'}", "batch_size=8"])
+    run_ranks(train_on_ranks, 2, [*options, f"output={tmp_path / 'two'}", "batch_size=4"])
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert list(two) == list(range(1, 13))
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=2e-4)
+    for name in ("positive_cosine", "selected_heads", "selected_classes"):
+        a, b = metrics(tmp_path / "one", name), metrics(tmp_path / "two", name)
+        assert list(b.values()) == pytest.approx(list(a.values()), abs=2e-4)
+    a, b = (torch.load(tmp_path / n / "model.pt", weights_only=True) for n in ("one", "two"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=2e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def save_and_return_centres(rank, world_size, overrides):
+    run, loader = prepare(rank, world_size, overrides)
+    batches = train.epoch_batches(run, loader, train.Speedometer())
+    for _ in range(3):
+        run.train_step(batches)
+    run.save()
+    return everything(run)
+
+
+def load_and_return_centres(rank, world_size, overrides):
+    run, _ = prepare(rank, world_size, [*overrides, "resume=True"])
+    return everything(run)
+
+
+def everything(run):
+    buffers = [run.head.weight, run.head.visits, *run.row_optimizer.buffers.values()]
+    parts = all_gather_objects([b.clone() for b in buffers])
+    joined = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return joined, (run.epoch, run.step, run.step_in_epoch), run.schedules[0].get_last_lr(), run.head.iteration
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (3, 2), (2, 4)])
+def test_a_checkpoint_loads_on_any_number_of_ranks(tmp_path, before, after, optimizer):
+    options = [f"output={tmp_path}", f"optimizer={optimizer}"]
+    written = run_ranks(save_and_return_centres, before, [*options, f"batch_size={24 // before}"])[0]
+    read = run_ranks(load_and_return_centres, after, [*options, f"batch_size={24 // after}"])
+    for buffers, *counters in read:
+        assert counters == list(written[1:])
+        assert all(torch.equal(a, b) for a, b in zip(buffers, written[0], strict=True))
+    assert written[0][0].any(1).sum() > 0
+
+
+def fail_to_write(rank, world_size, overrides):
+    run, loader = prepare(rank, world_size, overrides)
+    batches = train.epoch_batches(run, loader, train.Speedometer())
+    run.train_step(batches)
+    run.save()
+    run.train_step(batches)
+    if rank == 1:
+
+        def full(*_args, **_kwargs):
+            raise OSError(28, "No space left on device")
+
+        FileSystemWriter.write_data = full
+    try:
+        run.save()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def test_a_full_disk_on_one_rank_is_an_error_on_all_and_keeps_the_older_checkpoint(tmp_path):
+    errors = run_ranks(fail_to_write, 2, [f"output={tmp_path}"], timeout_s=200)
+    assert all("could not write checkpoint" in error and "No space left" in error for error in errors)
+    assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step_1"]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def bad_settings(rank, world_size, output):
+    try:
+        prepare(rank, world_size, [f"output={output}", "batch_size=64"])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_a_user_error_is_raised_on_every_rank(tmp_path):
+    errors = run_ranks(bad_settings, 2, tmp_path)
+    assert all("an epoch of 96 images has no global batch of 2 ranks x 64" in error for error in errors)
+
+
+def launch(*command, env=None, **options):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m", "torch.distributed.launch", "--nproc_per_node=2"],
+        ["-m", "torch.distributed.run", "--nproc_per_node=2"],
+        ["-m", "torch.distributed.launch", "--nproc_per_node=8"],
+    ],
+    ids=["launch", "torchrun", "launch8"],
+)
+def test_launchers(tmp_path, launcher):
+    """The README's lines, the 8-process one too, on a tiny recipe."""
+    port = f"--master_port={free_port()}"
+    result = launch(*launcher, port, "train.py", TINY, f"output={tmp_path}", "batch_size=3", "num_epoch=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    ranks = int(launcher[-1].split("=")[1])
+    assert f"batch: {ranks} ranks x 3 x accumulation 1 = {ranks * 3}" in result.stdout
+    assert len(re.findall(r"-rank \d+: ", result.stdout)) == ranks
+    assert (tmp_path / "model.pt").exists()
+    assert len(metrics(tmp_path)) == 96 // (3 * ranks)
+
+
+@pytest.mark.parametrize("spelling", ["--local_rank=0", "--local-rank=0"])
+def test_both_spellings_of_local_rank(tmp_path, spelling):
+    train.main([spelling, TINY, f"output={tmp_path}", "num_image=16", "frequent=1"])
+    assert len(metrics(tmp_path)) == 2
+
+
+def test_sigterm_to_one_rank_stops_all_and_saves(tmp_path):
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "train.py", TINY, f"output={tmp_path}", "num_epoch=100000", "batch_size=4"]
+    ranks = []
+    try:
+        for rank in range(2):
+            env_of_rank = {**os.environ, **env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, cwd=ROOT, env=env_of_rank, stdout=subprocess.DEVNULL))
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) > 2:
+                break
+            time.sleep(0.1)
+        ranks[1].send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=60) for process in ranks] == [143, 143]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert "stopped by SIGTERM" in (tmp_path / "training.log").read_text()
+    assert len(list_checkpoints(tmp_path / "checkpoints")) >= 1
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces joined by a veth pair: (name, address, interface) of each host."""
+    tag = uuid.uuid4().hex[:6]
+    names = [f"mhs{tag}a", f"mhs{tag}b"]
+    if shutil.which("ip") is None:
+        pytest.skip("two hosts need the command ip (Debian: iproute2)")
+    made = []
+
+    def ip(*words):
+        return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+
+    try:
+        for name in names:
+            result = ip("netns", "add", name)
+            if result.returncode:
+                pytest.skip(f"network namespaces are not permitted here: {result.stderr.strip()}")
+            made.append(name)
+        result = ip(
+            "link", "add", f"v{tag}a", "netns", names[0], "type", "veth", "peer", f"v{tag}b", "netns", names[1]
+        )
+        if result.returncode:
+            pytest.skip(f"veth pairs are not permitted here: {result.stderr.strip()}")
+        hosts = []
+        for i, (name, end) in enumerate(zip(names, "ab", strict=True)):
+            for words in (
+                ("addr", "add", f"10.77.0.{i + 1}/24", "dev", f"v{tag}{end}"),
+                ("link", "set", f"v{tag}{end}", "up"),
+                ("link", "set", "lo", "up"),
+            ):
+                assert ip("-n", name, *words).returncode == 0
+            hosts.append((name, f"10.77.0.{i + 1}", f"v{tag}{end}"))
+        yield hosts
+    finally:
+        for name in made:
+            ip("netns", "del", name)
+
+
+def test_two_hosts_end_with_the_model_of_two_ranks_on_one(tmp_path, two_hosts):
+    """The README's two-node lines, one process a node, each in a network of its own."""
+    address = two_hosts[0][1]
+    processes = []
+    for node, (name, _, interface) in enumerate(two_hosts):
+        command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.launch"]
+        command += ["--nproc_per_node=1", "--nnodes=2", f"--node_rank={node}", f"--master_addr={address}"]
+        command += ["--master_port=12581", "train.py", TINY, f"output={tmp_path / 'hosts'}", "batch_size=4"]
+        env = {**os.environ, "GLOO_SOCKET_IFNAME": interface, "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    alone = launch(
+        "-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}",
+        "train.py", TINY, f"output={tmp_path / 'one'}", "batch_size=4",
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    a, b = (torch.load(tmp_path / n / "model.pt", weights_only=True) for n in ("hosts", "one"))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert metrics(tmp_path / "hosts") == metrics(tmp_path / "one")
+
+
+@pytest.mark.skipif(shared_data_path() is None, reason="no real faces here: set MHS_SHARED")
+def test_real_faces_on_two_ranks(tmp_path):
+    """A fifth of an epoch on LFW already beats the untrained network on other people's faces."""
+    source = shared_data_path() / "lfw_train"
+    result = launch(
+        "-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}",
+        "train.py", "configs/lfw_mini", f"rec={source}", f"output={tmp_path}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    accuracy = metrics(tmp_path, "lfw/accuracy")
+    steps = sorted(accuracy)
+    assert steps[0] == 0
+    assert accuracy[steps[-1]] > accuracy[0] + 0.05
