@@ -17,6 +17,7 @@ The folder appears complete or not at all. The same parameters give the same byt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import pickle
@@ -24,9 +25,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,7 +39,6 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.demo_faces.sets import LooseCrop, aligned_faces, loose_crops, template_pairs, verification_pairs
-from utils.images import decode_rgb
 from utils.recordio import write_face_records
 
 _VERSION = 1  # of the pictures: raise it when the same parameters give others
@@ -93,6 +94,10 @@ def make_demo(out: Path, recipe: Recipe, workers: int = 2) -> bool:
         raise ValueError(f"--workers must be at least 1, got {workers}")
     if _is_there(out, recipe):
         return False
+    if not hasattr(cv2, "triangleRasterize"):
+        raise ValueError(
+            f"drawing faces takes OpenCV 5, found {cv2.__version__}: pip install -U opencv-python-headless"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
@@ -122,52 +127,41 @@ def _is_there(out: Path, recipe: Recipe) -> bool:
 
 
 def _fill(folder: Path, recipe: Recipe, workers: int) -> None:
-    train = _render(
-        "training faces",
-        functools.partial(_aligned, recipe.seed, "train", recipe.images_per_identity),
-        recipe.identities,
-        workers,
-    )
+    seed = recipe.seed
+    faces = functools.partial(aligned_faces, seed, "train", count=recipe.images_per_identity)
+    test_faces = functools.partial(aligned_faces, seed, "pairs", count=recipe.test_images_per_identity)
+    templates = functools.partial(loose_crops, seed, count=recipe.ijb_images_per_identity)
+    with _pool(workers) as pool:
+        train = _render("training faces", faces, recipe.identities, pool)
+        test = _render("verification faces", test_faces, recipe.test_identities, pool)
+        crops = _render("loose crops", templates, recipe.ijb_identities, pool)
     write_face_records(folder / "train", train)
-    test = _render(
-        "verification faces",
-        functools.partial(_aligned, recipe.seed, "pairs", recipe.test_images_per_identity),
-        recipe.test_identities,
-        workers,
-    )
-    _write_bin(folder / "train" / "demo.bin", test, np.random.default_rng((recipe.seed, 1 << 21)))
+    _write_bin(folder / "train" / "demo.bin", test, np.random.default_rng((seed, 1 << 21)))
+    _write_ijb(folder / "IJBC", crops, recipe.ijb_impostor_pairs, np.random.default_rng((seed, 1 << 22)))
     _write_sheet(folder / "faces.png", [*train[:10], *test[:4]])
-    crops = _render(
-        "loose crops",
-        functools.partial(_loose, recipe.seed, recipe.ijb_images_per_identity),
-        recipe.ijb_identities,
-        workers,
-    )
-    _write_ijb(folder / "IJBC", crops, recipe.ijb_impostor_pairs, np.random.default_rng((recipe.seed, 1 << 22)))
 
 
-def _aligned(seed: int, kind: str, count: int, identity: int) -> list[bytes]:
-    return aligned_faces(seed, kind, identity, count)
-
-
-def _loose(seed: int, count: int, identity: int) -> list[LooseCrop]:
-    return loose_crops(seed, identity, count)
-
-
-def _render(
-    what: str, of_identity: Callable[[int], list[_Result]], identities: int, workers: int
-) -> list[list[_Result]]:
-    """Call ``of_identity`` for every identity, in processes if there are several workers; results in order."""
-    start = time.perf_counter()
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[Pool | None]:
+    """Processes, or None for a single worker, which renders here."""
     if workers == 1:
         threads = cv2.getNumThreads()
         try:
-            out = [of_identity(i) for i in range(identities)]
+            yield None
         finally:
             cv2.setNumThreads(threads)
     else:
-        with get_context("spawn").Pool(min(workers, identities)) as pool:
-            out = pool.map(of_identity, range(identities), chunksize=1)
+        with get_context("spawn").Pool(workers) as pool:
+            yield pool
+
+
+def _render(
+    what: str, of_identity: Callable[[int], list[_Result]], identities: int, pool: Pool | None
+) -> list[list[_Result]]:
+    """Call ``of_identity`` for every identity; results in order."""
+    start = time.perf_counter()
+    every = range(identities)
+    out = [of_identity(i) for i in every] if pool is None else pool.map(of_identity, every, chunksize=1)
     images, seconds = sum(map(len, out)), time.perf_counter() - start
     print(f"{what}: {images} images of {identities} identities in {seconds:.1f} s", flush=True)
     return out
@@ -213,8 +207,10 @@ def _write_sheet(path: Path, faces: Sequence[Sequence[bytes]], columns: int = 10
     for row, images in enumerate(faces):
         for column, encoded in enumerate(images[:columns]):
             y, x = row * (112 + gap) + gap, column * (112 + gap) + gap
-            sheet[y : y + 112, x : x + 112] = decode_rgb(encoded)
-    done, png = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+            assert image is not None
+            sheet[y : y + 112, x : x + 112] = image
+    done, png = cv2.imencode(".png", sheet)
     assert done
     path.write_bytes(png.tobytes())
 

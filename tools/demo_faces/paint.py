@@ -77,9 +77,9 @@ def paint_skin(head: Head, t: Traits, scalp: Array) -> Array:
         )
     nostril = bump(np.abs(x - t.nose_x), y, t.nose_w * 0.47, t.nose_y - 0.125, 0.042, 0.022) * front
     skin = blend(skin, t.skin * np.array([0.22, 0.13, 0.12], np.float32), np.clip(1.25 * nostril, 0, 1))
-    strands = noise(rng, HEIGHT, WIDTH, (0.8, 2.5))
+    strands = noise(rng, HEIGHT, WIDTH, (0.7, 1.6))
     beard = _beard(x, y, t, strands) * front
-    skin = blend(skin, t.hair * (0.75 + 0.12 * strands[..., None]), beard)
+    skin = blend(skin, t.hair * (0.78 + 0.10 * strands[..., None]), beard)
     brow = _brows(x, y, t, noise(rng, HEIGHT, WIDTH, (1.6, 0.8))) * front
     skin = blend(skin, t.hair * np.float32(0.55) + np.float32(0.04), brow)
     roots = t.hair * (0.72 + 0.12 * noise(rng, HEIGHT, WIDTH, (0.9, 7))[..., None])
@@ -120,7 +120,7 @@ def _beard(x: Array, y: Array, t: Traits, strands: Array) -> Array:
     full = np.maximum(np.maximum(moustache, jaws), goatee * 0.9)
     style = {"stubble": 0.36 * full, "moustache": moustache, "goatee": np.maximum(moustache, goatee), "full": full}
     body = style[t.beard] * t.beard_dark
-    out: Array = np.clip(body * (0.92 + 0.2 * strands), 0, 0.96)
+    out: Array = np.clip(body * (0.95 + 0.12 * strands), 0, 0.96)
     return out
 
 

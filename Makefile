@@ -1,0 +1,47 @@
+# make demo: set up, train on made-up faces, evaluate. make test: the whole test suite.
+VENV ?= .venv
+MXNET_VENV ?= .venv-mxnet
+PYTHON ?= python3
+PY = $(VENV)/bin/python
+DEMO = work_dirs/demo
+
+.PHONY: demo test lint types mxnet clean
+
+demo: $(VENV)/.ready
+	$(PY) -m tools.make_demo_faces $(DEMO)_data
+	OMP_NUM_THREADS=1 $(PY) -m torch.distributed.launch --standalone --nproc_per_node=2 \
+		train.py configs/demo rec=$(DEMO)_data/train output=$(DEMO) overwrite=True
+	$(PY) eval_ijbc.py --model-prefix $(DEMO)/model.pt --image-path $(DEMO)_data/IJBC \
+		--result-dir $(DEMO)/ijb_test_results --network rtiny
+	$(PY) -m tools.show_demo $(DEMO) $(DEMO)_data
+
+test: $(VENV)/.ready-dev
+	$(PY) -m pytest
+
+lint: $(VENV)/.ready-dev
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+types: $(VENV)/.ready-dev
+	$(PY) -m mypy
+
+# mxnet, for the tests that hold our record files against its own; it needs an old numpy and Python 3.11 or older.
+mxnet: $(MXNET_VENV)/.ready
+
+$(VENV)/.ready: requirement.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -r requirement.txt -c constraints.txt
+	touch $@
+
+$(VENV)/.ready-dev: requirement-dev.txt $(VENV)/.ready
+	$(PY) -m pip install -r requirement-dev.txt -c constraints.txt
+	touch $@
+
+$(MXNET_VENV)/.ready:
+	$(PYTHON) -m venv $(MXNET_VENV)
+	$(MXNET_VENV)/bin/python -m pip install mxnet==1.9.1 numpy==1.23.5
+	touch $@
+
+clean:
+	rm -rf work_dirs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
