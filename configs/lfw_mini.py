@@ -2,8 +2,8 @@
 
 Data: Labeled Faces in the Wild as records, 4,040 identities, 9,450 images, and lfw.bin with 1,200 pairs of other
     identities. Its folder comes from the environment variable MHS_LFW, or from rec=FOLDER on the command line.
-Expected: PENDING
-Cost: PENDING
+Expected: 77.7 % on lfw.bin after the one epoch, 63.8 % before it (docs/results/lfw_mini.jsonl).
+Cost: half a minute on 2 CPU cores.
 Launch: python -m torch.distributed.launch --nproc_per_node=2 train.py configs/lfw_mini rec=FOLDER
 """
 

@@ -106,8 +106,9 @@ def plot_roc(curves: dict[str, Roc], title: str, fars: Sequence[float] = FAR_GRI
         axes.axvspan(fars[0], min(1 / fewest, fars[-1]), color="0.5", alpha=0.12, linewidth=0)
         axes.annotate(
             f"less than one of {fewest:,} impostor pairs",
-            (0.015, 0.02),
+            (0.015, 0.98),
             xycoords="axes fraction",
+            va="top",
             fontsize=8,
             color="0.35",
         )

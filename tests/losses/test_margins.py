@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from losses import ArcFace, CombinedMargin, CosFace
+from losses import ArcFace, CombinedMargin, CosFace, get_margin
 
 MARGINS = {
     "arcface": ArcFace(64, 0.5),
@@ -113,3 +113,13 @@ def test_arcface_without_margin_is_the_scaled_cosine():
 def test_refuses_values_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_get_margin_follows_the_config():
+    assert (type(get_margin("arcface", 64)), get_margin("arcface", 64).margin) == (ArcFace, 0.5)
+    assert (type(get_margin("cosface", 30)), get_margin("cosface", 30).margin) == (CosFace, 0.4)
+    assert get_margin("cosface", 30, 0.2).margin == 0.2
+    combined = get_margin("arcface", 64, 0.5, (1.0, 0.0, 0.4), 0.3)
+    assert (type(combined), combined.m3, combined.threshold) == (CombinedMargin, 0.4, 0.3)
+    with pytest.raises(ValueError, match="loss must be"):
+        get_margin("combined", 64)

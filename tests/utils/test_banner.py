@@ -1,0 +1,59 @@
+"""What the banner computes: the share of classes that a step touches, and memory."""
+
+import pytest
+import torch
+
+from backbones import get_model
+from losses import ArcFace
+from partial_fc_mhs import PartialFCMHS
+from row_optim import RowAdamW, RowSGD
+from utils.banner import banner_lines, estimate_memory, expected_share
+from utils.config import get_config
+from utils.distributed import Ranks
+
+
+@pytest.mark.parametrize(("C", "L", "rate", "G"), [(1000, 10, 0.0, 64), (1000, 1, 0.1, 32), (1000, 100, 0.0, 20)])
+def test_expected_share_is_the_mean_of_what_is_selected(C, L, rate, G):
+    head = PartialFCMHS(ArcFace(), 4, C, head_size=L, negative_rate=rate)
+    g = torch.Generator().manual_seed(0)
+    shares = []
+    for iteration in range(300):
+        head.iteration = iteration
+        shares.append(len(head.select(torch.randint(0, C, (G,), generator=g)).rows_S) / C)
+    assert sum(shares) / len(shares) == pytest.approx(expected_share(C, L, rate, G), rel=0.03)
+
+
+@pytest.mark.parametrize(("optimizer", "make"), [("sgd", RowSGD), ("adamw", RowAdamW)])
+def test_memory_counts_what_is_allocated(optimizer, make):
+    head = PartialFCMHS(ArcFace(), 32, 1000, head_size=10)
+    rows = make(head, 0.1)
+    backbone = get_model("rtiny", 32)
+    parameters = sum(p.numel() for p in backbone.parameters())
+    estimate = estimate_memory(
+        rows=1000,
+        embedding_size=32,
+        head_size=10,
+        global_batch=16,
+        optimizer=optimizer,
+        drawn_rows=0,
+        parameters=parameters,
+    )
+    held = head.weight.nbytes + sum(b.nbytes for b in rows.buffers.values())
+    assert estimate.centres == held
+    assert estimate.backbone == parameters * 4 * {"sgd": 4, "adamw": 5}[optimizer]
+    assert "MiB a rank before activations" in str(estimate)
+
+
+def test_long_heads_are_pointed_out():
+    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    long = banner_lines(get_config("ms1mv3_r100_mhs"), ranks, 93431, 5179510, 100)
+    short = banner_lines(get_config("ms1mv3_r50_mhs"), ranks, 93431, 5179510, 100)
+    assert any("heads save little" in line for line in long)
+    assert not any("heads save little" in line for line in short)
+    assert any("1 ranks x 128 x accumulation 1 = 128, lr 0.1" in line for line in short)
+
+
+def test_old_settings_without_effect_are_named():
+    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    lines = banner_lines(get_config("demo", ["dali=True", "score=3"]), ranks, 200, 4000, 10)
+    assert [line.split()[1] for line in lines if "has no effect" in line] == ["dali", "score"]
