@@ -29,6 +29,8 @@ types: $(VENV)/.ready-dev
 mxnet: $(MXNET_VENV)/.ready
 
 $(VENV)/.ready: requirement.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older; say make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -r requirement.txt -c constraints.txt
 	touch $@

@@ -6,6 +6,7 @@ Shapes: B batch of one rank, W ranks, G = W * B, N images of the data set; image
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +78,7 @@ class FaceDataset(Dataset[Batch]):
         if image.shape[:2] != self.image_size:
             raise ValueError(
                 f"{where}: the image's (height, width) is {image.shape[:2]}, expected {self.image_size}; "
-                "align all faces to that size, or set image_size"
+                "align or resize all faces to that size"
             )
         return image
 
@@ -346,5 +347,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(worker_id: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the training process ends its workers, after it has saved
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from eval.ijb import TARGETS, IJBTree, read_ijb
 from eval.roc import FAR_GRID, Roc, plot_roc, roc
 from eval.templates import pair_scores, template_features
 from utils.images import decode_rgb
+from utils.weights import read_state_dict
 
 DEFAULT_NETWORK = "r50"
 
@@ -101,16 +103,6 @@ def _read_run_config(model_path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file raises nearly any type
-        raise ValueError(f"{path} is no model.pt: {type(error).__name__}: {error}") from None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path}: expected a backbone's state_dict, a dictionary of tensors alone")
-    return {str(key).removeprefix("module."): value for key, value in weights.items()}
-
-
 def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """Say how weights differ from what a network wants, "" where they fit."""
     missing = [key for key in wanted if key not in found]
@@ -155,9 +147,7 @@ def load_backbone(model: Path, network: str | None = None) -> tuple[nn.Module, s
         ValueError: a file that holds no weights, or weights of another network.
     """
     path = model / "model.pt" if model.is_dir() else model
-    if not path.is_file():
-        raise FileNotFoundError(f"--model-prefix: no file {path}")
-    weights = _read_weights(path)
+    weights = read_state_dict(path)
     config = _read_run_config(path)
     source = "--network"
     if network is None and "network" in config:
@@ -194,7 +184,11 @@ def embed_tree(
             try:
                 out[row] = align_face(decode_rgb(path.read_bytes()), tree.landmarks[index])
             except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
+                raise ValueError(
+                    f"{path}: {error}. Copy the file again from where the set came, or take its line out of both "
+                    f"lists in {tree.image_folder.parent / 'meta'} ({tree.target.lower()}_face_tid_mid.txt and "
+                    "_name_5pts_score.txt)"
+                ) from None
         return out
 
     return embed_batches(backbone, load, len(tree.names), device, batch_size, threads=threads, progress=tree.target)
@@ -207,12 +201,23 @@ def tar_table(method: str, tar: dict[float, float]) -> PrettyTable:
     return table
 
 
+def _open_result_folder(folder: Path) -> None:
+    """Make the folder and try to write there: better now than after hours of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"probe")
+    except OSError as error:
+        raise OSError(f"the results cannot be written to {folder} ({error}); choose another --result-dir") from None
+
+
 def evaluate(options: argparse.Namespace) -> IJBReport:
-    """Run the whole evaluation and write its files.
+    """Run the whole evaluation and write its files, the scores as soon as they are there.
 
     Raises:
         FileNotFoundError: weights, lists or images are missing.
-        ValueError: what was given does not fit; nothing has been written then.
+        OSError: the result folder cannot be written to; found out before the work.
+        ValueError: what was given does not fit; no results have been written then, or the scores alone.
     """
     start_s = time.monotonic()
     if options.batch_size < 1 or options.num_workers < 0:
@@ -227,6 +232,10 @@ def evaluate(options: argparse.Namespace) -> IJBReport:
         f"{tree.target}: {len(tree.names):,} images, {len(np.unique(tree.template_ids)):,} templates, "
         f"{len(tree.pair_label):,} pairs; network {network} on {device}"
     )
+    stem = Path(options.result_dir) / tree.target / options.job
+    files = [stem.with_name(f"{stem.name}.{ending}") for ending in ("npy", "pdf", "png", "txt", "json")]
+    scores_file, pdf, png, text_file, json_file = files
+    _open_result_folder(stem.parent)
     backbone.to(device).to(memory_format=torch.channels_last)
     embed_start_s = time.monotonic()
     embeddings_ND = embed_tree(backbone, tree, device, options.batch_size, max(1, options.num_workers))
@@ -240,14 +249,11 @@ def evaluate(options: argparse.Namespace) -> IJBReport:
     unique, templates_UD = template_features(embeddings_ND, tree.detector_scores, tree.template_ids, tree.media_ids)
     del embeddings_ND  # the largest array; the ROC needs room of its own
     scores = pair_scores(templates_UD, unique, tree.pair_template_1, tree.pair_template_2)
+    np.save(scores_file, scores)
     curve = roc(tree.pair_label, scores)
     tar = {far: curve.tar_at(far) for far in FAR_GRID}
     unresolved = [far for far in FAR_GRID if not curve.resolves(far)]
 
-    stem = Path(options.result_dir) / tree.target / options.job
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{ending}") for ending in ("npy", "pdf", "png", "txt", "json")]
-    scores_file, pdf, png, text_file, json_file = files
     method = f"{options.job}-{tree.target}"
     table = tar_table(method, tar)
     note = (
@@ -256,7 +262,6 @@ def evaluate(options: argparse.Namespace) -> IJBReport:
         if unresolved
         else ""
     )
-    np.save(scores_file, scores)
     figure = plot_roc({method: curve}, f"ROC on {tree.target}, 1:1 verification")
     figure.savefig(pdf)
     figure.savefig(png)

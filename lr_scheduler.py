@@ -17,12 +17,13 @@ class PolyScheduler(LRScheduler):
         optimizer: its groups' ``lr`` at construction are the base rates, unless ``base_lr`` is given.
         base_lr: the rate at the end of the warm-up, for every group; None to take each group's own.
         max_steps: optimizer steps of the whole run, after which the rate is 0.
-        warmup_steps: of those, the steps of the rise; less than ``max_steps``.
+        warmup_steps: of those, the steps of the rise; less than ``max_steps``. Below 0 the fall starts as if that
+            many steps had been taken before, which is what a negative warm-up means in insightface's recipes.
         power: exponent of the fall.
         last_epoch: the last finished step, -1 to start.
 
     Raises:
-        ValueError: ``warmup_steps`` is not in [0, max_steps).
+        ValueError: ``warmup_steps`` is not below ``max_steps``, or ``max_steps`` is below 1.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class PolyScheduler(LRScheduler):
         *,
         power: float = 2.0,
     ) -> None:
-        if not 0 <= warmup_steps < max_steps:
+        if warmup_steps >= max_steps or max_steps < 1:
             raise ValueError(
                 f"the warm-up must end before the run does: warmup_steps = {warmup_steps}, "
                 f"max_steps = {max_steps}; lower warmup_epoch or raise num_epoch"
@@ -48,6 +49,13 @@ class PolyScheduler(LRScheduler):
                 group["lr"] = base_lr
                 group["initial_lr"] = base_lr
         super().__init__(optimizer, last_epoch)
+
+    def move_to(self, step: int) -> None:
+        """Set the rates for ``step`` of this schedule, as if all steps before it had been taken."""
+        self.last_epoch = step
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = lr
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The rate of each parameter group for the step about to be taken."""

@@ -110,6 +110,8 @@ class PartialFCMHS(nn.Module):
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be float32 or float64, got {dtype}; amp_dtype sets the type of the product")
         if not 0 <= negative_rate <= 1:
             raise ValueError(f"negative_rate must be in [0, 1], got {negative_rate}")
         if head_scope not in ("batch", "own"):
@@ -130,10 +132,8 @@ class PartialFCMHS(nn.Module):
         rows = self.class_end - self.class_start
         self.weight: Tensor  # (rows, D); rows of a head without visits are not filled yet
         self.visits: Tensor  # (heads of this rank,) int32, updates so far
-        self.register_buffer("weight", untouched_zeros((rows, embedding_size), dtype, device), persistent=False)
-        self.register_buffer(
-            "visits", untouched_zeros((self.head_end - self.head_start,), torch.int32, device), persistent=False
-        )
+        self.register_buffer("weight", untouched_zeros((rows, embedding_size), dtype, device))
+        self.register_buffer("visits", untouched_zeros((self.head_end - self.head_start,), torch.int32, device))
         self.pending: list[tuple[Selection, Tensor]] = []  # selections since the last zero_grad, with their leaf_SD
         self.leaves: list[Tensor] = []  # the same leaves, as an optimizer's list of parameters
         self.stats: StepStats | None = None

@@ -161,13 +161,14 @@ class RowAdamW(RowOptimizer):
         """See :meth:`RowOptimizer.update`."""
         group = self.param_groups[0]
         beta1, beta2 = group["betas"]
-        step_S1 = step_S1.to(weight_SD.dtype)
+        correction1_S1 = (1 - beta1 ** step_S1.double()).to(weight_SD.dtype)
+        correction2_S1 = (1 - beta2 ** step_S1.double()).to(weight_SD.dtype)
         average_SD = self.buffers["exp_avg"][rows_S].lerp_(grad_SD, 1 - beta1)
         square_SD = self.buffers["exp_avg_sq"][rows_S].mul_(beta2).addcmul_(grad_SD, grad_SD, value=1 - beta2)
         self.buffers["exp_avg"].index_copy_(0, rows_S, average_SD)
         self.buffers["exp_avg_sq"].index_copy_(0, rows_S, square_SD)
-        root_SD = square_SD.sqrt_().div_((1 - beta2**step_S1).sqrt_()).add_(group["eps"])
-        rate_S1 = group["lr"] / (1 - beta1**step_S1)
+        root_SD = square_SD.sqrt_().div_(correction2_S1.sqrt_()).add_(group["eps"])
+        rate_S1 = group["lr"] / correction1_S1
         return weight_SD.mul(1 - group["lr"] * group["weight_decay"]).sub_(rate_S1 * average_SD.div_(root_SD))
 
 

@@ -10,23 +10,26 @@ import argparse
 import dataclasses
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from dataset import Batch, EpochSampler, FaceDataset, ImageFolder, check_labels, get_dataloader
 from eval.verification import Verification
 from training_run import TrainingRun
-from utils.banner import banner_lines, estimate_memory
+from utils.banner import MemoryEstimate, banner_lines, estimate_memory
 from utils.config import Config, get_config
-from utils.distributed import Ranks, all_gather_objects, close_ranks, init_ranks
+from utils.distributed import Ranks, all_gather_objects, barrier, close_ranks, init_ranks, together
 from utils.logging import MetricsWriter, Speedometer, check_wandb, init_logging, log
-from utils.output import open_output, write_json
+from utils.output import check_output, open_output, write_json
 from utils.platform import prepare_device
-from utils.stop import StopRequest
 
+SYNTHETIC_IMAGES = 1_000_000  # of "synthetic" data without num_image
 DATA_WAIT_LIMIT = 0.2  # share of time waiting for data above which the log says so
 
 
@@ -35,19 +38,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="configs/NAME, with or without .py, or a path")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the config's")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by torch.distributed.launch")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help="set by torch.distributed.launch")
     args = parser.parse_args(argv)
     try:
         cfg = get_config(args.config, args.overrides)
         ranks = init_ranks(cfg.device, cfg.timeout_s, args.local_rank)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"train.py: {error}\n")
     try:
-        try:
-            run, loader = prepare(cfg, ranks)
-        except (ValueError, FileNotFoundError) as error:
-            parser.exit(2, f"train.py: {error}\n" if ranks.is_main else None)
+        run, loader = prepare(cfg, ranks)
+    except (ValueError, OSError) as error:
+        close_ranks()
+        parser.exit(2, f"train.py: {error}\n" if ranks.is_main else None)
+    try:
         train(run, loader)
+        barrier()
+    except torch.OutOfMemoryError:
+        log.error("out of memory; %s", memory_of(run))
+        raise
     finally:
         close_ranks()
 
@@ -55,18 +63,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, DataLoader[Batch]]:
     """Check everything that a user may have got wrong, build the run, say what it is.
 
+    Nothing is written before all checks have passed.
+
     Raises:
         ValueError: settings, data and earlier runs that do not fit together, on every rank.
-        FileNotFoundError: a file that the config names is missing, on every rank.
+        OSError: a file that the config names is missing or cannot be read or written, on every rank.
     """
-    check_wandb(cfg)
+    init_logging(ranks.is_main)
+    together(lambda: check_wandb(cfg))
+    output, start = check_output(cfg, ranks)
     prepare_device(ranks.device)
-    output, start = open_output(cfg, ranks)
-    init_logging(output if ranks.is_main else None)
     loader, cfg = open_data(cfg, ranks)
     run = TrainingRun(cfg, ranks, output, steps_per_epoch(cfg, loader))
     if start is not None:
         run.load(start)
+    open_output(cfg, ranks)
+    init_logging(ranks.is_main, output)
     announce(run, loader, start)
     return run, loader
 
@@ -74,10 +86,11 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, DataLoader[Batch]]:
 def train(run: TrainingRun, loader: DataLoader[Batch]) -> None:
     """Run the epochs that are left; model.pt stands in the output folder at the end of each."""
     cfg = run.cfg
-    with MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics, StopRequest() as stop:
-        verification = Verification(cfg.val_targets, Path(cfg.rec), run.device, cfg.batch_size, metrics)
-        run.verify(verification)
-        speed, first_step = Speedometer(), run.step
+    with MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics, run.stop:
+        verification = Verification(cfg.val_targets, data_folder(cfg), run.device, cfg.batch_size, metrics)
+        if run.step == 0:
+            run.verify(verification)  # a broken set shows before the first step
+        speed, first_step, logged_step = Speedometer(), run.step, run.step
         loss_sum = torch.zeros((), device=run.device)
         while run.epoch < cfg.num_epoch:
             batches = epoch_batches(run, loader, speed)
@@ -85,23 +98,38 @@ def train(run: TrainingRun, loader: DataLoader[Batch]) -> None:
                 loss_sum += run.train_step(batches)
                 speed.images += cfg.total_batch(run.world_size)
                 if run.step % cfg.frequent == 0:
-                    log_step(run, metrics, speed, loss_sum.item() / cfg.frequent, run.step - first_step)
+                    log_step(run, metrics, speed, loss_sum.item() / (run.step - logged_step), run.step - first_step)
+                    logged_step = run.step
                     loss_sum.zero_()
-                pause_s = time.monotonic()
                 if cfg.verbose and run.step % cfg.verbose == 0:
-                    run.verify(verification)
+                    with speed.paused():
+                        run.verify(verification)
                 if cfg.checkpoint_steps and run.step % cfg.checkpoint_steps == 0:
-                    run.save()
-                if stop.agreed(run.device):
-                    run.save()
-                    log.warning("stopped by SIGTERM after step %d; resume = True goes on from there", run.step)
-                    sys.exit(143)
-                speed.pause(time.monotonic() - pause_s)
-            run.end_epoch()
-            if not (cfg.verbose and run.step % cfg.verbose == 0):
-                run.verify(verification)
+                    with speed.paused():
+                        run.save()
+                if run.stop.agreed:
+                    stop_here(run)
+            with speed.paused():
+                run.end_epoch()
+                if not (cfg.verbose and run.step % cfg.verbose == 0):
+                    run.verify(verification)
+        if not (run.output / "model.pt").exists():  # resumed after a crash between the last checkpoint and it
+            run.save_model()
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
     log.info("done: %s", run.output / "model.pt")
+
+
+def stop_here(run: TrainingRun) -> NoReturn:
+    """Save what there is and end the process, as SIGTERM asked."""
+    if run.cfg.save_all_states:
+        run.save()
+        log.warning("stopped by SIGTERM after step %d; resume = True goes on from there", run.step)
+    else:
+        run.save_model()
+        log.warning(
+            "stopped by SIGTERM after step %d; model.pt is written, no checkpoint (save_all_states)", run.step
+        )
+    sys.exit(143)
 
 
 def open_data(cfg: Config, ranks: Ranks) -> tuple[DataLoader[Batch], Config]:
@@ -114,8 +142,9 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[DataLoader[Batch], Config]:
     if not cfg.rec:
         raise ValueError("rec is not set: give the folder of the training data, in the config or as rec=FOLDER")
     error: Exception | None = None
-    found: tuple[int, int] | None = None
+    found: DataSummary | None = None
     loader: DataLoader[Batch] | None = None
+    synthetic = cfg.rec == "synthetic"
     try:
         loader = get_dataloader(
             cfg.rec,
@@ -124,36 +153,61 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[DataLoader[Batch], Config]:
             world_size=ranks.world_size,
             seed=cfg.seed,
             num_workers=cfg.num_workers,
-            num_classes=cfg.class_count() if cfg.rec == "synthetic" else None,
-            num_image=cfg.num_image if cfg.rec == "synthetic" else None,
+            num_classes=cfg.class_count() if synthetic else None,
+            num_image=(cfg.num_image or SYNTHETIC_IMAGES) if synthetic else None,
             image_size=cfg.image_size,
             device=ranks.device,
         )
         if ranks.local_rank == 0:
-            dataset = loader.dataset
-            assert isinstance(dataset, FaceDataset)
-            num_classes = cfg.class_count() or dataset.num_classes
-            check_labels(dataset.labels, num_classes)
-            found = num_classes, len(dataset)
+            found = DataSummary.of(loader.dataset, cfg.class_count())
+    except FileNotFoundError as problem:
+        error = FileNotFoundError(f"{problem}. Give the folder of the training data with rec=FOLDER")
     except (ValueError, OSError) as problem:
         error = problem
     reports = all_gather_objects((error, found))
     for other_error, _ in reports:
         if other_error is not None:
             raise other_error
-    counts = {counted for _, counted in reports if counted is not None}
-    if len(counts) != 1:
-        raise ValueError(
-            f"the hosts' data differ: (identities, images) are {sorted(counts)}; copy the same data to all"
-        )
+    summaries = {summary for _, summary in reports if summary is not None}
+    if len(summaries) != 1:
+        raise ValueError(f"the hosts' data differ, copy the same to all: {'; '.join(map(str, sorted(summaries)))}")
     assert loader is not None
-    num_classes, num_image = counts.pop()
-    if cfg.num_image not in (None, num_image):
+    data = summaries.pop()
+    if data.empty_classes:
+        log.warning("data: %d of %d identities have no image", data.empty_classes, data.num_classes)
+    if cfg.num_image not in (None, data.num_image):
         log.warning(
-            "num_image = %d in the config, %d images found; the schedule follows the data", cfg.num_image, num_image
+            "num_image = %d in the config, %d found; the schedule follows the data", cfg.num_image, data.num_image
         )
-    keep = isinstance(cfg.num_classes, tuple)
-    return loader, dataclasses.replace(cfg, num_classes=cfg.num_classes if keep else num_classes, num_image=num_image)
+    num_classes = cfg.num_classes if isinstance(cfg.num_classes, tuple) else data.num_classes
+    return loader, dataclasses.replace(cfg, num_classes=num_classes, num_image=data.num_image)
+
+
+class DataSummary(NamedTuple):
+    """What has to be the same on every host."""
+
+    num_classes: int
+    num_image: int
+    empty_classes: int  # identities without an image
+    checksum: int  # of the labels in their order, and of the folders' names
+
+    @classmethod
+    def of(cls, dataset: object, num_classes: int | None) -> DataSummary:
+        """Read all labels and a few images; ValueError when a label or an image does not fit."""
+        assert isinstance(dataset, FaceDataset)
+        num_classes = num_classes or dataset.num_classes
+        labels = dataset.labels
+        check_labels(labels, num_classes)
+        for index in np.linspace(0, len(dataset) - 1, 8).astype(int):
+            dataset.load(int(index))
+        names = "\n".join(dataset.classes) if isinstance(dataset, ImageFolder) else ""
+        checksum = zlib.crc32(names.encode(), zlib.crc32(labels.tobytes()))
+        return cls(num_classes, len(dataset), num_classes - len(np.unique(labels)), checksum)
+
+
+def data_folder(cfg: Config) -> Path:
+    """Where the verification sets lie: the data's folder, also when ``rec`` names a file in it."""
+    return Path(cfg.rec).parent if cfg.rec.endswith(".rec") else Path(cfg.rec)
 
 
 def steps_per_epoch(cfg: Config, loader: DataLoader[Batch]) -> int:
@@ -189,19 +243,10 @@ def epoch_batches(run: TrainingRun, loader: DataLoader[Batch], speed: Speedomete
 def announce(run: TrainingRun, loader: DataLoader[Batch], start: Path | None) -> None:
     """Log what the run is, and leave config.json and classes.json."""
     cfg, head = run.cfg, run.head
-    memory = estimate_memory(
-        rows=head.weight.shape[0],
-        embedding_size=cfg.embedding_size,
-        head_size=head.head_size,
-        global_batch=cfg.batch_size * run.world_size,
-        optimizer=cfg.optimizer,
-        drawn_rows=round(head.negative_rate * head.weight.shape[0]),
-        parameters=sum(p.numel() for p in run.backbone.parameters()),
-    )
     ranks = Ranks(run.rank, run.world_size, 0, run.device)
     for line in banner_lines(cfg, ranks, head.num_classes, cfg.num_image or 0, run.steps_per_epoch):
         log.info(line)
-    log.info("memory: %s", memory)
+    log.info("memory: %s", memory_of(run))
     log.info("output: %s", run.output)
     if start is not None:
         log.info("resumed from %s: epoch %d, step %d", start, run.epoch, run.step)
@@ -213,20 +258,35 @@ def announce(run: TrainingRun, loader: DataLoader[Batch], start: Path | None) ->
             write_json(run.output / "classes.json", loader.dataset.classes)
 
 
+def memory_of(run: TrainingRun) -> MemoryEstimate:
+    """What this rank needs, without the backbone's activations."""
+    cfg, head = run.cfg, run.head
+    return estimate_memory(
+        rows=head.weight.shape[0],
+        embedding_size=cfg.embedding_size,
+        head_size=head.head_size,
+        global_batch=cfg.batch_size * run.world_size,
+        gradient_acc=cfg.gradient_acc,
+        optimizer=cfg.optimizer,
+        drawn_rows=round(head.negative_rate * head.weight.shape[0]),
+        parameters=sum(p.numel() for p in run.backbone.parameters()),
+    )
+
+
 def log_step(run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, loss: float, done: int) -> None:
     """Write the log line and the metrics of the steps since the last one."""
     stats = run.head.stats
     assert stats is not None
     imgs_per_s, waiting = speed.read()
     lr = run.schedules[0].get_last_lr()[0]
-    hours = speed.hours_left(done, run.steps_per_epoch * run.cfg.num_epoch - run.step)
+    hours = speed.hours_left(done, run.total_steps - run.steps_done)
     scale = f"Fp16 Grad Scale: {run.scaler.get_scale():2.0f}   " if run.cfg.fp16 else ""
     log.info(
         f"Speed {imgs_per_s:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   Epoch: {run.epoch}   "
         f"Global Step: {run.step}   {scale}Required: {hours:1.0f} hours   "
         f"Cosine: {stats.positive_cosine:.4f}   Top1: {stats.top1:.4f}   Waiting: {100 * waiting:.0f} %"
     )
-    if waiting > DATA_WAIT_LIMIT:
+    if waiting > DATA_WAIT_LIMIT and run.is_main:
         log.warning(
             f"the step waits for data {100 * waiting:.0f} % of the time: raise num_workers "
             f"({run.cfg.num_workers}), or move the data to a faster disk"

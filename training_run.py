@@ -26,8 +26,9 @@ from partial_fc_mhs import PartialFCMHS
 from row_optim import RowAdamW, RowOptimizer, RowSGD
 from utils import checkpoint
 from utils.config import Config
-from utils.distributed import Ranks, all_reduce_sum_, broadcast_
+from utils.distributed import Ranks, broadcast_, together
 from utils.logging import log
+from utils.stop import StopRequest
 from utils.sync_bn import synchronise_batch_norm
 
 
@@ -50,12 +51,13 @@ class TrainingRun:
             ranks.device,
         )
         self.epoch = self.step = self.step_in_epoch = 0
+        self.stop = StopRequest()
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
         self.amp_dtype = cfg.amp_dtype()
         torch.manual_seed(cfg.seed)  # the same first weights on any number of ranks
         backbone = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=self.amp_dtype)
         if cfg.init_backbone is not None:
-            share = checkpoint.load_backbone(backbone, Path(cfg.init_backbone))
+            share = together(lambda: checkpoint.load_backbone(backbone, Path(str(cfg.init_backbone))))
             log.info("init_backbone: %.1f %% of the tensors taken from %s", 100 * share, cfg.init_backbone)
         if cfg.sync_bn:
             backbone = synchronise_batch_norm(backbone, self.device)
@@ -90,8 +92,8 @@ class TrainingRun:
             self.optimizer = AdamW(self.backbone.parameters(), lr, weight_decay=decay)
             self.row_optimizer = RowAdamW(self.head, lr, weight_decay=decay)
         self.optimizers: list[Optimizer] = [self.optimizer, self.row_optimizer]
-        total, warmup = steps_per_epoch * cfg.num_epoch, round(steps_per_epoch * cfg.warmup_epoch)
-        self.schedules = [PolyScheduler(o, None, total, warmup) for o in self.optimizers]
+        self.total_steps, warmup = steps_per_epoch * cfg.num_epoch, round(steps_per_epoch * cfg.warmup_epoch)
+        self.schedules = [PolyScheduler(o, None, self.total_steps, warmup) for o in self.optimizers]
         self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
 
     def train_step(self, batches: Iterator[Batch]) -> Tensor:
@@ -126,8 +128,8 @@ class TrainingRun:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self.cfg.clip_grad_norm or float("inf"))
         rows = torch.stack([leaf.grad.sum() for leaf in self.head.leaves if leaf.grad is not None]).sum()
-        bad = all_reduce_sum_((~(norm + rows + loss).isfinite()).float())
-        if not bad:
+        bad = ~(norm + rows + loss).isfinite()
+        if not self.stop.share(bad):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
             self.scaler.update()
@@ -163,9 +165,13 @@ class TrainingRun:
         return "a gradient of another rank"
 
     def end_epoch(self) -> None:
-        """Move the counters past the epoch's last step; leave a checkpoint and model.pt."""
+        """Move the counters past the epoch's last step; leave model.pt and a checkpoint."""
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.save_model()
         self.save()
+
+    def save_model(self) -> None:
+        """Write model.pt."""
         if self.is_main:
             checkpoint.save_model(self.backbone, self.output / "model.pt")
 
@@ -184,8 +190,6 @@ class TrainingRun:
             "backbone": self.backbone.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "head": self.head.settings(),
-            "row_settings": self.row_optimizer.state_dict()["settings"],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
             "scaler": self.scaler.state_dict(),
             "position": {"epoch": self.epoch, "step": self.step, "images_in_epoch": images_in_epoch},
             "skipped": self.skipped,
@@ -193,20 +197,33 @@ class TrainingRun:
         folder, rng = self.output / "checkpoints", checkpoint.rng_state(self.device)
         checkpoint.save_checkpoint(folder, self.step, training, self._shards(), self.cfg.keep_checkpoints, rng)
 
+    @property
+    def steps_done(self) -> int:
+        """Steps of this run's length, counted from the first epoch; after a change of batch not ``step``."""
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
+
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint written on any number of ranks."""
-        state, shards = checkpoint.load_training(path), self._shards()
+        """Go on from a checkpoint written on any number of ranks.
+
+        Weights, state and place in the data are taken over; rates, decay and length are this run's config's.
+        """
+        state, shards = together(lambda: checkpoint.load_training(path)), self._shards()
         self.head.load_settings(state["head"])
         checkpoint.load_heads(path, shards)
-        self.row_optimizer.load_state_dict({"settings": state["row_settings"], **shards["rows"]})
-        self.backbone.load_state_dict(state["backbone"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
+        try:
+            self.backbone.load_state_dict(state["backbone"])
+            self.optimizer.load_state_dict(
+                {**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]}
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} was written by another network: {error}") from error
+        if self.cfg.fp16 and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         position = state["position"]
         self.epoch, self.step, self.skipped = position["epoch"], position["step"], state["skipped"]
         self.step_in_epoch = position["images_in_epoch"] // self.cfg.total_batch(self.world_size)
+        for schedule in self.schedules:
+            schedule.move_to(self.steps_done)
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)
 

@@ -59,12 +59,6 @@ def roc(labels: ArrayLike, scores: ArrayLike) -> Roc:
     return Roc(far, tar, genuine, impostor)
 
 
-def tar_at_far(labels: ArrayLike, scores: ArrayLike, fars: Sequence[float] = FAR_GRID) -> NDArray[np.float64]:
-    """Give the TAR at each FAR of ``fars``; see :meth:`Roc.tar_at` for the definition and :func:`roc`."""
-    curve = roc(labels, scores)
-    return np.array([curve.tar_at(far) for far in fars])
-
-
 def plot_roc(curves: dict[str, Roc], title: str, fars: Sequence[float] = FAR_GRID) -> Figure:
     """Draw curves over a logarithmic FAR axis, with a mark at each FAR of ``fars``.
 

@@ -12,18 +12,6 @@ _IMAGES_PER_CHUNK = 16_384
 _PAIRS_PER_CHUNK = 1_024  # two chunks of gathered rows stay in the processor's cache
 
 
-def fuse_halves(embeddings_N2d: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Add the straight and the mirrored half of each row: (N, 2d) to (N, d).
-
-    Raises:
-        ValueError: an odd number of columns.
-    """
-    width = embeddings_N2d.shape[1]
-    if width % 2:
-        raise ValueError(f"expected straight and mirrored halves, found {width} columns")
-    return np.asarray(embeddings_N2d[:, : width // 2] + embeddings_N2d[:, width // 2 :], np.float32)
-
-
 def template_features(
     features_Nd: NDArray[np.float32], detector_scores: ArrayLike, template_ids: ArrayLike, media_ids: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -34,7 +22,7 @@ def template_features(
     Memory beyond the inputs: U * d float64 for the result and under 0.2 GiB of scratch at d = 512.
 
     Args:
-        features_Nd: (N, d) sum of straight and mirrored embedding, see :func:`fuse_halves`.
+        features_Nd: (N, d) sum of straight and mirrored embedding, as :func:`eval.embed.embed_batches` gives it.
         detector_scores: (N,).
         template_ids: (N,) integers.
         media_ids: (N,) integers.

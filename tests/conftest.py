@@ -1,27 +1,37 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and the check that the tests which matter were run."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from paths import data_path
 
-
-def shared_data_path() -> Path | None:
-    """The folder with real faces: MHS_SHARED/data, or shared/data beside the project."""
-    folder = Path(os.environ.get("MHS_SHARED", ROOT.parent / "shared")) / "data"
-    return folder if folder.is_dir() else None
+_passed_with: set[str] = set()  # markers of tests that passed
 
 
 @pytest.fixture
 def shared_data() -> Path:
-    folder = shared_data_path()
+    folder = data_path()
     if folder is None:
-        pytest.skip("no real faces here: set MHS_SHARED to the folder that holds data/lfw_train")
+        pytest.skip("no real faces here: set MHS_DATA to the folder that holds lfw_train")
     return folder
 
 
 @pytest.fixture
 def contracts() -> Path:
     return Path(__file__).parent / "contracts"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        _passed_with.update(report.keywords)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With MHS_REQUIRE=marker,marker: a run in which no test with such a marker passed has failed."""
+    required = [name for name in os.environ.get("MHS_REQUIRE", "").split(",") if name]
+    missing = [name for name in required if name not in _passed_with]
+    if missing and exitstatus == pytest.ExitCode.OK:
+        print(f"\nno test marked {', '.join(missing)} passed, and MHS_REQUIRE asks for them")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

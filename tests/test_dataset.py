@@ -136,7 +136,7 @@ class TestFaceRecords:
 
     def test_other_size(self, folder):
         write(folder, [(3, pack(0, face(1, (120, 100))))])
-        with pytest.raises(ValueError, match=r"record key 3 .* is \(120, 100\), expected \(112, 112\).*image_size"):
+        with pytest.raises(ValueError, match=r"record key 3 .* is \(120, 100\), expected \(112, 112\).*resize"):
             FaceRecords(folder).load(0)
         dataset = FaceRecords(folder, image_size=(120, 100))
         assert dataset[0].images_BHW3.shape == (1, 120, 100, 3)

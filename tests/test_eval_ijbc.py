@@ -123,7 +123,7 @@ def test_network_and_size_come_from_the_run(ijb, model, tmp_path):
 
 def test_weights_saved_from_ddp_load(ijb, model):
     weights = torch.load(model)
-    torch.save({f"module.{key}": value for key, value in weights.items()}, model)
+    torch.save({"state_dict": {f"_orig_mod.module.{key}": value for key, value in weights.items()}}, model)
     net, name = eval_ijbc.load_backbone(model, "rtiny")
     assert name == "rtiny"
     assert torch.equal(net.state_dict()["conv1.weight"], weights["conv1.weight"])
@@ -166,10 +166,12 @@ def test_broken_config(ijb, model, tmp_path, capsys, config, part):
 
 def test_broken_weights(ijb, model, tmp_path, capsys):
     assert "no file" in fails(capsys, arguments(tmp_path / "none.pt", ijb, tmp_path))
+    (tmp_path / "empty").mkdir()
+    assert f"no file {tmp_path / 'empty' / 'model.pt'}" in fails(capsys, arguments(tmp_path / "empty", ijb, tmp_path))
     torch.save({"epoch": 3}, model)
     assert "state_dict" in fails(capsys, arguments(model, ijb, tmp_path))
     model.write_bytes(b"text")
-    assert "is no model.pt" in fails(capsys, arguments(model, ijb, tmp_path))
+    assert "is no file of torch.save" in fails(capsys, arguments(model, ijb, tmp_path))
 
 
 def test_weights_that_hold_nan(ijb, model, tmp_path, capsys):
@@ -192,7 +194,111 @@ def test_tree_is_checked_before_any_work(ijb, model, tmp_path, capsys, monkeypat
 def test_broken_photo_is_named(ijb, model, tmp_path, capsys):
     (ijb / "loose_crop" / "7.jpg").write_bytes(b"no photo")
     message = fails(capsys, arguments(model, ijb, tmp_path, "--network", "rtiny"))
-    assert "7.jpg: not a decodable image" in message
+    assert "loose_crop/7.jpg: not a decodable image" in message
+    assert "Copy the file again" in message
+    assert "ijbc_face_tid_mid.txt and _name_5pts_score.txt" in message
+
+
+def test_collapsed_landmarks_are_found_before_any_work(ijb, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(eval_ijbc, "embed_tree", None)
+    path = ijb / "meta" / "ijbc_name_5pts_score.txt"
+    lines = path.read_text().splitlines()
+    lines[4] = "4.jpg " + "30 40 " * 5 + "0.9"
+    path.write_text("\n".join(lines))
+    message = fails(capsys, arguments(model, ijb, tmp_path, "--network", "rtiny"))
+    assert "line 5: the landmarks of 4.jpg all lie in one point" in message
+
+
+def test_result_folder_is_tried_before_any_work(ijb, model, tmp_path, capsys, monkeypatch):
+    argv = arguments(model, ijb, tmp_path, "--network", "rtiny")
+    (tmp_path / "out").write_text("a file where the folder should be")
+    monkeypatch.setattr(eval_ijbc, "embed_tree", None)
+    message = fails(capsys, argv)
+    assert f"cannot be written to {tmp_path / 'out' / 'IJBC'}" in message
+    assert "choose another --result-dir" in message
+
+
+def test_a_folder_that_takes_no_files(ijb, model, tmp_path, capsys, monkeypatch):
+    def read_only(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(eval_ijbc, "embed_tree", None)
+    monkeypatch.setattr(eval_ijbc.tempfile, "TemporaryFile", read_only)
+    message = fails(capsys, arguments(model, ijb, tmp_path, "--network", "rtiny"))
+    assert "cannot be written to" in message
+    assert "Permission denied" in message
+
+
+def test_scores_outlive_a_failing_curve(ijb, model, tmp_path, capsys, monkeypatch):
+    def failing(*_):
+        raise ValueError("no curve today")
+
+    monkeypatch.setattr(eval_ijbc, "roc", failing)
+    assert "no curve today" in fails(capsys, arguments(model, ijb, tmp_path, "--network", "rtiny"))
+    folder = tmp_path / "out" / "IJBC"
+    assert [path.name for path in folder.iterdir()] == ["insightface.npy"]
+    assert np.load(folder / "insightface.npy").shape == (45,)
+
+
+class RecordedBackbone(torch.nn.Module):
+    """Gives the recorded features of the photo that it is shown, of the mirrored half when that is mirrored.
+
+    Photo i has, on its left half alone, the colour (i % 256, i // 256, 255).
+    """
+
+    def __init__(self, halves_N2d):
+        super().__init__()
+        straight, mirrored = np.split(halves_N2d, 2, axis=1)
+        self.features = torch.from_numpy(np.stack([straight, mirrored]))  # (2, N, d)
+        self.seen = torch.zeros(self.features.shape[:2], dtype=torch.long)  # (2, N)
+
+    def forward(self, x):
+        pixels = ((x[:, :, 56] + 1) * 127.5).round().long()  # (B, 3, W)
+        left, right = pixels[..., 20], pixels[..., 91]
+        mirrored = (right[:, 2] == 255).long()
+        assert torch.equal(left[:, 2] == 255, mirrored == 0)
+        colour = torch.where(mirrored[:, None] == 1, right, left)
+        index = colour[:, 0] + 256 * colour[:, 1]
+        self.seen[mirrored, index] += 1
+        return self.features[mirrored, index]
+
+
+def test_contract_on_the_way_from_photo_to_tar(contracts, tmp_path, monkeypatch):
+    recorded = np.load(contracts / "ijb_11.npz")
+    n = len(recorded["image_features"])
+    root = tmp_path / "ijb"
+    (root / "meta").mkdir(parents=True)
+    (root / "loose_crop").mkdir()
+    for i in range(n):
+        image = np.zeros((112, 112, 3), np.uint8)
+        image[:, :56] = (i % 256, i // 256, 255)
+        (root / "loose_crop" / f"{i}.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+    points = " ".join(str(x) for x in TEMPLATE.ravel())  # the alignment leaves the photo as it is
+    columns = {
+        "face_tid_mid": [
+            f"{i}.png {t} {m}"
+            for i, (t, m) in enumerate(zip(recorded["template_ids"], recorded["media_ids"], strict=True))
+        ],
+        "name_5pts_score": [
+            f"{i}.png {points} {float(score)!r}" for i, score in enumerate(recorded["detector_scores"])
+        ],
+        "template_pair_label": [
+            " ".join(map(str, row))
+            for row in zip(
+                *(recorded[name] for name in ("pair_template_1", "pair_template_2", "pair_label")), strict=True
+            )
+        ],
+    }
+    for what, lines in columns.items():
+        (root / "meta" / f"ijbc_{what}.txt").write_text("\n".join(lines) + "\n")
+    backbone = RecordedBackbone(recorded["image_features"])
+    monkeypatch.setattr(eval_ijbc, "load_backbone", lambda *_: (backbone, "recorded"))
+    options = eval_ijbc.parse_arguments(arguments(tmp_path / "model.pt", root, tmp_path, "--batch-size", "64"))
+    report = eval_ijbc.evaluate(options)
+    assert (backbone.seen == 1).all()
+    np.testing.assert_allclose(report.scores, recorded["pair_scores"], rtol=0, atol=1e-6)
+    assert list(report.tar) == recorded["far"].tolist()
+    np.testing.assert_allclose(list(report.tar.values()), recorded["tar"], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -30,26 +30,32 @@ def test_groups_keep_their_ratio():
     assert schedule.get_last_lr() == pytest.approx([0.025, 0.25])
 
 
-def test_resumes_in_the_middle():
-    def make():
+def test_moves_to_any_step():
+    def make(max_steps=20):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
-        return optimizer, PolyScheduler(optimizer, 0.3, 20, 4)
+        return optimizer, PolyScheduler(optimizer, 0.3, max_steps, 4)
 
     optimizer, schedule = make()
     for _ in range(7):
         optimizer.step()
         schedule.step()
     other_optimizer, other = make()
-    other.load_state_dict(schedule.state_dict())
-    other_optimizer.load_state_dict(optimizer.state_dict())
+    other.move_to(7)
     for _ in range(5):
+        assert other.get_last_lr() == schedule.get_last_lr()
+        assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
         for o, s in ((optimizer, schedule), (other_optimizer, other)):
             o.step()
             s.step()
-        assert other.get_last_lr() == schedule.get_last_lr()
 
 
-@pytest.mark.parametrize(("max_steps", "warmup"), [(10, 10), (10, 11), (0, 0), (5, -1)])
+def test_negative_warmup_starts_down_the_slope():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    PolyScheduler(optimizer, 0.1, 30, -1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * (30 / 31) ** 2)
+
+
+@pytest.mark.parametrize(("max_steps", "warmup"), [(10, 10), (10, 11), (0, 0), (0, -1)])
 def test_refuses_a_warmup_that_does_not_fit(max_steps, warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     with pytest.raises(ValueError, match="warm-up must end before"):

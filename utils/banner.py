@@ -35,6 +35,7 @@ def estimate_memory(
     embedding_size: int,
     head_size: int,
     global_batch: int,
+    gradient_acc: int,
     optimizer: str,
     drawn_rows: int,
     parameters: int,
@@ -46,6 +47,7 @@ def estimate_memory(
         embedding_size: D.
         head_size: L.
         global_batch: G, labels of one forward over all ranks.
+        gradient_acc: forwards of one step, whose rows and gradients wait for it.
         optimizer: "sgd" or "adamw", one or two numbers of state for each weight.
         drawn_rows: classes in randomly drawn heads, expected.
         parameters: weights of the backbone.
@@ -55,7 +57,7 @@ def estimate_memory(
     return MemoryEstimate(
         centres=rows * embedding_size * 4 * (1 + states),
         # centres, normalised, gradient and update of the rows; cosines, logits, exponentials and gradient
-        step=4 * selected * embedding_size * 4 + 4 * global_batch * selected * 4,
+        step=(4 + 3 * (gradient_acc - 1)) * selected * embedding_size * 4 + 4 * global_batch * selected * 4,
         backbone=parameters * 4 * (3 + states),
     )
 
@@ -100,5 +102,5 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
             "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "
             "saves more and shows each sample fewer other classes"
         )
-    unread = [f"note: {name} = {getattr(cfg, name)!r} has no effect in this version" for name in cfg.without_effect()]
+    unread = [f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in cfg.without_effect()]
     return lines + unread

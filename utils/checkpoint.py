@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from utils.distributed import all_gather_objects, barrier, get_rank, get_world_size
+from utils.distributed import all_gather_objects, barrier, broadcast_object, get_rank, get_world_size
+from utils.weights import read_state_dict
 
 _NAME = re.compile(r"step_(\d+)$")
 
@@ -56,6 +57,8 @@ def save_checkpoint(
         OSError: on every rank when any rank could not write; the older checkpoints are untouched.
     """
     final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
+    if broadcast_object(final.exists()):  # the end of an epoch, or a stop, right after a periodic one
+        return final
     every_rng = all_gather_objects(rng)
     problem = None
     try:
@@ -76,11 +79,12 @@ def save_checkpoint(
             "resumed from the checkpoint before"
         )
     if get_rank() == 0:
-        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync_folder(folder)
         for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            old.rename(old.with_name(f".{old.name}.old"))  # never half of a checkpoint under a complete one's name
+        for left in folder.glob(".step_*"):
+            shutil.rmtree(left)
     barrier()
     return final
 
@@ -131,15 +135,9 @@ def load_backbone(backbone: nn.Module, path: Path) -> float:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a state_dict, or less than half of the tensors fit.
+        ValueError: not a file of weights, or less than half of the tensors fit.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"init_backbone = {str(path)!r}: no such file")
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} must hold a state_dict, found {type(loaded).__name__}")
-    loaded = loaded.get("state_dict", loaded)
-    named = {re.sub(r"^(module\.|_orig_mod\.|backbone\.)+", "", name): value for name, value in loaded.items()}
+    named = read_state_dict(path)
     own = backbone.state_dict()
     fitting = {n: v for n, v in named.items() if n in own and getattr(v, "shape", None) == own[n].shape}
     share = len(fitting) / len(own)

@@ -31,8 +31,8 @@ class Config:
     # Data
     rec: str  # no default: folder with train.rec and .idx, folder of identity folders, or "synthetic"
     num_classes: int | tuple[int, int] | Literal["auto"]  # identities C; (H, L): H heads of L; "auto": from the data
-    num_image: int | None  # images; None: counted from the data (needed for "synthetic" only)
-    image_size: tuple[int, int]  # height, width in pixels
+    num_image: int | None  # images; None: counted from the data, a million if it is "synthetic"
+    image_size: tuple[int, int]  # height, width in pixels; the backbones take 112 x 112 only
     val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
     num_workers: int  # loader processes of each rank; 0: load in the training process
     dali: bool  # decode with nvidia-dali
@@ -68,7 +68,7 @@ class Config:
     batch_size: int  # images of one rank in one forward
     gradient_acc: int  # forwards for one step
     num_epoch: int  # passes over the data
-    warmup_epoch: float  # epochs of linear rise from 0
+    warmup_epoch: float  # epochs of linear rise from 0; below 0: start that far down the slope
     fp16: bool  # float16 with loss scaling
     bf16: bool  # bfloat16
     max_nonfinite: int  # steps in a row without a finite gradient before the run stops
@@ -80,8 +80,8 @@ class Config:
     seed: int  # of first weights, order of images, flips, centres and negatives
     device: Literal["auto", "cpu", "cuda"]  # "auto": CUDA where there is a GPU
     timeout_s: float  # a collective that a peer does not join within this is an error
-    verbose: int  # verify every this many steps; 0: at the end of epochs only
-    frequent: int  # log every this many steps
+    verbose: int  # verify every this many optimizer steps; 0: at the end of epochs only
+    frequent: int  # log every this many optimizer steps
     save_all_states: bool  # write checkpoints
     checkpoint_steps: int  # also every this many steps; 0: at the end of epochs only
     keep_checkpoints: int  # newest checkpoints that stay
@@ -133,8 +133,13 @@ class Config:
         return Path(self.output or Path("work_dirs", self.name)).expanduser().resolve()
 
     def without_effect(self) -> list[str]:
-        """Settings of old files that are given here and that nothing reads."""
-        return [name for name in ("dali", "dali_aug", "score") if getattr(self, name)]
+        """Settings that are given here and that nothing reads, or that another setting overrules."""
+        unread = [name for name in ("dali", "dali_aug", "score") if getattr(self, name)]
+        if self.margin_list is not None and self.margin is not None:
+            unread.append("margin")  # margin_list decides
+        if isinstance(self.num_classes, tuple) and self.sample_rate != 1:
+            unread.append("sample_rate")  # the heads decide
+        return unread
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for config.json."""
@@ -159,6 +164,8 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         key, separator, value = text.partition("=")
         if not separator:
             raise ValueError(f"an override is key=value, such as lr=0.05; got {text!r}")
+        if key.strip() == "name":
+            raise ValueError("name is the recipe's file name; suffix_run_name and output can be set")
         values[key.strip()] = _literal(value.strip())
     values["name"] = file.stem
     return make_config(values)
@@ -179,6 +186,12 @@ def make_config(values: Mapping[str, Any]) -> Config:
     if missing:
         raise ValueError(f"configs/base.py must give a value to {', '.join(missing)}")
     config = Config(**{key: _typed(key, values[key], hint) for key, hint in hints.items()})
+    config = dataclasses.replace(
+        config,
+        rec=_home(config.rec),
+        init_backbone=config.init_backbone and _home(config.init_backbone),
+        val_targets=tuple(_home(target) for target in config.val_targets),
+    )
     _check_ranges(config)
     _check_combinations(config)
     return config
@@ -187,6 +200,8 @@ def make_config(values: Mapping[str, Any]) -> Config:
 def find_config(path: str | Path) -> Path:
     """The recipe's file: ``path`` with or without .py, from the current folder, the project's, or its configs/."""
     given = Path(path).expanduser()
+    if not given.name:
+        raise FileNotFoundError(f"no config {str(path)!r}: give configs/NAME")
     candidates = [
         folder / name
         for folder in (Path(), ROOT, ROOT / "configs")
@@ -224,7 +239,13 @@ def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        if text[:1] in "[(" and text[-1:] in "])" and len(text) > 1:
+            return [part.strip() for part in text[1:-1].split(",") if part.strip()]
         return text
+
+
+def _home(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
@@ -283,7 +304,7 @@ def _check_ranges(c: Config) -> None:
     rules: list[tuple[str, bool, str]] = [
         ("num_classes", all(n == "auto" or n >= 1 for n in sizes), "at least 1"),
         ("num_image", c.num_image is None or c.num_image >= 1, "at least 1"),
-        ("image_size", min(c.image_size) >= 1, "two sizes of at least 1 pixel"),
+        ("image_size", c.image_size == (112, 112), "(112, 112), which is what every backbone here takes"),
         ("num_workers", c.num_workers >= 0, "at least 0"),
         ("embedding_size", c.embedding_size >= 1, "at least 1"),
         ("dropout", 0 <= c.dropout < 1, "in [0, 1)"),
@@ -296,11 +317,12 @@ def _check_ranges(c: Config) -> None:
         ("momentum", 0 <= c.momentum < 1, "in [0, 1)"),
         ("weight_decay", c.weight_decay >= 0, "at least 0"),
         ("clip_grad_norm", c.clip_grad_norm >= 0, "at least 0"),
-        ("batch_size", c.batch_size >= 1, "at least 1"),
+        ("batch_size", c.batch_size >= 2, "at least 2 (batch normalisation needs two images)"),
         ("gradient_acc", c.gradient_acc >= 1, "at least 1"),
         ("num_epoch", c.num_epoch >= 1, "at least 1"),
-        ("warmup_epoch", 0 <= c.warmup_epoch < c.num_epoch, f"in [0, num_epoch = {c.num_epoch})"),
+        ("warmup_epoch", c.warmup_epoch < c.num_epoch, f"below num_epoch = {c.num_epoch}"),
         ("max_nonfinite", c.max_nonfinite >= 1, "at least 1"),
+        ("seed", c.seed >= 0, "at least 0"),
         ("timeout_s", c.timeout_s > 0, "above 0"),
         ("verbose", c.verbose >= 0, "at least 0"),
         ("frequent", c.frequent >= 1, "at least 1"),
@@ -325,6 +347,8 @@ def _check_combinations(c: Config) -> None:
             f"num_classes = {list(c.num_classes)} means heads of {c.num_classes[1]} classes, but head_size = "
             f"{c.head_size}; give num_classes as one number, or leave head_size out"
         )
+    if c.checkpoint_steps and not c.save_all_states:
+        raise ValueError("checkpoint_steps asks for checkpoints, but save_all_states = False switches them off")
     has_heads = isinstance(c.num_classes, tuple) or c.head_size is not None
     if c.negative_rate is not None and not has_heads:
         raise ValueError("negative_rate needs head_size; PartialFC's share of classes is sample_rate")
@@ -337,5 +361,5 @@ def _check_combinations(c: Config) -> None:
         raise ValueError("interclass_filtering_threshold belongs to the combined margin: give margin_list too")
     if c.loss == "combined" and c.margin_list is None:
         raise ValueError("loss = 'combined' needs margin_list = (m1, m2, m3)")
-    if c.rec == "synthetic" and (c.num_image is None or c.num_classes == "auto"):
-        raise ValueError("rec = 'synthetic' needs numbers: num_classes and num_image")
+    if c.rec == "synthetic" and c.num_classes == "auto":
+        raise ValueError("rec = 'synthetic' needs num_classes as a number")

@@ -11,11 +11,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 # Newer torch renames the tensor forms of two collectives and warns about the old names.
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -45,7 +47,8 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
     Args:
         device: "auto" (CUDA where there is a GPU, else CPU), "cpu" or "cuda".
         timeout_s: seconds after which a collective that a peer does not join is an error.
-        local_rank: the launcher's ``--local_rank``; ``LOCAL_RANK`` in the environment goes before it.
+        local_rank: the launcher's ``--local_rank``; ``LOCAL_RANK`` in the environment goes before it, SLURM's
+            ``SLURM_LOCALID`` stands in for both.
 
     Raises:
         ValueError: an unknown device, CUDA asked for where there is none, more local ranks than GPUs,
@@ -56,7 +59,7 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device = 'cuda', but torch sees no GPU here; use device = 'auto' or 'cpu'")
     use_cuda = device != "cpu" and torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", local_rank or 0))
+    local_rank = _local_rank(local_rank)
     if use_cuda and local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"local rank {local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
@@ -65,6 +68,8 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
+    if not os.environ.get("WORLD_SIZE", "1").isdigit():
+        raise ValueError(f"WORLD_SIZE must be a number of processes, got {os.environ['WORLD_SIZE']!r}")
     if "WORLD_SIZE" not in os.environ:
         return Ranks(0, 1, local_rank, chosen)
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -79,6 +84,20 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
         device_id=chosen if use_cuda else None,
     )
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+
+
+def _local_rank(given: int | None) -> int:
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name == "SLURM_LOCALID" and given is not None:
+            break
+        if name in os.environ:
+            return int(os.environ[name])
+    if given is None and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            "WORLD_SIZE is set, but neither LOCAL_RANK nor SLURM_LOCALID: say which process of its machine this is, "
+            "with LOCAL_RANK or --local_rank"
+        )
+    return given or 0
 
 
 def close_ranks() -> None:
@@ -128,6 +147,23 @@ def broadcast_object(value: Any, src: int = 0) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=src)
     return box[0]
+
+
+def together(do: Callable[[], T]) -> T:
+    """Call ``do``, which has no collective in it, on every rank; an error of one rank is raised on all.
+
+    Raises:
+        ValueError, OSError: the first rank's; the others learn its text.
+    """
+    error: Exception | None = None
+    try:
+        value = do()
+    except (ValueError, OSError) as problem:
+        error = problem
+    first = next((e for e in all_gather_objects(error) if e is not None), None)
+    if first is not None:
+        raise first
+    return value
 
 
 def broadcast_(x: Tensor, src: int = 0) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,19 +24,32 @@ from utils.config import Config
 log = logging.getLogger("mhs_arcface")
 
 
-def init_logging(output: Path | None) -> None:
-    """Send log lines of this rank to the terminal and ``output/training.log``; without ``output``, warnings only."""
+def init_logging(is_main: bool, output: Path | None = None) -> None:
+    """Send rank 0's log lines, and all ranks' warnings, to the terminal.
+
+    With ``output`` rank 0's go to ``output/training.log`` too, those first that were logged while there was none.
+    """
+    early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if is_main:
+        handlers.append(
+            MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)
+            if output is None
+            else logging.FileHandler(output / "training.log")
+        )
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
+    for before in early if output is not None and is_main else []:
+        before.setTarget(handlers[-1])
+        before.flush()
+        before.setTarget(None)
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    log.propagate = False
-    log.setLevel(logging.WARNING if output is None else logging.INFO)
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    if output is not None:
-        handlers.append(logging.FileHandler(output / "training.log"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
         log.addHandler(handler)
+    log.propagate = False
+    log.setLevel(logging.INFO if is_main else logging.WARNING)
 
 
 class MetricsWriter:
@@ -63,15 +80,23 @@ class MetricsWriter:
         self._wandb = _start_wandb(cfg, output) if cfg.using_wandb and (is_main or cfg.wandb_log_all) else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record the values of one step; names may hold a slash to group them."""
+        """Record the values of one step; names may hold a slash to group them. A nan is null in metrics.jsonl."""
         if self._jsonl is not None:
-            self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
             self._jsonl.flush()
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
+
+    def highest(self, name: str) -> float:
+        """The largest value written of ``name`` so far, nan without one or on a rank that keeps no file."""
+        if self._jsonl is None:
+            return math.nan
+        lines = (json.loads(line) for line in Path(self._jsonl.name).read_text().splitlines())
+        return max((line[name] for line in lines if line.get(name) is not None), default=math.nan)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -111,12 +136,14 @@ def check_wandb(cfg: Config) -> None:
 def _start_wandb(cfg: Config, output: Path) -> Any:
     import wandb
 
+    run_id = hashlib.sha1(str(output).encode()).hexdigest()[:16]  # so that a resumed run finds itself
     name = cfg.name + (f"_{cfg.suffix_run_name}" if cfg.suffix_run_name else "")
     return wandb.init(
         entity=cfg.wandb_entity,
         project=cfg.wandb_project,
         name=name,
         notes=cfg.notes,
+        id=run_id if cfg.wandb_resume else None,
         resume="allow" if cfg.wandb_resume else None,
         config=cfg.as_dict(),
         dir=str(output),
@@ -139,10 +166,14 @@ class Speedometer:
         self.since_s, self.waited_s, self.images = now, 0.0, 0
         return result
 
-    def pause(self, seconds: float) -> None:
-        """Leave out time that was spent on something else than training, such as verification."""
-        self.since_s += seconds
-        self.start_s += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that is spent inside on something else than training, such as verification."""
+        begin_s = time.monotonic()
+        yield
+        passed_s = time.monotonic() - begin_s
+        self.since_s += passed_s
+        self.start_s += passed_s
 
     def hours_left(self, done: int, left: int) -> float:
         """Hours for ``left`` steps at the mean pace of the ``done`` steps taken so far."""

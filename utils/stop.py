@@ -7,15 +7,21 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from utils.distributed import all_reduce_sum_
 
 
 class StopRequest:
-    """While entered, SIGTERM is remembered instead of ending the process."""
+    """While entered, SIGTERM is remembered instead of ending the process.
+
+    Attributes:
+        agreed: whether any rank had been asked when :meth:`share` was last called; the same on every rank.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.agreed = False
+        self._asked = False
         self._before: Any = None
 
     def __enter__(self) -> StopRequest:
@@ -28,8 +34,13 @@ class StopRequest:
         signal.signal(signal.SIGTERM, self._before)
 
     def _remember(self, *_: object) -> None:
-        self.requested = True
+        self._asked = True
 
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any rank was asked. Collective: one all-reduce of one number on ``device``."""
-        return bool(all_reduce_sum_(torch.tensor(float(self.requested), device=device)))
+    def share(self, bad: Tensor) -> bool:
+        """Whether ``bad`` (a scalar bool) holds on any rank; updates :attr:`agreed` with the same message.
+
+        Collective: one all-reduce of two numbers, and a wait for its result.
+        """
+        flags = torch.stack((bad.float(), torch.tensor(float(self._asked), device=bad.device)))
+        any_bad, self.agreed = (bool(flag) for flag in all_reduce_sum_(flags).tolist())
+        return any_bad

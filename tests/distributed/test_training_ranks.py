@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -12,12 +13,15 @@ import time
 import uuid
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemWriter
 
 import train
-from conftest import ROOT, shared_data_path
+from backbones import get_model
+from paths import ROOT, data_path
 from ranks import run_ranks
 from utils.checkpoint import list_checkpoints
 from utils.config import get_config
@@ -122,6 +126,22 @@ def test_a_full_disk_on_one_rank_is_an_error_on_all_and_keeps_the_older_checkpoi
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+def other_ranks_same_batch(rank, world_size, overrides):
+    run, loader = prepare(rank, world_size, [*overrides, "resume=True"])
+    batches = train.epoch_batches(run, loader, train.Speedometer())
+    run.train_step(batches)
+    return run.step, run.steps_done, run.total_steps, run.schedules[0].get_last_lr()[0]
+
+
+def test_resuming_on_fewer_ranks_follows_the_longer_schedule(tmp_path):
+    """12 images of 96 seen on 2 ranks; one rank of the same batch_size then has 16 steps an epoch."""
+    options = [f"output={tmp_path}", "batch_size=6", "warmup_epoch=0"]
+    run_ranks(save_and_return_centres, 2, options)  # 3 steps of 12
+    ((step, done, total, lr),) = run_ranks(other_ranks_same_batch, 1, options)
+    assert (step, done, total) == (4, 7, 16)
+    assert lr == pytest.approx(0.05 * (1 - 7 / 16) ** 2)
+
+
 def bad_settings(rank, world_size, output):
     try:
         prepare(rank, world_size, [f"output={output}", "batch_size=64"])
@@ -133,6 +153,54 @@ def bad_settings(rank, world_size, output):
 def test_a_user_error_is_raised_on_every_rank(tmp_path):
     errors = run_ranks(bad_settings, 2, tmp_path)
     assert all("an epoch of 96 images has no global batch of 2 ranks x 64" in error for error in errors)
+
+
+def set_missing_on_one_rank(rank, world_size, folder, output):
+    os.chdir(folder / str(rank))
+    run, loader = prepare(rank, world_size, [f"output={output}", "batch_size=4", "val_targets=mine.bin"])
+    train.train(run, loader)
+    return run.step
+
+
+def test_a_verification_set_missing_on_one_rank_is_left_out_on_all(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [cv2.imencode(".png", rng.integers(0, 255, (112, 112, 3), np.uint8))[1].tobytes() for _ in range(8)]
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    (tmp_path / "0" / "mine.bin").write_bytes(pickle.dumps((images, [True, False] * 2)))
+    assert run_ranks(set_missing_on_one_rank, 2, tmp_path, tmp_path / "run") == [12, 12]
+    log = (tmp_path / "run" / "training.log").read_text()
+    assert re.search(r"verification set .*mine.bin is left out: rank 1: ", log)
+
+
+def weights_missing_on_one_rank(rank, world_size, folder):
+    os.chdir(folder / str(rank))
+    try:
+        prepare(rank, world_size, [f"output={folder / 'run'}", "batch_size=4", "init_backbone=start.pt"])
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def test_a_file_missing_on_one_rank_is_an_error_on_all(tmp_path):
+    for rank in "01":
+        (tmp_path / rank).mkdir()
+    torch.save(get_model("rtiny", 32).state_dict(), tmp_path / "0" / "start.pt")
+    errors = run_ranks(weights_missing_on_one_rank, 2, tmp_path)
+    assert all("start.pt" in error for error in errors)
+
+
+def output_of_its_own(rank, world_size, folder):
+    try:
+        prepare(rank, world_size, [f"output={folder / str(rank)}", "batch_size=4"])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_an_output_that_the_hosts_do_not_share_is_refused(tmp_path):
+    errors = run_ranks(output_of_its_own, 2, tmp_path)
+    assert all("is another folder for rank 1 on" in error for error in errors)
 
 
 def launch(*command, env=None, **options):
@@ -167,6 +235,21 @@ def test_launchers(tmp_path, launcher):
 def test_both_spellings_of_local_rank(tmp_path, spelling):
     train.main([spelling, TINY, f"output={tmp_path}", "num_image=16", "frequent=1"])
     assert len(metrics(tmp_path)) == 2
+
+
+def test_sigterm_to_the_launcher_saves_in_spite_of_loader_workers(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command += ["train.py", TINY, f"output={tmp_path}", "num_epoch=100000", "batch_size=4", "num_workers=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    ) as process:
+        for line in process.stdout:
+            if "Global Step: 3 " in line:
+                process.terminate()
+    log = (tmp_path / "training.log").read_text()
+    step = re.search(r"stopped by SIGTERM after step (\d+)", log)[1]
+    assert list_checkpoints(tmp_path / "checkpoints")[-1].name == f"step_{step}"
 
 
 def test_sigterm_to_one_rank_stops_all_and_saves(tmp_path):
@@ -253,10 +336,10 @@ def test_two_hosts_end_with_the_model_of_two_ranks_on_one(tmp_path, two_hosts):
     assert metrics(tmp_path / "hosts") == metrics(tmp_path / "one")
 
 
-@pytest.mark.skipif(shared_data_path() is None, reason="no real faces here: set MHS_SHARED")
+@pytest.mark.skipif(data_path() is None, reason="no real faces here: set MHS_DATA")
 def test_real_faces_on_two_ranks(tmp_path):
-    """A fifth of an epoch on LFW already beats the untrained network on other people's faces."""
-    source = shared_data_path() / "lfw_train"
+    """One epoch on LFW beats the untrained network on other people's faces."""
+    source = data_path() / "lfw_train"
     result = launch(
         "-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}",
         "train.py", "configs/lfw_mini", f"rec={source}", f"output={tmp_path}",

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from eval import ijb
 from eval.ijb import read_ijb, read_named_lines, read_number_lines
 
 
@@ -84,6 +85,12 @@ def test_images_may_lie_in_folders(tree):
         ("face_tid_mid", "1.jpg 1 5", "1.jpg 1 x", "tid_mid.txt, line 2"),
         ("face_tid_mid", "1.jpg 1 5", "1.jpg 1 5.5", "tid_mid.txt, line 2"),
         ("name_5pts_score", "0.2\n", "high\n", "5pts_score.txt, line 2: expected a file name and 11 numbers"),
+        (
+            "name_5pts_score",
+            "10.5 11.5 12.5 13.5 14.5 15.5 16.5 17.5 18.5 19.5",
+            "7 9 7.2 9 7 9.1 7.9 9 7 9",
+            r"5pts_score.txt, line 2: the landmarks of 1.jpg all lie in one point \(1 such .* list and of .*tid_mid",
+        ),
         ("name_5pts_score", "0.2\n", "nan\n", "line 2: landmarks or score of 1.jpg are not finite"),
         ("template_pair_label", "1 4 0", "1 4", "label.txt, line 2: expected 3 whole numbers, found '1 4'"),
         ("template_pair_label", "1 4 0", "1 4 0.5", "label.txt, line 2"),
@@ -91,6 +98,9 @@ def test_images_may_lie_in_folders(tree):
         ("template_pair_label", "1 4 0", "1 8 0", "line 2: template 8 has no images"),
         ("template_pair_label", "1 3 1", "1 3 0", "0 of 3 pairs are of one person"),
         ("template_pair_label", "1 4 0\n", "\n", "label.txt, line 2"),
+        ("template_pair_label", "1 4 0\n3 4 0", "1 4\n0 3 4 0", "label.txt, line 2: .* found '1 4'"),
+        ("template_pair_label", "1 4 0\n3 4 0", "1 4 0 3\n4 0", "label.txt, line 2: .* found '1 4 0 3'"),
+        ("template_pair_label", "1 4 0\n", "\n1 4 0\n", "label.txt, line 2: .* found ''"),
     ],
 )
 def test_wrong_rows_are_named(tree, what, old, new, message):
@@ -114,3 +124,18 @@ def test_line_ends_and_tabs(tmp_path):
     names, numbers = read_named_lines(path, 2, np.int64)
     assert names == ["a.jpg", "b.jpg"]
     assert numbers.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 6, 7, 1 << 20])
+def test_every_line_is_looked_at_in_any_block(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(ijb, "_BYTES_PER_BLOCK", block)
+    path = tmp_path / "list.txt"
+    lines = ["1 2", "  3\t-4  ", "500000 6\r", "7 8"]
+    for end in ("", "\n"):
+        path.write_text("\n".join(lines) + end, newline="")
+        assert read_number_lines(path, 2).tolist() == [[1, 2], [3, -4], [500000, 6], [7, 8]]
+    for row in range(4):
+        for wrong in ("1", "1 2 3", ""):
+            path.write_text("\n".join([*lines[:row], wrong, *lines[row:]]) + "\n1 2", newline="")
+            with pytest.raises(ValueError, match=rf"line {row + 1}: expected 2 whole numbers, found '{wrong}'"):
+                read_number_lines(path, 2)

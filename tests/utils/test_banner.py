@@ -34,6 +34,7 @@ def test_memory_counts_what_is_allocated(optimizer, make):
         embedding_size=32,
         head_size=10,
         global_batch=16,
+        gradient_acc=1,
         optimizer=optimizer,
         drawn_rows=0,
         parameters=parameters,

@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from conftest import ROOT
+from paths import ROOT
 from utils.config import Config, find_config, get_config, make_config
 
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "__init__"))
@@ -87,6 +87,25 @@ config.num_classes = 1017970
 config.num_image = 12720066
 config.num_epoch = 20
 config.warmup_epoch = config.num_epoch // 10
+config.val_targets = []
+"""
+)
+INSIGHTFACE_3M = (
+    HEAD
+    + """
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "r18"
+config.embedding_size = 512
+config.sample_rate = 0.1
+config.fp16 = True
+config.batch_size = 512
+config.lr = 0.1
+config.dali = False
+config.rec = "synthetic"
+config.num_classes = 30 * 10000 * 10
+config.num_image = 1000000
+config.num_epoch = 30
+config.warmup_epoch = -1
 config.val_targets = []
 """
 )
@@ -217,12 +236,16 @@ def test_insightface_filter(recipe):
     assert cfg.margin_list == (1.0, 0.0, 0.4)
 
 
+def test_insightface_negative_warmup(recipe):
+    assert get_config(recipe(INSIGHTFACE_3M)).warmup_epoch == -1
+
+
 def test_mhe(recipe):
     cfg = get_config(recipe(MHE))
     assert cfg.class_count() == 881 * 12
     assert cfg.head_layout() == (12, 0.0)
     assert (cfg.loss, cfg.margin, cfg.scale, cfg.margin_list) == ("arcface", 0.5, 64.0, None)
-    assert cfg.without_effect() == ["score"]
+    assert cfg.without_effect() == ["score", "sample_rate"]
 
 
 def test_every_key_of_the_peers_is_known():
@@ -255,6 +278,7 @@ def test_rate_follows_the_batch_where_asked():
         ("lr=fast", r"lr must be a number, got 'fast' \(str\)"),
         ("lr=nan", "lr must be a number"),
         ("lr=-1", "lr must be above 0, got -1"),
+        ("batch_size=1", "batch_size must be at least 2"),
         ("batch_size=2.5", "batch_size must be a whole number, got 2.5"),
         ("batch_size=true", "batch_size must be a whole number, got True"),
         ("fp16=1", r"fp16 must be True or False, got 1 \(int\)"),
@@ -263,7 +287,8 @@ def test_rate_follows_the_batch_where_asked():
         ("num_classes=0", "num_classes must be at least 1"),
         ("num_classes=[4,0]", "num_classes must be at least 1"),
         ("num_classes=many", "num_classes must be"),
-        ("warmup_epoch=1000", "warmup_epoch must be in"),
+        ("warmup_epoch=1000", "warmup_epoch must be below num_epoch"),
+        ("image_size=(96,96)", "image_size must be .112, 112."),
         ("sample_rate=0.5", "sample_rate = 0.5 is PartialFC's"),
         ("interclass_filtering_threshold=0.4", "give margin_list too"),
         ("loss=combined", "needs margin_list"),
@@ -282,7 +307,7 @@ def test_errors_say_what_was_expected_and_what_came(override, message):
         (["fp16=True", "bf16=True"], "exclude each other"),
         (["num_classes=[10,4]", "head_size=5"], "means heads of 4 classes, but head_size = 5"),
         (["head_size=None", "negative_rate=0.1"], "negative_rate needs head_size"),
-        (["rec=synthetic", "num_image=None"], "needs numbers"),
+        (["rec=synthetic", "num_classes=auto"], "needs num_classes"),
     ],
 )
 def test_settings_that_exclude_each_other(overrides, message):

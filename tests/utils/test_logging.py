@@ -90,8 +90,9 @@ def test_speedometer(monkeypatch):
     monkeypatch.setattr(ours.time, "monotonic", lambda: now[0])
     speed = ours.Speedometer()
     speed.images, speed.waited_s = 500, 1.0
-    now[0] += 14.0
-    speed.pause(4.0)  # a verification
+    now[0] += 10.0
+    with speed.paused():  # a verification
+        now[0] += 4.0
     assert speed.read() == (50.0, 0.1)
     assert speed.hours_left(10, 3600) == pytest.approx(1.0)
     now[0] += 2.0

@@ -354,6 +354,7 @@ def awkward_records():
     return list(zip(keys, [*fixed, *mixed, rng.randbytes(20000)], strict=True))
 
 
+@pytest.mark.mxnet
 class TestMxnet:
     def test_both_directions_byte_for_byte(self, mxnet, folder):
         records = awkward_records()
