@@ -16,22 +16,22 @@ Differs from both authors' code in that the update is sparse, and from the forme
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses import sharded_cross_entropy
+from head_storage import CENTRES, Fetch, HeadStorage, Place, Rows
+from losses import Margin, sharded_cross_entropy
 from utils import hashing
 from utils.distributed import (
     all_gather_rows,
     all_reduce_max_,
     all_reduce_sum_,
-    as_shard,
     gather_rows_with_grad,
     get_rank,
     get_world_size,
@@ -48,10 +48,19 @@ _FOR_CENTRES, _FOR_NEGATIVES = 1, 2  # what a random draw is for, so that draws 
 class Selection:
     """The heads of this rank that one batch works on."""
 
-    heads_h: Tensor  # (h,) int64, global head numbers, ascending
-    rows_S: Tensor  # (S,) int64, rows of the rank's weight, ascending
+    heads_h: Tensor  # (h,) int64, local head numbers, ascending
+    rows_S: Tensor  # (S,) int64, local class numbers, ascending
     columns_G: Tensor  # (G,) int64, the label's place in rows_S, or -1 where another rank holds it
     hidden_GS: Tensor | None  # (G, S) bool, classes outside a sample's softmax; None: there are none
+
+
+@dataclass
+class Pending:
+    """One forward that waits for the optimizer."""
+
+    selection: Selection
+    leaf_SD: Tensor  # the centres, with their gradient after backward
+    rows: Rows  # the optimizer's state (and the centres) as fetched
 
 
 @dataclass
@@ -71,7 +80,7 @@ class PartialFCMHS(nn.Module):
     fills the gradient of the selected rows; an optimizer of row_optim.py made on this module updates them in place.
 
     Args:
-        margin_loss: ``logits = margin_loss(cosines_GS, labels_G)``, such as ``losses.ArcFace``.
+        margin_loss: a margin on cosines, such as ``losses.ArcFace``.
         embedding_size: D.
         num_classes: C.
         head_size: L; above C it means one head.
@@ -81,16 +90,19 @@ class PartialFCMHS(nn.Module):
             head and the drawn ones.
         seed: initial centres are functions of (seed, class), negatives of (seed, step, head).
         amp_dtype: type of the embeddings' exchange, the normalisation and the product; None keeps ``dtype``.
-        dtype: of the centres.
-        device: of the centres.
+        dtype: of the centres, float32 or float64.
+        device: where the classifier computes.
+        head_storage: where the centres and the optimizer's state live: "device", "host" or "file".
+        head_folder: for "file", a folder on a disk of this machine.
 
     Raises:
         ValueError: an argument outside its range, named with what is allowed.
+        OSError: ``head_folder`` cannot be written.
     """
 
     def __init__(
         self,
-        margin_loss: Callable[[Tensor, Tensor], Tensor],
+        margin_loss: Margin,
         embedding_size: int,
         num_classes: int,
         *,
@@ -101,6 +113,8 @@ class PartialFCMHS(nn.Module):
         amp_dtype: torch.dtype | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        head_storage: Place = "device",
+        head_folder: Path | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -116,27 +130,36 @@ class PartialFCMHS(nn.Module):
             raise ValueError(f"negative_rate must be in [0, 1], got {negative_rate}")
         if head_scope not in ("batch", "own"):
             raise ValueError(f"head_scope must be 'batch' or 'own', got {head_scope!r}")
-        self.margin_loss = margin_loss
+        self.device = torch.device(device)
+        self.margin_loss = margin_loss.to(self.device)
         self.embedding_size = embedding_size
         self.num_classes = num_classes
         self.head_size = head_size
         self.negative_rate = negative_rate
         self.head_scope = head_scope
         self.seed = seed
+        self.dtype = dtype
         self.amp_dtype = amp_dtype
         self.iteration = 0  # training forwards so far
         self.num_heads = -(-num_classes // head_size)
         self.head_start, self.head_end = share(self.num_heads, get_rank(), get_world_size())
         self.class_start = min(self.head_start * head_size, num_classes)
         self.class_end = min(self.head_end * head_size, num_classes)
-        rows = self.class_end - self.class_start
-        self.weight: Tensor  # (rows, D); rows of a head without visits are not filled yet
-        self.visits: Tensor  # (heads of this rank,) int32, updates so far
-        self.register_buffer("weight", untouched_zeros((rows, embedding_size), dtype, device))
-        self.register_buffer("visits", untouched_zeros((self.head_end - self.head_start,), torch.int32, device))
-        self.pending: list[tuple[Selection, Tensor]] = []  # selections since the last zero_grad, with their leaf_SD
-        self.leaves: list[Tensor] = []  # the same leaves, as an optimizer's list of parameters
+        self.storage = HeadStorage(
+            self.class_end - self.class_start,
+            head_size,
+            embedding_size,
+            dtype,
+            self.device,
+            lambda rows_S: self.initial_centres(rows_S + self.class_start),
+            head_storage,
+            head_folder,
+            get_rank(),
+        )
+        self.pending: list[Pending] = []  # forwards since the last zero_grad
+        self.leaves: list[Tensor] = []  # their leaf_SD, as an optimizer's list of parameters
         self.stats: StepStats | None = None
+        self._announced: deque[tuple[Tensor, Selection, Fetch]] = deque()
 
     def extra_repr(self) -> str:
         """The numbers that a printed module shows."""
@@ -146,8 +169,8 @@ class PartialFCMHS(nn.Module):
             f"classes here=[{self.class_start}, {self.class_end})"
         )
 
-    def select(self, labels_G: Tensor) -> Selection:
-        """The heads of this rank for a global batch: those that hold a label, and the drawn ones.
+    def select(self, labels_G: Tensor, iteration: int) -> Selection:
+        """The heads of this rank for a global batch: those that hold a label, and those drawn for ``iteration``.
 
         Raises:
             ValueError: a label outside [0, C).
@@ -161,7 +184,7 @@ class PartialFCMHS(nn.Module):
         device, L = labels_G.device, self.head_size
         head_of_label_G = labels_G // L
         here_G = (head_of_label_G >= self.head_start) & (head_of_label_G < self.head_end)
-        drawn_h = self._drawn_heads(device)
+        drawn_h = self._drawn_heads(iteration, device)
         heads_h = torch.cat((head_of_label_G[here_G], drawn_h)).unique()
         classes_S = (heads_h.unsqueeze(1) * L + torch.arange(L, device=device)).flatten()
         if self.head_end == self.num_heads:  # slots past C in the last head never take part
@@ -173,34 +196,79 @@ class PartialFCMHS(nn.Module):
             head_of_column_S = classes_S // L
             drawn_S = torch.isin(head_of_column_S, drawn_h)
             hidden_GS = (head_of_label_G.unsqueeze(1) != head_of_column_S) & ~drawn_S
-        return Selection(heads_h, classes_S - self.class_start, columns_G, hidden_GS)
+        return Selection(heads_h - self.head_start, classes_S - self.class_start, columns_G, hidden_GS)
 
-    def _drawn_heads(self, device: torch.device) -> Tensor:
+    def _drawn_heads(self, iteration: int, device: torch.device) -> Tensor:
         """Global numbers of this rank's heads that take part whatever the labels; (n,) int64, ascending."""
         if self.negative_rate == 0:
             return torch.empty(0, dtype=torch.int64, device=device)
         heads = torch.arange(self.head_start, self.head_end, device=device)
         if self.negative_rate == 1:
             return heads
-        key = hashing.key(self.seed, _FOR_NEGATIVES, self.iteration)
+        key = hashing.key(self.seed, _FOR_NEGATIVES, iteration)
         return heads[hashing.uniform(key, heads) < self.negative_rate]
 
-    def gather(self, selection: Selection) -> Tensor:
-        """The selected centres (S, D), a copy; those never updated before get their initial values."""
-        rows_SD = self.weight[selection.rows_S]
-        new_S = self.visits[self.local_head(selection.rows_S)] == 0
-        if new_S.any():
-            rows_SD[new_S] = self.initial_centres(selection.rows_S[new_S] + self.class_start)
-        return rows_SD
+    def prefetch(self, local_labels: Tensor) -> None:
+        """Announce the labels of a coming forward, so that its heads arrive while the ones before it compute.
 
-    def local_head(self, rows_S: Tensor) -> Tensor:
-        """The place in ``visits`` (S,) of each row's head."""
-        return (rows_S + self.class_start) // self.head_size - self.head_start
+        Call it for each training forward in their order, at the latest before the forward itself; every rank does.
+
+        Args:
+            local_labels: (B,) int64, the very labels that the forward will get.
+
+        Collectives: the all-gather of B labels that the forward then does without.
+        """
+        labels_G = all_gather_rows(local_labels)
+        selection = self.select(labels_G, self.iteration + len(self._announced))
+        self._announced.append((local_labels, selection, self.storage.fetch(selection.heads_h, selection.rows_S)))
+
+    def forget_prefetched(self) -> None:
+        """Drop announced forwards that will not come; every rank does."""
+        for _, _, fetch in self._announced:
+            self.storage.forget(fetch)
+        self._announced.clear()
+
+    def _take(self, local_labels: Tensor, is_training: bool) -> tuple[Selection, Rows]:
+        """This forward's heads, announced before or asked for now."""
+        if not is_training or not self._announced:
+            selection = self.select(all_gather_rows(local_labels), self.iteration)
+            return selection, self.storage.take(self.storage.fetch(selection.heads_h, selection.rows_S))
+        announced, selection, fetch = self._announced.popleft()
+        if announced is not local_labels and not torch.equal(announced, local_labels):
+            raise ValueError("the labels differ from those announced by prefetch; announce forwards in their order")
+        return selection, self.storage.take(fetch)
+
+    def centres(self, classes_N: Tensor) -> Tensor:
+        """The centres (N, D) of some of this rank's classes, given by their global numbers; no collective."""
+        order_N = classes_N.argsort()
+        heads_h = (classes_N // self.head_size).unique() - self.head_start
+        rows_S = (
+            heads_h.unsqueeze(1) * self.head_size + torch.arange(self.head_size, device=heads_h.device)
+        ).flatten()
+        rows_S = rows_S[rows_S < self.class_end - self.class_start]
+        rows_SD = self.storage.take(self.storage.fetch(heads_h, rows_S))[CENTRES]
+        out_ND = rows_SD.new_empty((len(classes_N), self.embedding_size))
+        out_ND[order_N] = rows_SD[torch.searchsorted(rows_S, classes_N[order_N] - self.class_start)]
+        return out_ND
+
+    @property
+    def weight(self) -> Tensor:
+        """The centres (classes of this rank, D) in memory; rows of heads without an update hold zeros still."""
+        return self.storage.arrays[CENTRES]
+
+    @property
+    def visits(self) -> Tensor:
+        """Updates of each head of this rank, int32."""
+        return self.storage.visits
+
+    def updates_of(self, rows_S: Tensor) -> Tensor:
+        """How often the head of each local class number was updated, (S,) int32 on the training device."""
+        return self.visits[(rows_S // self.head_size).to(self.visits.device)].to(self.device)
 
     def initial_centres(self, classes_N: Tensor) -> Tensor:
         """The values (N, D) with which the centres of the given classes start: normal(0, 0.01)."""
         key = hashing.key(self.seed, _FOR_CENTRES)
-        return (hashing.normal(key, classes_N, self.embedding_size) * INITIAL_STD).to(self.weight.dtype)
+        return (hashing.normal(key, classes_N, self.embedding_size) * INITIAL_STD).to(self.dtype)
 
     def forward(self, local_embeddings: Tensor, local_labels: Tensor) -> Tensor:
         """The loss of the global batch.
@@ -215,32 +283,70 @@ class PartialFCMHS(nn.Module):
         Raises:
             ValueError: shapes that do not fit, a label outside [0, C), labels that are not int64.
 
-        Collectives: all-gather of B labels, all-gather of B * D embeddings in ``amp_dtype``, all-reduce (max) of
-        2 * G numbers, all-reduce (sum) of 2 * G + 4 numbers; backward one reduce-scatter of G * D in ``amp_dtype``.
+        Collectives: all-gather of B labels (unless announced), all-gather of B * D embeddings in ``amp_dtype``,
+        all-reduce (max) of 2 * G numbers, all-reduce (sum) of 2 * G + 3 numbers; backward one reduce-scatter of G * D
+        in ``amp_dtype``.
         """
         self._check(local_embeddings, local_labels)
-        labels_G = all_gather_rows(local_labels)
-        selection = self.select(labels_G)
-        x_GD = gather_rows_with_grad(local_embeddings.to(self.amp_dtype or self.weight.dtype))
-        leaf_SD = self.gather(selection)
-        if self.training and torch.is_grad_enabled():
+        is_training = self.training and torch.is_grad_enabled()
+        selection, rows = self._take(local_labels, is_training)
+        x_GD = gather_rows_with_grad(local_embeddings.to(self.amp_dtype or self.dtype))
+        leaf_SD = rows[CENTRES]
+        if is_training:
             leaf_SD.requires_grad_()
-            self.pending.append((selection, leaf_SD))
+            self.pending.append(Pending(selection, leaf_SD, rows))
             self.leaves.append(leaf_SD)
             self.iteration += 1
-
         with torch.autocast(x_GD.device.type, enabled=False):
-            eps = max(1e-12, torch.finfo(x_GD.dtype).tiny)
-            centres_SD = leaf_SD.to(x_GD.dtype)
-            cosines_GS = F.linear(F.normalize(x_GD, eps=eps), F.normalize(centres_SD, eps=eps))
-            cosines_GS = cosines_GS.to(torch.promote_types(cosines_GS.dtype, torch.float32)).clamp(-1, 1)
-            logits_GS = self.margin_loss(cosines_GS, selection.columns_G)
+            return self._loss(x_GD, leaf_SD, selection, is_training)
+
+    def _loss(self, x_GD: Tensor, leaf_SD: Tensor, selection: Selection, is_training: bool) -> Tensor:
+        eps = max(1e-12, torch.finfo(x_GD.dtype).tiny)
+        cosines_GS = F.linear(F.normalize(x_GD, eps=eps), F.normalize(leaf_SD.to(x_GD.dtype), eps=eps))
+        cosines_GS = cosines_GS.to(torch.promote_types(cosines_GS.dtype, torch.float32)).clamp(-1, 1)
+        others_G, targets_G = self._extremes(cosines_GS.detach(), selection)
+        norms_G = x_GD.to(cosines_GS.dtype).norm(dim=1)
+        with torch.no_grad():
+            if is_training:
+                self.margin_loss.observe(targets_G, norms_G)
+            highest_G = self.margin_loss.highest(others_G, targets_G, norms_G)
+        logits_GS = self.margin_loss(cosines_GS, selection.columns_G, targets_G, norms_G)
+        if selection.hidden_GS is not None:
+            logits_GS = logits_GS.masked_fill(selection.hidden_GS, -torch.inf)
+
+        penalty_G = self.margin_loss.penalty(norms_G)
+        penalty = cosines_GS.new_zeros(())
+        if penalty_G is not None:  # each row counts once: on the rank that holds its target
+            penalty = torch.where(selection.columns_G >= 0, penalty_G, 0).sum() / len(penalty_G)
+        counts = torch.tensor([len(selection.heads_h), len(selection.rows_S), 0.0], dtype=penalty.dtype)
+        counts = counts.to(penalty.device)
+        counts[2] = penalty.detach()
+
+        def reduce_sum_(sums_2G: Tensor) -> Tensor:
+            packed = all_reduce_sum_(torch.cat((sums_2G.flatten(), counts)))
+            counts.copy_(packed[-3:])
+            return sums_2G.copy_(packed[:-3].view_as(sums_2G))
+
+        loss = sharded_cross_entropy(logits_GS, selection.columns_G, highest_G, reduce_sum_)
+        self.stats = StepStats(targets_G.mean(), (targets_G >= others_G).float().mean(), counts[0], counts[1])
+        return loss + penalty + (counts[2] - penalty).detach() if penalty_G is not None else loss
+
+    def _extremes(self, cosines_GS: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Each sample's largest cosine with another class of its softmax, and that with its own: (G,), (G,)."""
+        columns_G = selection.columns_G
+        nowhere_G = cosines_GS.new_full((len(columns_G),), -2.0)  # below every cosine
+        both_2G = torch.stack((nowhere_G, nowhere_G))
+        if cosines_GS.shape[1]:
+            column_G1 = columns_G.clamp(min=0).unsqueeze(1)
+            here_G1 = columns_G.unsqueeze(1) >= 0
+            target_G1 = cosines_GS.gather(1, column_G1)
+            others_GS = cosines_GS.scatter(1, column_G1, torch.where(here_G1, -2.0, target_G1))
             if selection.hidden_GS is not None:
-                logits_GS = logits_GS.masked_fill(selection.hidden_GS, -torch.inf)
-            reduction = _StatsReduction(selection, cosines_GS.detach())
-            loss = sharded_cross_entropy(logits_GS, selection.columns_G, reduction.max_, reduction.sum_)
-        self.stats = reduction.stats
-        return loss
+                others_GS.masked_fill_(selection.hidden_GS, -2.0)
+            both_2G[0] = others_GS.amax(1)
+            both_2G[1] = torch.where(here_G1, target_G1, -2.0).squeeze(1)
+        others_G, targets_G = all_reduce_max_(both_2G).unbind()
+        return others_G, targets_G
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
@@ -252,24 +358,22 @@ class PartialFCMHS(nn.Module):
         if labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64, got {labels.dtype}; use labels.long()")
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """This rank's centres and visits, for ``state_dict``; head_checkpoint.py saves for any number of ranks."""
+        if self.storage.place == "file":
+            raise ValueError("heads in files have no state_dict; head_checkpoint.py saves them")
+        return {CENTRES: self.weight, "visits": self.visits, **self.settings()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`get_extra_state` gave, on the same rank of as many."""
+        self.load_settings(state)
+        self.weight.copy_(state[CENTRES])
+        self.visits.copy_(state["visits"])
+
     def clear_pending(self) -> None:
         """Forget the selections and gradients since the last update."""
         self.pending.clear()
         self.leaves.clear()
-
-    def row_shard(self, rows: Tensor) -> Tensor:
-        """Mark a tensor with one row per class of this rank as a shard of the global (C, ...) tensor.
-
-        ``torch.distributed.checkpoint`` then saves it as such and loads it on any number of ranks.
-        """
-        return as_shard(rows, self.num_classes, self.class_start)
-
-    def shards(self) -> dict[str, Tensor]:
-        """The centres and visits as shards that share this module's memory: load into them to load the module."""
-        return {
-            "weight": self.row_shard(self.weight),
-            "visits": as_shard(self.visits, self.num_heads, self.head_start),
-        }
 
     def settings(self) -> dict[str, int]:
         """What the shards mean, and how many draws have been made."""
@@ -289,52 +393,3 @@ class PartialFCMHS(nn.Module):
                     "settings that it was trained with"
                 )
         self.iteration = saved["iteration"]
-
-
-class _StatsReduction:
-    """The two reductions of the cross-entropy, carrying the step's statistics along in the same messages."""
-
-    def __init__(self, selection: Selection, cosines_GS: Tensor) -> None:
-        self.selection = selection
-        self.cosines_GS = cosines_GS
-        self.top_G: Tensor | None = None
-        self.stats: StepStats | None = None
-
-    def max_(self, logit_G: Tensor) -> Tensor:
-        cosines_GS = self.cosines_GS
-        if self.selection.hidden_GS is not None:
-            cosines_GS = cosines_GS.masked_fill(self.selection.hidden_GS, -torch.inf)
-        top_G = cosines_GS.amax(1) if cosines_GS.shape[1] else torch.full_like(logit_G, -torch.inf)
-        both_2G = all_reduce_max_(torch.stack((logit_G, top_G)))
-        self.top_G = both_2G[1]
-        return logit_G.copy_(both_2G[0])
-
-    def sum_(self, sums_2G: Tensor) -> Tensor:
-        assert self.top_G is not None
-        columns_G = self.selection.columns_G
-        here_G = columns_G >= 0
-        if self.cosines_GS.shape[1]:
-            target_G = self.cosines_GS.gather(1, columns_G.clamp(min=0).unsqueeze(1)).squeeze(1)
-        else:
-            target_G = torch.zeros_like(self.top_G)
-        mine = torch.stack(
-            (
-                torch.where(here_G, target_G, 0).sum(),
-                (here_G & (target_G >= self.top_G)).sum().to(target_G.dtype),
-                target_G.new_tensor(float(len(self.selection.heads_h))),
-                target_G.new_tensor(float(len(self.selection.rows_S))),
-            )
-        )
-        packed = all_reduce_sum_(torch.cat((sums_2G.flatten(), mine)))
-        cosine, correct, heads, classes = packed[-4:].unbind()
-        G = len(columns_G)
-        self.stats = StepStats(cosine / G, correct / G, heads, classes)
-        return sums_2G.copy_(packed[:-4].view_as(sums_2G))
-
-
-def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that on a CPU take up memory only once they are written."""
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
-    return torch.from_numpy(np.zeros(shape, numpy_dtype))

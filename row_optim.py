@@ -5,20 +5,20 @@ Shapes: S selected rows, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from partial_fc_mhs import PartialFCMHS, untouched_zeros
+from head_storage import CENTRES, Rows
+from partial_fc_mhs import PartialFCMHS, Pending
 
 
 class RowOptimizer(Optimizer):
-    """What both optimizers share: which rows there are to update, and their state.
+    """What both optimizers share: which rows there are to update, and how their state travels.
 
-    Subclasses name their per-row state buffers in ``state_names`` and define :meth:`update`.
+    Subclasses name their arrays of state in ``state_names`` and define :meth:`update`.
     """
 
     state_names: tuple[str, ...] = ()
@@ -27,19 +27,16 @@ class RowOptimizer(Optimizer):
         super().__init__([torch.zeros(0, requires_grad=True)], defaults)
         self.param_groups[0]["params"] = head.leaves  # the list that forward fills, so that GradScaler sees the rows
         self.head = head
-        self.buffers = {
-            name: untouched_zeros(head.weight.shape, head.weight.dtype, head.weight.device)
-            for name in self.state_names
-        }
+        for name in self.state_names:
+            head.storage.add(name)
 
-    def update(self, rows_S: Tensor, grad_SD: Tensor, weight_SD: Tensor, step_S1: Tensor) -> Tensor:
-        """The rows' new values, after their state has been updated in place.
+    def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
+        """Change the centres and their state, ``rows``, in place.
 
         Args:
-            rows_S: (S,) int64, rows of the head's weight.
-            grad_SD: their gradient; may be overwritten.
-            weight_SD: their values; not modified.
-            step_S1: (S, 1) float32, updates of the row including this one.
+            rows: (S, D) for each array.
+            grad_SD: the gradient; may be overwritten.
+            step_S1: (S, 1) int32, updates of the row's head including this one.
         """
         raise NotImplementedError
 
@@ -47,32 +44,24 @@ class RowOptimizer(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the rows selected since the last :meth:`zero_grad`. No collective."""
         assert closure is None, "a closure would select other rows"
-        head = self.head
-        touched = _sum_by_row(
-            (s.rows_S, leaf.grad, leaf.detach()) for s, leaf in head.pending if leaf.grad is not None
-        )
-        if touched is None:
+        pending = [p for p in self.head.pending if p.leaf_SD.grad is not None]
+        if not pending:
             return
-        rows_S, grad_SD, weight_SD = touched
-        head.visits[torch.cat([s.heads_h for s, _ in head.pending]).unique() - head.head_start] += 1
-        step_S1 = head.visits[head.local_head(rows_S)].unsqueeze(1).float()
-        head.weight.index_copy_(0, rows_S, self.update(rows_S, grad_SD, weight_SD, step_S1))
+        heads_h, rows_S, rows, grad_SD = _joined(pending)
+        self.update(rows, grad_SD, self.head.updates_of(rows_S).unsqueeze(1) + 1)
+        self.head.storage.store(heads_h, rows_S, rows)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the selected rows and their gradients."""
         self.head.clear_pending()
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings, and the state as shards that share this optimizer's memory."""
-        settings = {k: v for k, v in self.param_groups[0].items() if k != "params"}
-        return {"settings": settings, **{name: self.head.row_shard(b) for name, b in self.buffers.items()}}
+        """The settings. The state of the rows lies in the head's storage, which checkpoints save."""
+        return {k: v for k, v in self.param_groups[0].items() if k != "params"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
-        self.param_groups[0].update(state_dict["settings"])
-        for name, buffer in self.buffers.items():
-            if state_dict[name] is not buffer:
-                buffer.copy_(state_dict[name])
+        self.param_groups[0].update(state_dict)
 
 
 class RowSGD(RowOptimizer):
@@ -112,14 +101,14 @@ class RowSGD(RowOptimizer):
             raise ValueError("nesterov needs momentum above 0")
         super().__init__(head, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
 
-    def update(self, rows_S: Tensor, grad_SD: Tensor, weight_SD: Tensor, step_S1: Tensor) -> Tensor:
+    def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
-        group = self.param_groups[0]
-        grad_SD.add_(weight_SD, alpha=group["weight_decay"])
-        buffer_SD = self.buffers["momentum_buffer"][rows_S].mul_(group["momentum"]).add_(grad_SD)
-        self.buffers["momentum_buffer"].index_copy_(0, rows_S, buffer_SD)
+        group, weight_SD, buffer_SD = self.param_groups[0], rows[CENTRES], rows["momentum_buffer"]
+        if group["weight_decay"]:
+            grad_SD.add_(weight_SD, alpha=group["weight_decay"])
+        buffer_SD.mul_(group["momentum"]).add_(grad_SD)
         update_SD = grad_SD.add_(buffer_SD, alpha=group["momentum"]) if group["nesterov"] else buffer_SD
-        return weight_SD.add(update_SD, alpha=-group["lr"])
+        weight_SD.add_(update_SD, alpha=-group["lr"])
 
 
 class RowAdamW(RowOptimizer):
@@ -157,28 +146,40 @@ class RowAdamW(RowOptimizer):
             )
         super().__init__(head, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def update(self, rows_S: Tensor, grad_SD: Tensor, weight_SD: Tensor, step_S1: Tensor) -> Tensor:
+    def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
-        group = self.param_groups[0]
+        group, weight_SD = self.param_groups[0], rows[CENTRES]
         beta1, beta2 = group["betas"]
-        correction1_S1 = (1 - beta1 ** step_S1.double()).to(weight_SD.dtype)
-        correction2_S1 = (1 - beta2 ** step_S1.double()).to(weight_SD.dtype)
-        average_SD = self.buffers["exp_avg"][rows_S].lerp_(grad_SD, 1 - beta1)
-        square_SD = self.buffers["exp_avg_sq"][rows_S].mul_(beta2).addcmul_(grad_SD, grad_SD, value=1 - beta2)
-        self.buffers["exp_avg"].index_copy_(0, rows_S, average_SD)
-        self.buffers["exp_avg_sq"].index_copy_(0, rows_S, square_SD)
-        root_SD = square_SD.sqrt_().div_(correction2_S1.sqrt_()).add_(group["eps"])
-        rate_S1 = group["lr"] / correction1_S1
-        return weight_SD.mul(1 - group["lr"] * group["weight_decay"]).sub_(rate_S1 * average_SD.div_(root_SD))
+        correction1_S1 = (1 - beta1 ** step_S1.double()).to(grad_SD.dtype)
+        correction2_S1 = (1 - beta2 ** step_S1.double()).to(grad_SD.dtype)
+        average_SD = rows["exp_avg"].lerp_(grad_SD, 1 - beta1)
+        square_SD = rows["exp_avg_sq"].mul_(beta2).addcmul_(grad_SD, grad_SD, value=1 - beta2)
+        root_SD = square_SD.sqrt().div_(correction2_S1.sqrt_()).add_(group["eps"])
+        weight_SD.mul_(1 - group["lr"] * group["weight_decay"])
+        weight_SD.sub_(average_SD.div(root_SD).mul_(group["lr"] / correction1_S1))
 
 
-def _sum_by_row(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Join (rows, gradient, weight) of several forwards; a row that occurs in several has its gradients added."""
-    listed = list(parts)
-    if len(listed) < 2:
-        return listed[0] if listed else None
-    rows, grads, weights = (torch.cat(column) for column in zip(*listed, strict=True))
+def _joined(pending: list[Pending]) -> tuple[Tensor, Tensor, Rows, Tensor]:
+    """Heads, rows, their values and gradient; what occurs in several forwards has its gradients added."""
+    if len(pending) == 1:
+        (one,) = pending
+        assert one.leaf_SD.grad is not None
+        values = {**one.rows, CENTRES: one.leaf_SD.detach()}
+        return one.selection.heads_h, one.selection.rows_S, values, one.leaf_SD.grad
+    rows = torch.cat([p.selection.rows_S for p in pending])
     rows_S, place = rows.unique(return_inverse=True)
-    grad_SD = grads.new_zeros((len(rows_S), grads.shape[1])).index_add_(0, place, grads)
-    weight_SD = grads.new_empty(grad_SD.shape).index_copy_(0, place, weights)  # equal rows hold equal weights
-    return rows_S, grad_SD, weight_SD
+    grad_SD: Tensor | None = None
+    values = {}
+    done = 0
+    for p in pending:
+        assert p.leaf_SD.grad is not None
+        there = place[done : done + len(p.selection.rows_S)]
+        done += len(there)
+        if grad_SD is None:
+            grad_SD = p.leaf_SD.new_zeros((len(rows_S), p.leaf_SD.shape[1])).detach()
+            values = {name: torch.empty_like(grad_SD) for name in p.rows}
+        grad_SD.index_add_(0, there, p.leaf_SD.grad)
+        for name, value in p.rows.items():
+            values[name].index_copy_(0, there, value.detach())  # equal rows hold equal values
+    assert grad_SD is not None
+    return torch.cat([p.selection.heads_h for p in pending]).unique(), rows_S, values, grad_SD

@@ -228,15 +228,27 @@ def sampler_of(loader: DataLoader[Batch]) -> EpochSampler:
 
 
 def epoch_batches(run: TrainingRun, loader: DataLoader[Batch], speed: Speedometer) -> Iterator[Batch]:
-    """The rest of the epoch's batches, the time that each kept the training waiting being counted."""
+    """The rest of the epoch's batches; before each, the classifier learns the labels of the one after it.
+
+    The time that the loader kept the training waiting is counted.
+    """
     sampler_of(loader).set_position(run.epoch, run.step_in_epoch * run.cfg.gradient_acc)
-    batches = iter(loader)
-    while True:
+    run.head.forget_prefetched()
+    arriving = iter(loader)
+
+    def following() -> Batch | None:
         asked_s = time.monotonic()
-        batch = next(batches, None)
+        batch: Batch | None = next(arriving, None)
         speed.waited_s += time.monotonic() - asked_s
         if batch is None:
-            return
+            return None
+        batch = batch._replace(labels_B=batch.labels_B.to(run.device, non_blocking=True))
+        run.head.prefetch(batch.labels_B)
+        return batch
+
+    ahead = following()
+    while ahead is not None:
+        batch, ahead = ahead, following()
         yield batch
 
 

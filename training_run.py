@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from backbones import get_model
 from dataset import Batch, augment
 from eval.verification import Verification
+from head_checkpoint import load_heads, save_heads
 from losses import get_margin
 from lr_scheduler import PolyScheduler
 from partial_fc_mhs import PartialFCMHS
@@ -82,6 +82,8 @@ class TrainingRun:
             seed=cfg.seed,
             amp_dtype=self.amp_dtype,
             device=self.device,
+            head_storage=cfg.head_storage,
+            head_folder=Path(cfg.head_folder) if cfg.head_folder else output / "heads",
         )
         self.row_optimizer: RowOptimizer
         lr, decay = cfg.base_lr(ranks.world_size), cfg.weight_decay
@@ -190,12 +192,15 @@ class TrainingRun:
             "backbone": self.backbone.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "head": self.head.settings(),
+            "margin": self.head.margin_loss.state_dict(),
             "scaler": self.scaler.state_dict(),
             "position": {"epoch": self.epoch, "step": self.step, "images_in_epoch": images_in_epoch},
             "skipped": self.skipped,
         }
         folder, rng = self.output / "checkpoints", checkpoint.rng_state(self.device)
-        checkpoint.save_checkpoint(folder, self.step, training, self._shards(), self.cfg.keep_checkpoints, rng)
+        checkpoint.save_checkpoint(
+            folder, self.step, training, lambda where: save_heads(self.head, where), self.cfg.keep_checkpoints, rng
+        )
 
     @property
     def steps_done(self) -> int:
@@ -207,9 +212,10 @@ class TrainingRun:
 
         Weights, state and place in the data are taken over; rates, decay and length are this run's config's.
         """
-        state, shards = together(lambda: checkpoint.load_training(path)), self._shards()
+        state = together(lambda: checkpoint.load_training(path))
         self.head.load_settings(state["head"])
-        checkpoint.load_heads(path, shards)
+        self.head.margin_loss.load_state_dict(state["margin"])
+        together(lambda: load_heads(self.head, path / "heads"))
         try:
             self.backbone.load_state_dict(state["backbone"])
             self.optimizer.load_state_dict(
@@ -226,7 +232,3 @@ class TrainingRun:
             schedule.move_to(self.steps_done)
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)
-
-    def _shards(self) -> dict[str, Any]:
-        rows = {k: v for k, v in self.row_optimizer.state_dict().items() if k != "settings"}
-        return {"head": self.head.shards(), "rows": rows}

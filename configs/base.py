@@ -32,6 +32,8 @@ config.interclass_filtering_threshold = 0.0
 config.head_size = None
 config.negative_rate = None
 config.head_scope = "batch"
+config.head_storage = "device"
+config.head_folder = None
 config.sample_rate = 1.0
 
 # Optimization

@@ -1,16 +1,30 @@
 """Margins on cosines and the softmax cross-entropy over sharded classes.
 
 A margin is a callable ``logits_NS = margin(cosines_NS, labels_N)``: it shifts each row's target cosine and scales
-everything. Label -1 says that the row's positive class is not among these columns. No rank appears here.
+everything. Label -1 says that the row's positive class is not among these columns. What a margin needs from other
+shards it is given (``losses/margin.py``); no rank appears here.
 """
 
+from losses.adaface import AdaFace
 from losses.arcface import ArcFace
 from losses.combined import CombinedMargin
 from losses.cosface import CosFace
 from losses.cross_entropy import sharded_cross_entropy
+from losses.curricularface import CurricularFace
+from losses.magface import MagFace
 from losses.margin import Margin
 
-__all__ = ["ArcFace", "CombinedMargin", "CosFace", "Margin", "get_margin", "sharded_cross_entropy"]
+__all__ = [
+    "AdaFace",
+    "ArcFace",
+    "CombinedMargin",
+    "CosFace",
+    "CurricularFace",
+    "MagFace",
+    "Margin",
+    "get_margin",
+    "sharded_cross_entropy",
+]
 
 
 def get_margin(
@@ -23,9 +37,10 @@ def get_margin(
     """The margin that a config names: ``margin_list`` decides when given, else ``loss``.
 
     Args:
-        loss: "arcface", "cosface" or "combined".
+        loss: "arcface", "cosface", "adaface", "magface", "curricularface" or "combined".
         scale: the factor on all logits.
-        margin: radians for "arcface" (None: 0.5), a cosine for "cosface" (None: 0.4).
+        margin: radians for "arcface" and "curricularface" (None: 0.5), a cosine for "cosface" (None: 0.4), both for
+            "adaface" (None: 0.4); None for "magface", whose margin follows the embedding's length.
         margin_list: (m1, m2, m3) of the combined margin.
         interclass_filtering_threshold: of the combined margin.
 
@@ -38,4 +53,15 @@ def get_margin(
         return ArcFace(scale, 0.5 if margin is None else margin)
     if loss == "cosface":
         return CosFace(scale, 0.4 if margin is None else margin)
-    raise ValueError(f"loss must be 'arcface', 'cosface', or 'combined' with a margin_list, got {loss!r}")
+    if loss == "adaface":
+        return AdaFace(scale, 0.4 if margin is None else margin)
+    if loss == "curricularface":
+        return CurricularFace(scale, 0.5 if margin is None else margin)
+    if loss == "magface":
+        if margin is not None:
+            raise ValueError(f"magface takes its margin from the embedding's length: leave margin None, got {margin}")
+        return MagFace(scale)
+    raise ValueError(
+        "loss must be 'arcface', 'cosface', 'adaface', 'magface', 'curricularface', "
+        f"or 'combined' with a margin_list, got {loss!r}"
+    )

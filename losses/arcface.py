@@ -35,10 +35,10 @@ class ArcFace(Margin):
             raise ValueError(f"margin must be an angle in [0, pi) radians, got {margin}")
         self.margin = float(margin)
 
-    def shift(self, target_N1: Tensor) -> Tensor:
-        """The target cosines (N, 1) with the margin applied, same shape."""
+    def shift(self, target: Tensor, norms: Tensor | None = None) -> Tensor:
+        """See :meth:`Margin.shift`."""
         m = self.margin
-        sine_N1 = (1 - target_N1.square()).clamp(min=torch.finfo(target_N1.dtype).eps).sqrt()
-        inside_N1 = target_N1 * math.cos(m) - sine_N1 * math.sin(m)
-        beyond_N1 = target_N1 - m * math.sin(math.pi - m)
-        return torch.where(target_N1 >= math.cos(math.pi - m), inside_N1, beyond_N1)
+        sine = (1 - target.square()).clamp(min=torch.finfo(target.dtype).eps).sqrt()
+        inside = target * math.cos(m) - sine * math.sin(m)
+        beyond = target - m * math.sin(math.pi - m)
+        return torch.where(target >= math.cos(math.pi - m), inside, beyond)

@@ -48,17 +48,21 @@ class CombinedMargin(Margin):
         self.m1, self.m2, self.m3 = float(m1), float(m2), float(m3)
         self.threshold = float(interclass_filtering_threshold)
 
-    def shift(self, target_N1: Tensor) -> Tensor:
-        """The target cosines (N, 1) with the margin applied, same shape."""
+    def shift(self, target: Tensor, norms: Tensor | None = None) -> Tensor:
+        """See :meth:`Margin.shift`."""
         with torch.no_grad():
-            shifted_N1 = torch.cos(self.m1 * torch.arccos(target_N1.clamp(-1, 1)) + self.m2) - self.m3
-            difference_N1 = shifted_N1 - target_N1
-        return target_N1 + difference_N1
+            shifted = torch.cos(self.m1 * torch.arccos(target.clamp(-1, 1)) + self.m2) - self.m3
+            difference = shifted - target
+        return target + difference
 
-    def forward(self, cosines_NS: Tensor, labels_N: Tensor) -> Tensor:
-        """Scaled logits (N, S), as :meth:`Margin.forward`, after the filter."""
+    def bend(self, others: Tensor, targets: Tensor, norms: Tensor | None = None) -> Tensor:
+        """The filter, see :meth:`Margin.bend`."""
+        if self.threshold == 0:
+            return others
+        return others.masked_fill(others > self.threshold, 0.0)
+
+    def highest(self, others_N: Tensor, targets_N: Tensor, norms_N: Tensor | None = None) -> Tensor:
+        """An upper bound: what the filter drops may hide a smaller cosine that is then the largest."""
         if self.threshold > 0:
-            column_S = torch.arange(cosines_NS.shape[1], device=cosines_NS.device)
-            is_target_NS = column_S == labels_N.unsqueeze(1)
-            cosines_NS = cosines_NS.masked_fill((cosines_NS > self.threshold) & ~is_target_NS, 0.0)
-        return super().forward(cosines_NS, labels_N)
+            others_N = others_N.clamp(max=self.threshold)
+        return super().highest(others_N, targets_N, norms_N)

@@ -26,6 +26,6 @@ class CosFace(Margin):
             raise ValueError(f"margin must be a cosine difference in [0, 2), got {margin}")
         self.margin = float(margin)
 
-    def shift(self, target_N1: Tensor) -> Tensor:
-        """The target cosines (N, 1) with the margin applied, same shape."""
-        return target_N1 - self.margin
+    def shift(self, target: Tensor, norms: Tensor | None = None) -> Tensor:
+        """See :meth:`Margin.shift`."""
+        return target - self.margin

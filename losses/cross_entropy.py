@@ -13,21 +13,14 @@ from torch import Tensor
 class _ShardedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        logits_NS: Tensor,
-        labels_N: Tensor,
-        reduce_max_: Callable[[Tensor], Tensor],
-        reduce_sum_: Callable[[Tensor], Tensor],
+        ctx: Any, logits_NS: Tensor, labels_N: Tensor, highest_N: Tensor, reduce_sum_: Callable[[Tensor], Tensor]
     ) -> Tensor:
         N, S = logits_NS.shape
-        max_N = logits_NS.amax(1) if S else logits_NS.new_full((N,), -torch.inf)
-        reduce_max_(max_N)
-        shifted_NS = logits_NS - max_N.unsqueeze(1)
+        shifted_NS = logits_NS - highest_N.unsqueeze(1)
         sums_2N = logits_NS.new_zeros((2, N))  # sum of exponentials; the target's shifted logit
-        here_N = labels_N >= 0
         if S:
             target_N = shifted_NS.gather(1, labels_N.clamp(min=0).unsqueeze(1)).squeeze(1)
-            sums_2N[1] = torch.where(here_N, target_N, 0.0)
+            sums_2N[1] = torch.where(labels_N >= 0, target_N, 0.0)
         exp_NS = shifted_NS.exp_()
         sums_2N[0] = exp_NS.sum(1)
         reduce_sum_(sums_2N)
@@ -48,10 +41,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
 
 
 def sharded_cross_entropy(
-    logits_NS: Tensor,
-    labels_N: Tensor,
-    reduce_max_: Callable[[Tensor], Tensor],
-    reduce_sum_: Callable[[Tensor], Tensor],
+    logits_NS: Tensor, labels_N: Tensor, highest_N: Tensor, reduce_sum_: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Mean softmax cross-entropy over N rows, the softmax running over the columns of all shards.
 
@@ -60,12 +50,13 @@ def sharded_cross_entropy(
     Args:
         logits_NS: (N, S) of this shard; S may be 0.
         labels_N: (N,) int64, the column of the target on this shard, or -1 where another shard has it.
-        reduce_max_: overwrites an (N,) tensor with its maximum over shards.
+        highest_N: (N,) the largest logit of each row over all shards, or a little more; the same on every shard. It
+            keeps the exponentials in range and has no gradient.
         reduce_sum_: overwrites a (2, N) tensor with its sum over shards.
 
     Returns:
         The scalar loss, equal on every shard. Its gradient on each shard is that of the one common loss.
 
-    Collectives: one call of ``reduce_max_`` and one of ``reduce_sum_`` forward, none backward.
+    Collectives: one call of ``reduce_sum_`` forward, none backward.
     """
-    return _ShardedCrossEntropy.apply(logits_NS, labels_N, reduce_max_, reduce_sum_)  # type: ignore[no-any-return]
+    return _ShardedCrossEntropy.apply(logits_NS, labels_N, highest_N.detach(), reduce_sum_)  # type: ignore[no-any-return]

@@ -55,8 +55,8 @@ def test_equals_dense(scope, head_size):
     torch.testing.assert_close(loss, want, rtol=0, atol=1e-12)
     torch.testing.assert_close(x.grad, dense_x.grad, rtol=0, atol=1e-12)
     grad = torch.zeros_like(weight)
-    ((selection, leaf),) = head.pending
-    grad[selection.rows_S] = leaf.grad
+    (forward,) = head.pending
+    grad[forward.selection.rows_S] = forward.leaf_SD.grad
     torch.testing.assert_close(grad, dense_weight.grad, rtol=0, atol=1e-12)
 
 
@@ -71,7 +71,7 @@ def test_equals_contract(contracts, scope):
     loss = head(x, recorded["labels"])
     loss.backward()
     grad = torch.zeros(H * L, D)
-    grad[head.pending[0][0].rows_S] = head.pending[0][1].grad
+    grad[head.pending[0].selection.rows_S] = head.leaves[0].grad
     torch.testing.assert_close(loss.detach(), recorded[f"{scope}_loss"], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(x.grad, recorded[f"{scope}_grad_x"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grad.view(H, L, D), recorded[f"{scope}_grad_weight"], rtol=1e-4, atol=1e-5)
@@ -93,7 +93,7 @@ def test_single_class_heads_with_negatives_are_partial_fc():
     chosen = []
     for _ in range(4):
         loss = head(x, labels)
-        rows = head.pending[-1][0].rows_S
+        rows = head.pending[-1].selection.rows_S
         chosen.append(rows)
         assert torch.isin(labels, rows).all()
         assert 300 < len(rows) < 500  # 0.1 * 4000, four standard deviations being 76
@@ -107,7 +107,7 @@ def test_pure_mhs_selects_the_labels_heads_only():
     x, labels, weight = data()
     head = make_head(weight=weight)
     head(x, labels)
-    assert head.pending[0][0].heads_h.tolist() == sorted({int(v) // 4 for v in labels})
+    assert head.pending[0].selection.heads_h.tolist() == sorted({int(v) // 4 for v in labels})
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,7 +121,7 @@ def test_pure_mhs_selects_the_labels_heads_only():
 def test_any_layout_points_labels_at_their_rows(num_classes, head_size, rate, scope, seed):
     x, labels, weight = data(5, num_classes, seed)
     head = make_head(num_classes, head_size, weight=weight, negative_rate=rate, head_scope=scope)
-    selection = head.select(labels)
+    selection = head.select(labels, 0)
     assert torch.equal(selection.rows_S[selection.columns_G], labels)
     assert selection.rows_S.max() < num_classes
     assert torch.equal(selection.rows_S, selection.rows_S.unique())
@@ -174,8 +174,8 @@ def test_first_visit_starts_from_the_initial_centre():
     head = make_head()
     assert not head.weight.any()
     head(x, labels)
-    rows = head.pending[0][0].rows_S
-    torch.testing.assert_close(head.pending[0][1].detach(), head.initial_centres(rows), rtol=0, atol=0)
+    rows = head.pending[0].selection.rows_S
+    torch.testing.assert_close(head.leaves[0].detach(), head.initial_centres(rows), rtol=0, atol=0)
 
 
 def test_autocast_type_stays_near_float32():

@@ -46,9 +46,9 @@ def test_equals_torch_when_every_head_is_selected(name):
             optimizer.step()
             optimizer.zero_grad()
     torch.testing.assert_close(head.weight, dense_weight.detach(), rtol=0, atol=1e-12)
-    for key in set(rows.buffers) & set(dense.state[dense_weight]):
+    for key in set(head.storage.arrays) & set(dense.state[dense_weight]):
         if dense.state[dense_weight][key] is not None:
-            torch.testing.assert_close(rows.buffers[key], dense.state[dense_weight][key], rtol=0, atol=1e-12)
+            torch.testing.assert_close(head.storage.arrays[key], dense.state[dense_weight][key], rtol=0, atol=1e-12)
 
 
 def test_adamw_counts_the_steps_of_each_head():
@@ -72,14 +72,14 @@ def test_unselected_heads_keep_every_bit():
     head = make_head(weight=weight)
     optimizer = RowSGD(head, 0.5, 0.9, 5e-2)
     for labels in ([0, 1, 2, 3, 0, 1], [4, 4, 4, 4, 4, 4]):
-        before = head.weight.clone(), optimizer.buffers["momentum_buffer"].clone(), head.visits.clone()
+        before = head.weight.clone(), head.storage.arrays["momentum_buffer"].clone(), head.visits.clone()
         head(x, torch.tensor(labels)).backward()
         optimizer.step()
         optimizer.zero_grad()
         touched = torch.zeros(13, dtype=torch.bool)
         touched[labels[0] // 4 * 4 : labels[0] // 4 * 4 + 4] = True
         assert torch.equal(head.weight[~touched], before[0][~touched])
-        assert torch.equal(optimizer.buffers["momentum_buffer"][~touched], before[1][~touched])
+        assert torch.equal(head.storage.arrays["momentum_buffer"][~touched], before[1][~touched])
         assert not torch.isclose(head.weight[touched], before[0][touched]).all(1).any()
         assert (head.visits - before[2]).tolist() == [int(h == labels[0] // 4) for h in range(4)]
 

@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent, and the model file that a run leaves.
 
-``checkpoints/step_N/heads/`` holds the classifier in torch.distributed.checkpoint's format, one file per rank,
-loadable on any number of ranks; ``checkpoints/step_N/training.pt`` holds everything that is the same on every rank.
+``checkpoints/step_N/training.pt`` holds everything that is the same on every rank; ``checkpoints/step_N/heads/``
+holds each rank's part of the classifier.
 """
 
 from __future__ import annotations
@@ -9,19 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
-from utils.distributed import all_gather_objects, barrier, broadcast_object, get_rank, get_world_size
+from utils.distributed import all_gather_objects, barrier, broadcast_object, get_rank
 from utils.weights import read_state_dict
 
 _NAME = re.compile(r"step_(\d+)$")
@@ -38,7 +33,7 @@ def save_model(backbone: nn.Module, path: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, training: dict[str, Any], heads: dict[str, Any], keep: int, rng: Any = None
+    folder: Path, step: int, training: dict[str, Any], save_heads: Callable[[Path], None], keep: int, rng: Any = None
 ) -> Path:
     """Write ``folder/step_N`` from all ranks together, then drop all but the newest ``keep``.
 
@@ -46,7 +41,7 @@ def save_checkpoint(
         folder: the run's checkpoints/.
         step: optimizer steps taken.
         training: what is equal on every rank; rank 0's is written.
-        heads: tensors marked with ``utils.distributed.as_shard``, or small equal values.
+        save_heads: writes this rank's part below the folder that it is given; has no collective in it.
         keep: checkpoints that stay.
         rng: this rank's random state; all ranks' are kept.
 
@@ -70,7 +65,11 @@ def save_checkpoint(
         problem = str(error)
     problems = [p for p in all_gather_objects(problem) if p]
     if not problems:
-        problems = [p for p in all_gather_objects(_save_heads(heads, partial / "heads")) if p]
+        try:
+            save_heads(partial / "heads")
+        except OSError as error:
+            problem = str(error)
+        problems = [p for p in all_gather_objects(problem) if p]
     if problems:
         if get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -111,22 +110,6 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_heads(checkpoint: Path, heads: dict[str, Any]) -> None:
-    """Fill ``heads``, in place, from the shards of any number of ranks.
-
-    Raises:
-        ValueError: the shards are damaged or of another shape, named.
-    """
-    try:
-        with _alone_is_fine():
-            load_shards(heads, checkpoint_id=checkpoint / "heads", no_dist=get_world_size() == 1)
-    except (Exception, CheckpointException) as error:
-        raise ValueError(
-            f"the classifier in {checkpoint} is damaged or was written with another optimizer or for another number "
-            f"type ({_last_line(error)}); resume with the settings that wrote it"
-        ) from error
-
-
 def load_backbone(backbone: nn.Module, path: Path) -> float:
     """Start a backbone from a model.pt, tolerant of the prefixes that wrappers add.
 
@@ -163,28 +146,6 @@ def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _save_heads(heads: dict[str, Any], folder: Path) -> str | None:
-    """Write the shards; the error, if there was one, is known to every rank."""
-    try:
-        with _alone_is_fine():
-            save_shards(heads, checkpoint_id=folder, no_dist=get_world_size() == 1)
-    except (Exception, CheckpointException) as error:  # the latter, a BaseException, wraps the ranks' errors
-        return _last_line(error)
-    return None
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-
-
-@contextmanager
-def _alone_is_fine() -> Iterator[None]:
-    """Without the warning that torch gives when there is one process and no group."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
 
 
 def _write(state: Any, path: Path) -> None:

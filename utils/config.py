@@ -46,9 +46,11 @@ class Config:
     init_backbone: str | None  # a model.pt to start from; None: random weights
 
     # Margin loss
-    loss: Literal["arcface", "cosface", "combined"]  # which margin; "combined" needs margin_list
+    loss: Literal[
+        "arcface", "cosface", "combined", "adaface", "magface", "curricularface"
+    ]  # which margin; "combined" needs margin_list
     scale: float  # factor on the cosines, above 0
-    margin: float | None  # radians (arcface) or cosine (cosface); None: 0.5 and 0.4
+    margin: float | None  # radians or, for cosface and adaface, a cosine; None: the loss's usual one
     margin_list: tuple[float, float, float] | None  # (m1, m2, m3) of insightface; decides the loss when given
     interclass_filtering_threshold: float  # combined margin: drop other classes above this cosine; 0: off
 
@@ -56,6 +58,8 @@ class Config:
     head_size: int | None  # L, classes of one head; None: L of num_classes = (H, L), else PartialFC by sample_rate
     negative_rate: float | None  # share of further heads drawn each step, 0 to 1; None: 0
     head_scope: Literal["batch", "own"]  # softmax over all selected classes, or the sample's own head
+    head_storage: Literal["device", "host", "file"]  # where centres and their state live
+    head_folder: str | None  # for "file": a folder on a disk of each machine; None: <output>/heads
     sample_rate: float  # PartialFC's share of classes, in (0, 1]; needs head_size None and an integer num_classes
 
     # Optimization

@@ -237,15 +237,3 @@ def share(n: int, rank: int, world_size: int) -> tuple[int, int]:
     each, more = divmod(n, world_size)
     start = rank * each + min(rank, more)
     return start, start + each + (rank < more)
-
-
-def as_shard(local: Tensor, global_rows: int, first_row: int) -> Tensor:
-    """Mark ``local`` as rows [first_row, ...) of a tensor of ``global_rows`` rows, for distributed checkpoints."""
-    tail = tuple(local.shape[1:])
-    start = (0,) * len(tail)
-    has_rows = local.shape[0] > 0
-    local.global_shape = (global_rows, *tail)  # type: ignore[attr-defined]
-    local.global_offsets = ((first_row, *start),) if has_rows else ()  # type: ignore[attr-defined]
-    local.local_offsets = ((0, *start),) if has_rows else ()  # type: ignore[attr-defined]
-    local.local_sizes = (tuple(local.shape),) if has_rows else ()  # type: ignore[attr-defined]
-    return local

@@ -13,7 +13,7 @@ def test_one_shard_equals_torch():
     g = torch.Generator().manual_seed(0)
     logits = (torch.randn(9, 5, generator=g, dtype=torch.float64) * 30).requires_grad_()
     labels = torch.randint(0, 5, (9,), generator=g)
-    loss = sharded_cross_entropy(logits, labels, same, same)
+    loss = sharded_cross_entropy(logits, labels, logits.amax(1), same)
     (grad,) = torch.autograd.grad(loss * 3, logits)
     want = F.cross_entropy(logits, labels)
     (want_grad,) = torch.autograd.grad(want * 3, logits)
@@ -27,7 +27,7 @@ def test_gradcheck_with_hidden_columns():
     hidden = torch.zeros(4, 6, dtype=torch.bool)
     hidden[0, 2] = hidden[1, 0] = hidden[2, :5] = True
     assert torch.autograd.gradcheck(
-        lambda z: sharded_cross_entropy(z.masked_fill(hidden, -torch.inf), labels, same, same), (logits,)
+        lambda z: sharded_cross_entropy(z.masked_fill(hidden, -torch.inf), labels, z.amax(1), same), (logits,)
     )
 
 
@@ -37,30 +37,31 @@ def test_shards_joined_by_hand():
     labels = torch.tensor([0, 1, 2, 3, 3])
     want = F.cross_entropy(whole, labels)
     (want_grad,) = torch.autograd.grad(want, whole)
-    record = {}
-
-    def remember(name):
-        def reduce_(x):
-            return record.setdefault(name, x.clone())
-
-        return reduce_
-
+    highest, sums = whole.amax(1), []
     full = whole.detach().clone().requires_grad_()
-    sharded_cross_entropy(full, labels, remember("max"), remember("sum"))
+    sharded_cross_entropy(full, labels, highest, lambda s: sums.append(s.clone()))
     empty = torch.zeros(5, 0, dtype=torch.float64, requires_grad=True)
-    minus = torch.full((5,), -1)
-    loss = sharded_cross_entropy(empty, minus, lambda m: m.copy_(record["max"]), lambda s: s.copy_(s + record["sum"]))
+    loss = sharded_cross_entropy(empty, torch.full((5,), -1), highest, lambda s: s.add_(sums[0]))
     loss.backward()
     torch.testing.assert_close(loss, want, rtol=0, atol=1e-12)
     assert empty.grad.shape == (5, 0)
-    (grad,) = torch.autograd.grad(sharded_cross_entropy(full, labels, same, same), full)
+    (grad,) = torch.autograd.grad(sharded_cross_entropy(full, labels, highest, same), full)
     torch.testing.assert_close(grad, want_grad, rtol=0, atol=1e-12)
+
+
+def test_a_bound_above_the_highest_logit_changes_nothing():
+    logits = torch.randn(5, 4, dtype=torch.float64) * 20
+    labels = torch.tensor([0, 1, 2, 3, 3])
+    exact = sharded_cross_entropy(logits, labels, logits.amax(1), same)
+    torch.testing.assert_close(
+        sharded_cross_entropy(logits, labels, logits.amax(1) + 7, same), exact, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("size", [1e3, 1e4])
 def test_large_logits_do_not_overflow(size):
     logits = torch.tensor([[size, 0.0], [0.0, size]], requires_grad=True)
-    loss = sharded_cross_entropy(logits, torch.tensor([0, 0]), same, same)
+    loss = sharded_cross_entropy(logits, torch.tensor([0, 0]), logits.amax(1), same)
     loss.backward()
     assert loss.item() == pytest.approx(size / 2)
     assert logits.grad.isfinite().all()

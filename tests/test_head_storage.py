@@ -1,0 +1,234 @@
+"""Heads on the device, in host memory and in files give the same bits, fetched ahead or not."""
+
+import errno
+import os
+import subprocess
+import time
+
+import pytest
+import torch
+
+import head_storage
+from head_checkpoint import load_heads, save_heads
+from losses import ArcFace
+from partial_fc_mhs import PartialFCMHS
+from row_optim import RowAdamW, RowSGD
+
+C, L, D, STEPS = 53, 4, 8, 12
+OPTIMIZERS = {
+    "sgd": lambda head: RowSGD(head, 0.5, 0.9, 5e-2),
+    "adamw": lambda head: RowAdamW(head, 0.05, weight_decay=0.1),
+}
+PLACES = ("device", "host", "file")
+
+
+def make(place, folder, **options):
+    options = {"head_size": L, "seed": 3, **options}
+    return PartialFCMHS(ArcFace(16.0, 0.3), D, C, head_storage=place, head_folder=folder / place, **options)
+
+
+def batches(steps=STEPS):
+    """Labels from a few heads, so that neighbouring batches share some."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(steps, 6, D, generator=g)
+    labels = torch.randint(0, 24, (steps, 6), generator=g)
+    labels[::3, 0] = C - 1  # the short last head
+    return x, labels
+
+
+def train(head, optimizer, ahead=0, accumulate=1, skip=()):
+    """The loss of each step; ``ahead``: how many batches are announced before they are due."""
+    x, labels = batches()
+    announced = 0
+    losses = []
+    for step in range(STEPS):
+        while ahead and announced < min(step + 1 + ahead, STEPS):
+            head.prefetch(labels[announced])
+            announced += 1
+        loss = head(x[step].clone().requires_grad_(), labels[step])
+        loss.backward()
+        losses.append(float(loss.detach()))
+        if (step + 1) % accumulate == 0:
+            if step not in skip:
+                optimizer.step()
+            optimizer.zero_grad()
+    head.storage.flush()
+    return losses
+
+
+def everything(head):
+    rows = torch.arange(C)
+    heads = torch.arange(head.num_heads)
+    storage = head.storage
+    values = storage.take(storage.fetch(heads, rows))
+    return [*(values[name] for name in sorted(values)), storage.visits.clone()]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    found = {}
+
+    def of(name, **options):
+        key = (name, tuple(sorted(options.items())))
+        if key not in found:
+            keywords = dict(options)
+            head = make("device", tmp_path_factory.mktemp("reference"), negative_rate=keywords.pop("rate", 0.0))
+            losses = train(head, OPTIMIZERS[name](head), **keywords)
+            found[key] = losses, everything(head)
+        return found[key]
+
+    return of
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_place_gives_the_same_bits_fetched_ahead_or_not(tmp_path, reference, name, place, ahead):
+    head = make(place, tmp_path)
+    losses = train(head, OPTIMIZERS[name](head), ahead)
+    want_losses, want = reference(name)
+    assert losses == want_losses
+    assert all(torch.equal(a, b) for a, b in zip(everything(head), want, strict=True))
+    head.storage.close()
+
+
+@pytest.mark.parametrize("place", ["host", "file"])
+@pytest.mark.parametrize("options", [{"accumulate": 3}, {"skip": (2, 3, 7)}, {"rate": 0.4}])
+def test_accumulation_skipped_steps_and_negatives(tmp_path, reference, place, options):
+    keywords = dict(options)
+    head = make(place, tmp_path, negative_rate=keywords.pop("rate", 0.0))
+    losses = train(head, OPTIMIZERS["sgd"](head), 2, **keywords)
+    want_losses, want = reference("sgd", **options)
+    assert losses == want_losses
+    assert all(torch.equal(a, b) for a, b in zip(everything(head), want, strict=True))
+
+
+def test_a_slow_disk_is_waited_for_and_does_not_hold_up_the_writer(tmp_path, reference, monkeypatch):
+    real = head_storage._write_all
+
+    def slow(*args):
+        time.sleep(0.002)
+        real(*args)
+
+    monkeypatch.setattr(head_storage, "_write_all", slow)
+    head = make("file", tmp_path)
+    assert train(head, OPTIMIZERS["sgd"](head), 1) == reference("sgd")[0]
+    assert all(torch.equal(a, b) for a, b in zip(everything(head), reference("sgd")[1], strict=True))
+    assert head.storage.waited_s > 0
+
+
+def test_untouched_heads_take_no_room_on_disk(tmp_path):
+    head = PartialFCMHS(ArcFace(), 512, 1_000_000, head_size=12, head_storage="file", head_folder=tmp_path)
+    optimizer = RowSGD(head, 0.1)
+    head(torch.randn(4, 512, requires_grad=True), torch.tensor([0, 5, 500_000, 999_999])).backward()
+    optimizer.step()
+    head.storage.flush()
+    files = list(tmp_path.iterdir())
+    assert sorted(f.name for f in files) == ["rank_0.momentum_buffer", "rank_0.weight"]
+    assert all(f.stat().st_size == 1_000_000 * 512 * 4 for f in files)
+    assert sum(f.stat().st_blocks * 512 for f in files) < 1_000_000
+    assert torch.equal(head.centres(torch.tensor([777])), head.initial_centres(torch.tensor([777])))
+    head.storage.close()
+
+
+def test_centres_in_any_order(tmp_path):
+    head = make("file", tmp_path)
+    train(head, OPTIMIZERS["sgd"](head))
+    classes = torch.tensor([52, 0, 17, 3, 16])
+    assert torch.equal(head.centres(classes), everything(head)[1][classes])
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    head = make("file", tmp_path)
+    optimizer = OPTIMIZERS["sgd"](head)
+    x, labels = batches()
+    monkeypatch.setattr(os, "pwrite", full_disk)
+    head(x[0].requires_grad_(), labels[0]).backward()
+    optimizer.step()
+    with pytest.raises(OSError, match=r"could not be written to .*No space left.*go on from the last checkpoint"):
+        head.storage.flush()
+
+
+def test_a_really_full_disk(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    try:
+        head = PartialFCMHS(ArcFace(), 512, 100_000, head_size=10, head_storage="file", head_folder=small)
+        optimizer = RowSGD(head, 0.1)
+        with pytest.raises(OSError, match="No space left"):  # noqa: PT012
+            for step in range(20):
+                labels = torch.arange(8) * 100 + step * 1000
+                head(torch.randn(8, 512, requires_grad=True), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            head.storage.flush()
+        head.storage.close()
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_checkpoints_hold_the_updated_heads_only(tmp_path, place):
+    head = make(place, tmp_path)
+    train(head, OPTIMIZERS["adamw"](head))
+    save_heads(head, tmp_path / "saved")
+    visited = int((head.visits > 0).sum())
+    (part,) = (tmp_path / "saved").iterdir()
+    assert (part / "weight.npy").stat().st_size <= 128 + visited * L * D * 4
+    assert visited < head.num_heads
+    for other in PLACES:
+        copy = make(other, tmp_path / "copy")
+        RowAdamW(copy, 0.05)
+        load_heads(copy, tmp_path / "saved")
+        assert all(torch.equal(a, b) for a, b in zip(everything(copy), everything(head), strict=True))
+
+
+def test_a_missing_part_of_a_checkpoint_is_an_error(tmp_path):
+    head = make("device", tmp_path)
+    RowSGD(head, 0.1)
+    with pytest.raises(ValueError, match="holds 0 ranks' heads, not all"):
+        load_heads(head, tmp_path / "nothing")
+    save_heads(head, tmp_path / "saved")
+    (tmp_path / "saved" / "rank_0_of_1").rename(tmp_path / "saved" / "rank_0_of_2")
+    with pytest.raises(ValueError, match="holds 1 ranks' heads, not all"):
+        load_heads(head, tmp_path / "saved")
+
+
+def test_labels_other_than_announced_are_an_error(tmp_path):
+    head = make("host", tmp_path)
+    x, labels = batches()
+    head.prefetch(labels[0])
+    with pytest.raises(ValueError, match="differ from those announced"):
+        head(x[0], labels[1])
+
+
+def test_forgetting_what_was_announced(tmp_path, reference):
+    head = make("host", tmp_path)
+    head.prefetch(torch.tensor([50, 50, 50, 1, 2, 3]))
+    head.forget_prefetched()
+    assert train(head, OPTIMIZERS["sgd"](head), 1) == reference("sgd")[0]
+
+
+def test_evaluation_does_not_use_up_announcements(tmp_path):
+    head = make("file", tmp_path)
+    x, labels = batches()
+    head.prefetch(labels[0])
+    with torch.no_grad():
+        head(x[1], labels[1])
+    head(x[0].requires_grad_(), labels[0]).backward()
+    assert len(head.pending) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"head_storage": "disk"}, "head_storage must be"), ({"head_storage": "file"}, "head_folder")],
+)
+def test_refuses_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        PartialFCMHS(ArcFace(), D, C, head_size=L, **options)
