@@ -12,6 +12,8 @@ Shapes: h heads of one request and S their classes (local numbers, ascending), D
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,15 +208,27 @@ class HeadStorage:
         return self.visits[heads_h] == 0
 
     def _read(self, heads_h: Tensor, rows_S: Tensor, fresh_h: Tensor) -> Rows:
-        rows = self._read_files(heads_h, len(rows_S)) if self.place == "file" else self._read_arrays(rows_S)
-        if fresh_h.any():
-            fresh_S = torch.repeat_interleave(fresh_h, self.head_size)[: len(rows_S)]
-            rows[CENTRES][fresh_S] = self.initial(rows_S[fresh_S])
+        if not fresh_h.any():
+            return self._read_written(heads_h, rows_S)
+        fresh_S = torch.repeat_interleave(fresh_h, self.head_size)[: len(rows_S)]
+        initial = self.initial(rows_S[fresh_S])
+        if len(initial) == len(rows_S):
+            return {name: initial if name == CENTRES else torch.zeros_like(initial) for name in self.names}
+        written = self._read_written(heads_h[~fresh_h], rows_S[~fresh_S])
+        rows = {}
+        for name in self.names:
+            rows[name] = torch.zeros((len(rows_S), self.width), dtype=self.dtype, device=self.home)
+            rows[name][~fresh_S] = written[name]
+        rows[CENTRES][fresh_S] = initial
         return rows
 
-    def _read_arrays(self, rows_S: Tensor) -> Rows:
-        pin = self.place == "host" and self.device.type == "cuda"  # pinned memory travels while the GPU computes
-        return {name: _pinned(a[rows_S]) if pin else a[rows_S] for name, a in self.arrays.items()}
+    def _read_written(self, heads_h: Tensor, rows_S: Tensor) -> Rows:
+        if self.place == "file":
+            return self._read_files(heads_h, len(rows_S))
+        rows = {name: array.index_select(0, rows_S) for name, array in self.arrays.items()}
+        if self.place == "host" and self.device.type == "cuda":  # pinned memory travels while the GPU computes
+            return {name: value.pin_memory() for name, value in rows.items()}
+        return rows
 
     def _read_files(self, heads_h: Tensor, S: int) -> Rows:
         block = self.head_size * self._row_bytes
@@ -258,12 +271,13 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _pinned(x: Tensor) -> Tensor:
-    return x.pin_memory()
-
-
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that on a CPU take up memory only once they are written."""
-    if device.type != "cpu":
+    """Zeros that on a CPU take up memory only where they are written, in pages of 4 KiB.
+
+    numpy.zeros would ask for pages of 2 MiB, each cleared as a whole when the first head in it is written.
+    """
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

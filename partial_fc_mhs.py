@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from head_storage import CENTRES, Fetch, HeadStorage, Place, Rows
-from losses import Margin, sharded_cross_entropy
+from losses import Margin, cosines, sharded_cross_entropy
 from utils import hashing
 from utils.distributed import (
     all_gather_rows,
@@ -302,8 +302,7 @@ class PartialFCMHS(nn.Module):
 
     def _loss(self, x_GD: Tensor, leaf_SD: Tensor, selection: Selection, is_training: bool) -> Tensor:
         eps = max(1e-12, torch.finfo(x_GD.dtype).tiny)
-        cosines_GS = F.linear(F.normalize(x_GD, eps=eps), F.normalize(leaf_SD.to(x_GD.dtype), eps=eps))
-        cosines_GS = cosines_GS.to(torch.promote_types(cosines_GS.dtype, torch.float32)).clamp(-1, 1)
+        cosines_GS = cosines(F.normalize(x_GD, eps=eps), leaf_SD).clamp(-1, 1)
         others_G, targets_G = self._extremes(cosines_GS.detach(), selection)
         norms_G = x_GD.to(cosines_GS.dtype).norm(dim=1)
         with torch.no_grad():

@@ -9,6 +9,7 @@ from losses.adaface import AdaFace
 from losses.arcface import ArcFace
 from losses.combined import CombinedMargin
 from losses.cosface import CosFace
+from losses.cosine import cosines
 from losses.cross_entropy import sharded_cross_entropy
 from losses.curricularface import CurricularFace
 from losses.magface import MagFace
@@ -22,6 +23,7 @@ __all__ = [
     "CurricularFace",
     "MagFace",
     "Margin",
+    "cosines",
     "get_margin",
     "sharded_cross_entropy",
 ]

@@ -42,7 +42,7 @@ class Margin(nn.Module):
         raise NotImplementedError
 
     def bend(self, others: Tensor, targets: Tensor, norms: Tensor | None) -> Tensor:
-        """The cosines with other classes as the loss takes them; a rising function of ``others``, or override :meth:`highest`.
+        """The cosines with other classes as the loss takes them; rising, or override :meth:`highest`.
 
         Args:
             others: cosines, any shape; the entries of target columns do not matter.
