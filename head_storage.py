@@ -28,6 +28,7 @@ from torch import Tensor
 Place = Literal["device", "host", "file"]
 Rows = dict[str, Tensor]  # array name -> (S, D)
 CENTRES = "weight"
+WRITES_AT_ONCE = 8  # updates that may wait to be written
 
 
 @dataclass
@@ -162,6 +163,8 @@ class HeadStorage:
         for fetch in self._fetches:
             fetch.newer.append((rows_S, values))
         self._writing.append(self._worker.submit(self._write, heads_h, rows_S, values))
+        if len(self._writing) > WRITES_AT_ONCE:  # a disk that falls behind must not fill the memory
+            self._raise_if_failed(self._writing.pop(0))
 
     def restore(self, heads_h: Tensor, rows_S: Tensor, values: Rows, visits_h: Tensor) -> None:
         """Write values as :meth:`store` does, but set the number of updates."""

@@ -1,0 +1,624 @@
+"""Time and memory of one classifier step against the number of identities.
+
+    python benchmarks/bench_classifier.py --quick
+    python benchmarks/bench_classifier.py --storage device file --folder FOLDER --out FILE.jsonl
+
+A step is forward, backward, update and zero_grad of the classifier on random embeddings that require a gradient, on
+the CPU. Every configuration runs in a process of its own; see README.md beside this file for what each key means.
+
+Shapes: W ranks, B batch of one rank, G = W * B, D embedding size, C classes, L classes per head, S selected classes
+of one rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from prettytable import PrettyTable
+from torch import Tensor
+
+if __name__ == "__main__" and not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax
+from losses import ArcFace
+from partial_fc_mhs import PartialFCMHS
+from row_optim import RowSGD
+from utils.distributed import all_reduce_sum_, barrier, broadcast_object, close_ranks, init_ranks
+from utils.platform import prepare_device
+
+Record = dict[str, Any]
+Storage = Literal["device", "host", "file"]
+
+METHODS = ("mhs", "mhs_dense", "partial_fc", "full_softmax")
+STORAGES = ("device", "host", "file")
+SAMPLE_RATE = 0.1  # of partial_fc
+LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+GIB = 2**30
+# Peak of the dense forms, measured at 1e5 and 2e5 classes, in arrays of C * D floats: centres, gradient, decayed
+# gradient, momentum, and what an allocator that keeps freed memory cannot reuse.
+DENSE_ARRAYS = {"mhs_dense": 6.0, "partial_fc": 6.5, "full_softmax": 7.0}
+LOGIT_ARRAYS = 5  # of G * S floats that live at once
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration, as its process gets it."""
+
+    method: str
+    storage: Storage
+    classes: int
+    head_size: int
+    batch: int  # of one rank
+    dim: int
+    ranks: int
+    amp: str  # "none" or "bf16"
+    steps: int  # timed, at most
+    identities: int  # that labels are drawn from
+    even_labels: bool  # draw from all classes instead
+    warm_steps: int  # before the clock starts, after the first visits
+    budget_s: float  # of the timed steps; at least three are made
+    folder: str = ""  # of head_storage = "file"
+
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """The type of the products; None is float32."""
+        return torch.bfloat16 if self.amp == "bf16" else None
+
+    def memory_bytes(self) -> float:
+        """What the arrays of all ranks will hold at most, in memory."""
+        row = 4 * self.dim
+        if self.method == "mhs":
+            if self.storage == "file":
+                return 0
+            return 2 * row * self.touched_classes()
+        columns = self.classes * {"mhs_dense": 0.0, "partial_fc": SAMPLE_RATE, "full_softmax": 1.0}[self.method]
+        logits = 4 * self.ranks * self.batch * columns * LOGIT_ARRAYS
+        return DENSE_ARRAYS[self.method] * row * self.classes + logits
+
+    def touched_classes(self) -> int:
+        """Classes in the heads that the run can visit, at most."""
+        visits = self.ranks * self.batch * (self.steps + self.warm_steps) if self.even_labels else self.identities
+        return min(self.classes, visits * self.head_size)
+
+    def obstacle(self, ram_share: float) -> str | None:
+        """Why this machine cannot run it, or None."""
+        ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        need = self.memory_bytes()
+        if need > ram_share * ram:
+            return f"needs {need / GIB:.1f} GiB, {ram_share:.0%} of memory are {ram_share * ram / GIB:.1f} GiB"
+        array = 4.0 * self.dim * self.classes
+        if self.method == "mhs" and self.storage != "file" and array > ram:
+            return f"needs {2 * array / GIB:.1f} GiB of addresses; --storage file takes any size"
+        if self.method == "mhs" and self.storage == "file":
+            on_disk, free = 2.0 * 4 * self.dim * self.touched_classes(), shutil.disk_usage(self.folder).free
+            if on_disk > 0.9 * free:
+                return f"needs {on_disk / GIB:.1f} GiB on disk, {self.folder} has {free / GIB:.1f} GiB free"
+        return None
+
+
+# ---------------------------------------------------------------------------- in the process of one configuration
+
+
+class Rig:
+    """The classifier of a case with its optimizer, and how to make one step."""
+
+    def __init__(self, case: Case) -> None:
+        margin = ArcFace(64.0, 0.5)
+        self.case = case
+        self.ours: PartialFCMHS | None = None
+        self.dense: FullSoftmax | None = None
+        self.optimizer: torch.optim.Optimizer
+        amp = case.amp_dtype
+        if case.method == "mhs":
+            self.ours = PartialFCMHS(
+                margin,
+                case.dim,
+                case.classes,
+                head_size=case.head_size,
+                amp_dtype=amp,
+                head_storage=case.storage,
+                head_folder=Path(case.folder) if case.storage == "file" else None,
+            )
+            self.optimizer = RowSGD(self.ours, LR, MOMENTUM, WEIGHT_DECAY)
+        else:
+            if case.method == "mhs_dense":
+                self.dense = DenseMHS(margin, case.dim, case.classes, head_size=case.head_size, amp_dtype=amp)
+            elif case.method == "partial_fc":
+                self.dense = DensePartialFC(margin, case.dim, case.classes, sample_rate=SAMPLE_RATE, amp_dtype=amp)
+            else:
+                self.dense = FullSoftmax(margin, case.dim, case.classes, amp_dtype=amp)
+            self.optimizer = torch.optim.SGD(self.dense.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        self.inputs = [torch.randn(case.batch, case.dim).requires_grad_() for _ in range(4)]
+
+    def run(self, batches: Sequence[Tensor]) -> list[float]:
+        """Make one step for each batch of labels (B,); seconds of each."""
+        took = []
+        for i, labels in enumerate(batches):
+            x_BD = self.inputs[i % len(self.inputs)]
+            begin = time.perf_counter()
+            if self.ours is not None:
+                for coming in batches[:2] if i == 0 else batches[i + 1 : i + 2]:
+                    self.ours.prefetch(coming)
+                loss = self.ours(x_BD, labels)
+            else:
+                assert self.dense is not None
+                loss = self.dense(x_BD, labels)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            took.append(time.perf_counter() - begin)
+            x_BD.grad = None
+        return took
+
+    def waited_s(self) -> float | None:
+        """Seconds that steps have waited for the disk so far; None where nothing counts them."""
+        return None if self.ours is None or self.case.storage == "device" else self.ours.storage.waited_s
+
+    def selected_classes(self) -> int:
+        """Classes of all ranks in the last step's softmax."""
+        if self.ours is not None:
+            assert self.ours.stats is not None
+            return int(self.ours.stats.selected_classes)
+        assert self.dense is not None
+        return int(all_reduce_sum_(torch.tensor(self.dense.selected_rows)))
+
+    def finish_writing(self) -> float | None:
+        """Wait for what is still being written behind the steps; seconds."""
+        if self.ours is None:
+            return None
+        begin = time.perf_counter()
+        self.ours.storage.flush()
+        return time.perf_counter() - begin
+
+    def close(self) -> None:
+        """Let go of files and memory."""
+        if self.ours is not None:
+            self.ours.storage.close()
+
+
+class Labels:
+    """The labels of a case, the same in every run; each rank takes its part of a global batch."""
+
+    def __init__(self, case: Case, rank: int) -> None:
+        self.case = case
+        self.mine = slice(rank * case.batch, (rank + 1) * case.batch)
+        self.rng = np.random.default_rng(0)
+        self.identities = self.rng.choice(case.classes, min(case.identities, case.classes), replace=False)
+
+    def first_visits(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Batches that visit each identity once: those where every sample opens a new head, and then the others."""
+        G = self.case.ranks * self.case.batch
+        opening = np.unique(self.identities // self.case.head_size, return_index=True)[1]
+        opening = self.rng.permutation(opening)
+        opening = opening[: len(opening) // G * G]
+        rest = np.delete(self.identities, opening)
+        if len(rest) % G:
+            rest = np.concatenate((rest, self.rng.choice(self.identities, -len(rest) % G)))
+        new = self.identities[opening]
+        return [self._part(b) for b in new.reshape(-1, G)], [self._part(b) for b in rest.reshape(-1, G)]
+
+    def draw(self, steps: int) -> list[Tensor]:
+        """Batches drawn from the identities, or from all classes with ``even_labels``."""
+        size = (steps, self.case.ranks * self.case.batch)
+        if self.case.even_labels:
+            return [self._part(b) for b in self.rng.integers(0, self.case.classes, size)]
+        return [self._part(b) for b in self.rng.choice(self.identities, size)]
+
+    def _part(self, labels_G: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(labels_G[self.mine].astype(np.int64))
+
+
+def measure(case: Case) -> Record | None:
+    """Run one configuration in this process; the record on rank 0, None on the others."""
+    ranks = init_ranks("cpu", timeout_s=600)
+    prepare_device(ranks.device)
+    torch.manual_seed(ranks.rank)
+    baseline_mib = peak_mib()
+    labels = Labels(case, ranks.rank)
+    rig = Rig(case)
+    first_s: list[float] = []
+    if case.method == "mhs" and not case.even_labels:
+        opening, rest = labels.first_visits()
+        first_s = rig.run(opening)
+        rig.run(rest)
+    warm_s = rig.run(labels.draw(case.warm_steps))
+    steps = broadcast_object(min(case.steps, max(3, int(case.budget_s / min(warm_s)))))
+    batches = labels.draw(steps)
+    barrier()
+    waited_before = rig.waited_s()
+    step_ms = np.array(rig.run(batches)) * 1e3
+    waited_after, flush_s = rig.waited_s(), rig.finish_writing()
+    waited_share = None
+    if waited_before is not None and waited_after is not None:
+        waited_share = (waited_after - waited_before) * 1e3 / step_ms.sum()
+    selected = rig.selected_classes()
+    peak = peak_mib()
+    rig.close()
+    del rig
+    floor_ms = floor_step_ms(case, -(-selected // case.ranks), min(steps, 50))
+    close_ranks()
+    if ranks.rank:
+        return None
+    return {
+        "method": case.method,
+        "storage": case.storage,
+        "classes": case.classes,
+        "head_size": case.head_size,
+        "batch": case.batch,
+        "dim": case.dim,
+        "ranks": case.ranks,
+        "amp": case.amp,
+        "even_labels": case.even_labels,
+        "step_ms": float(np.median(step_ms)),
+        "step_ms_p10": float(np.percentile(step_ms, 10)),
+        "step_ms_p90": float(np.percentile(step_ms, 90)),
+        "first_visit_ms": float(np.median(first_s)) * 1e3 if first_s else None,
+        "flush_ms": None if flush_s is None else flush_s * 1e3,
+        "floor_ms": floor_ms,
+        "disk_wait_share": waited_share,
+        "peak_mib": peak,
+        "baseline_mib": baseline_mib,
+        "selected_classes": selected,
+        "steps": len(step_ms),
+    }
+
+
+def floor_step_ms(case: Case, selected: int, repeats: int) -> float:
+    """What no step can avoid: three products on S rows, one read and one write of these rows and their momentum.
+
+    The two arrays are as large as what the labels touch, so that rows come from memory as far away as the step's own,
+    and heads are moved as blocks into buffers that exist already.
+    """
+    L, D, G = case.head_size, case.dim, case.ranks * case.batch
+    heads = max(1, min(selected // L, case.classes // L))
+    stored = max(heads, min(case.identities, case.classes // L // case.ranks))
+    arrays = [torch.zeros(stored, L * D).add_(1) for _ in range(2)]
+    buffers = [torch.zeros(heads, L * D) for _ in range(2)]
+    dtype = case.amp_dtype or torch.float32
+    x_GD = torch.randn(G, D).to(dtype)
+    rows_SD = torch.randn(heads * L, D).to(dtype)
+    logits_GS, grad_x_GD, grad_rows_SD = x_GD @ rows_SD.T, torch.empty_like(x_GD), torch.empty_like(rows_SD)
+    grad_GS = torch.randn_like(logits_GS)
+    took = []
+    for _ in range(max(3, repeats)):
+        chosen = torch.randperm(stored)[:heads].sort().values
+        begin = time.perf_counter()
+        for array, buffer in zip(arrays, buffers, strict=True):
+            torch.index_select(array, 0, chosen, out=buffer)
+        torch.mm(x_GD, rows_SD.T, out=logits_GS)
+        torch.mm(grad_GS, rows_SD, out=grad_x_GD)
+        torch.mm(grad_GS.T, x_GD, out=grad_rows_SD)
+        for array, buffer in zip(arrays, buffers, strict=True):
+            array.index_copy_(0, chosen, buffer)
+        took.append(time.perf_counter() - begin)
+    return float(np.median(took)) * 1e3
+
+
+def peak_mib() -> float:
+    """The largest resident memory of this process so far, file pages included.
+
+    Linux only. ``getrusage`` would count what the parent held when it started this process.
+    """
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+
+
+# ---------------------------------------------------------------------------------- in the process that collects
+
+
+def run_case(case: Case) -> Record:
+    """Measure one configuration in new processes, one for each rank; rank 0's record.
+
+    Raises:
+        RuntimeError: a process failed; its own message is on stderr.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // case.ranks))}
+    if case.ranks > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        environment |= {"WORLD_SIZE": str(case.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+    with tempfile.TemporaryDirectory(prefix="bench_heads_", dir=case.folder or None) as folder:
+        text = json.dumps(asdict(replace(case, folder=folder)))
+        command = [sys.executable, str(Path(__file__).resolve()), "--measure", text]
+        processes = [
+            subprocess.Popen(
+                command,
+                env=environment | ({"RANK": str(r), "LOCAL_RANK": str(r)} if case.ranks > 1 else {}),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for r in range(case.ranks)
+        ]
+        try:
+            outputs = [p.communicate()[0] for p in processes]
+        finally:
+            for p in processes:
+                p.kill()
+    codes = [p.returncode for p in processes]
+    if any(codes):
+        raise RuntimeError(f"exit codes {codes}")
+    return cast(Record, json.loads(outputs[0].splitlines()[-1]))
+
+
+def merge(rounds: Sequence[Record]) -> Record:
+    """One record of a configuration from those of its rounds: medians; the largest peak."""
+
+    def median(key: str) -> float | None:
+        values = [r[key] for r in rounds if r[key] is not None]
+        return float(np.median(values)) if values else None
+
+    measured = ("step_ms", "step_ms_p10", "step_ms_p90", "first_visit_ms", "flush_ms", "floor_ms", "disk_wait_share")
+    merged = rounds[0] | {key: median(key) for key in measured}
+    merged["peak_mib"] = max(r["peak_mib"] for r in rounds)
+    return merged | {"rounds": len(rounds), "step_ms_rounds": [r["step_ms"] for r in rounds]}
+
+
+def measure_all(cases: Sequence[Case], rounds: int, keep: Callable[[list[Record]], None]) -> list[Record]:
+    """Measure in rounds over all configurations, so that disturbances fall on each of them; the dense forms once."""
+    found: dict[Case, list[Record]] = {}
+    records: list[Record] = []
+    failed: set[Case] = set()
+    for number in range(rounds):
+        for case in cases:
+            if case in failed or (number and case.method != "mhs"):
+                continue
+            name = f"{case.method}, {case.storage}, {case.classes:,} classes"
+            try:
+                record = run_case(case)
+            except RuntimeError as error:
+                failed.add(case)
+                print(f"{name}: failed: {error}", flush=True)
+                continue
+            found.setdefault(case, []).append(record)
+            print(f"round {number + 1}: {name}: {record['step_ms']:.1f} ms", flush=True)
+            records = [merge(found[c]) for c in cases if c in found]
+            keep(records)
+    return records
+
+
+def alike(records: Sequence[Record]) -> list[list[Record]]:
+    """The records in groups that may be compared: all but method, storage and classes are equal."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for r in records:
+        key = tuple(r[k] for k in ("ranks", "amp", "head_size", "batch", "dim", "even_labels"))
+        groups.setdefault(key, []).append(r)
+    return list(groups.values())
+
+
+def setting(r: Record) -> str:
+    """What the records of a group have in common, for people."""
+    process = "one process" if r["ranks"] == 1 else f"{r['ranks']} processes"
+    numbers = "bfloat16 products" if r["amp"] == "bf16" else "float32"
+    labels = ", labels from all classes" if r["even_labels"] else ""
+    return (
+        f"{process}, CPU, batch {r['batch']}, embedding {r['dim']}, heads of {r['head_size']}, {numbers}, "
+        f"SGD with momentum{labels}"
+    )
+
+
+def table(records: Sequence[Record]) -> PrettyTable:
+    """Records of one group with their ratios: to mhs at its smallest size, mhs_dense at the same size, the floor."""
+    smallest = min((r for r in records if r["method"] == "mhs"), key=lambda r: r["classes"], default=None)
+    dense = {r["classes"]: r["step_ms"] for r in records if r["method"] == "mhs_dense"}
+    base = "step / mhs" if smallest is None else f"step / mhs {smallest['classes']:,}"
+    ratios = (base, "mhs_dense / step", "step / floor")
+    out = PrettyTable(["method", "storage", "classes", "step ms", "p10-p90", *ratios])
+    columns: dict[str, list[str]] = {name: [] for name in ("first ms", "floor ms", "disk wait", "peak MiB", "S")}
+    out.align = "r"
+    for r in records:
+        step = r["step_ms"]
+        out.add_row(
+            [
+                r["method"],
+                r["storage"],
+                f"{r['classes']:,}",
+                f"{step:.1f}",
+                f"{r['step_ms_p10']:.1f}-{r['step_ms_p90']:.1f}",
+                "" if smallest is None else f"{step / smallest['step_ms']:.2f}",
+                f"{dense[r['classes']] / step:.1f}" if r["classes"] in dense else "",
+                f"{step / r['floor_ms']:.2f}",
+            ]
+        )
+        columns["first ms"].append("" if r["first_visit_ms"] is None else f"{r['first_visit_ms']:.1f}")
+        columns["floor ms"].append(f"{r['floor_ms']:.1f}")
+        columns["disk wait"].append("" if r["disk_wait_share"] is None else f"{r['disk_wait_share']:.0%}")
+        columns["peak MiB"].append(f"{r['peak_mib']:,.0f}")
+        columns["S"].append(f"{r['selected_classes']:,}")
+    for name, cells in columns.items():
+        out.add_column(name, cells, align="r")
+    return out
+
+
+def draw(records: Sequence[Record], path: Path) -> None:
+    """Step time against identities, both on logarithmic axes, one line for each method."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, so that measured processes go without
+    from matplotlib.figure import Figure
+
+    looks = {
+        "mhs": ("this project", "#dd6b20", "o"),
+        "mhs_dense": ("the same heads, dense update", "#2b6cb0", "s"),
+        "partial_fc": (f"PartialFC form, rate {SAMPLE_RATE}", "#2f855a", "^"),
+        "full_softmax": ("full softmax", "#805ad5", "D"),
+    }
+    figure = Figure(figsize=(8.4, 5.0), dpi=150, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    for (method, storage), line in _lines(records):
+        name, colour, marker = looks[method]
+        if method == "mhs":
+            name += {"device": ", in memory", "host": ", in host memory", "file": ", on disk"}[storage]
+        x, y = [r["classes"] for r in line], [r["step_ms"] for r in line]
+        is_below = method == "mhs_dense" or (method, storage) == ("mhs", "device")  # so that labels do not meet
+        ax.plot(
+            x,
+            y,
+            color=colour,
+            marker=marker if storage != "file" else "v",
+            markersize=6.5,
+            linewidth=2.6 if method == "mhs" else 1.8,
+            markerfacecolor="white" if storage == "file" else colour,
+            label=name,
+            zorder=3 if method == "mhs" else 2,
+        )
+        for i in [len(x) - 1] if method == "mhs" else range(len(x)):
+            ax.annotate(
+                f"{y[i]:,.0f}" if y[i] >= 10 else f"{y[i]:.1f}",
+                (x[i], y[i]),
+                xytext=(0, -15 if is_below else 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                color=colour,
+            )
+    floors: dict[int, list[float]] = {}
+    for r in records:
+        if r["method"] == "mhs":
+            floors.setdefault(r["classes"], []).append(r["floor_ms"])
+    if floors:
+        classes = sorted(floors)
+        ax.plot(
+            classes,
+            [float(np.median(floors[c])) for c in classes],
+            color="#4a5568",
+            linestyle="--",
+            linewidth=1.8,
+            label="floor: products, one read and write of the selected rows",
+        )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.margins(x=0.06, y=0.12)
+    ax.set_xlabel("identities", fontsize=11)
+    ax.set_ylabel("one classifier step, ms", fontsize=11)
+    ax.set_title(setting(records[0]), fontsize=10, color="#2d3748", loc="left")
+    ax.grid(True, which="major", color="#e2e8f0", linewidth=0.9)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    figure.legend(frameon=False, fontsize=9.5, loc="outside lower center", ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _lines(records: Sequence[Record]) -> Iterator[tuple[tuple[str, str], list[Record]]]:
+    for method in reversed(METHODS):
+        for storage in STORAGES:
+            line = [r for r in records if (r["method"], r["storage"]) == (method, storage)]
+            if line:
+                yield (method, storage), sorted(line, key=lambda r: int(r["classes"]))
+
+
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """The configurations that the command line asks for and this machine can run; the others are printed."""
+    cases = []
+    for method in args.methods:
+        for storage in cast(list[Storage], args.storage if method == "mhs" else ["device"]):
+            for classes in sorted(args.classes):
+                case = Case(
+                    method,
+                    storage,
+                    classes,
+                    args.head_size,
+                    args.batch,
+                    args.dim,
+                    args.ranks,
+                    args.amp,
+                    args.steps,
+                    args.identities,
+                    args.even_labels,
+                    args.warm_steps if method == "mhs" else 2,
+                    args.budget_s,
+                    str(args.folder),
+                )
+                obstacle = case.obstacle(args.ram_share)
+                if obstacle is None:
+                    cases.append(case)
+                else:
+                    print(f"{method}, {storage}, {classes:,} classes: skipped: {obstacle}")
+    return cases
+
+
+def _count(text: str) -> int:
+    value = float(text)
+    if value < 1 or value != int(value):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, such as 1e6, got {text}")
+    return int(value)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with --quick applied."""
+    p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    p.add_argument("--quick", action="store_true", help="two sizes and few steps, under a minute")
+    p.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write the records, one a line")
+    p.add_argument("--figure", type=Path, metavar="FILE.png")
+    p.add_argument("--read", type=Path, nargs="+", metavar="FILE.jsonl", help="show earlier records, measure nothing")
+    p.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    p.add_argument("--classes", nargs="+", type=_count, help="default 1e4 1e5 1e6 1e7 1e8")
+    p.add_argument("--head-size", type=_count, default=12)
+    p.add_argument("--batch", type=_count, default=128, help="samples of one rank")
+    p.add_argument("--dim", type=_count, default=512)
+    p.add_argument("--storage", nargs="+", choices=STORAGES, default=["device"], help="of mhs")
+    p.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for --storage file")
+    p.add_argument("--amp", choices=("none", "bf16"), default="none")
+    p.add_argument("--ranks", type=int, choices=(1, 2), default=1)
+    p.add_argument("--steps", type=_count, help="timed steps at most, default 200")
+    p.add_argument("--warm-steps", type=_count, default=5, help="of mhs, before the clock starts")
+    p.add_argument("--identities", type=_count, help="labels come from so many, default 20000")
+    p.add_argument("--even-labels", action="store_true", help="draw labels from all classes, first visits included")
+    p.add_argument("--rounds", type=_count, help="over all mhs configurations, default 3")
+    p.add_argument("--budget-s", type=float, help="stop timing a configuration after so long, default 20")
+    p.add_argument("--ram-share", type=float, default=0.6, help="skip what needs more of the memory")
+    p.add_argument("--measure", help=argparse.SUPPRESS)  # the case of a process that the script itself starts
+    args = p.parse_args(argv)
+    usual = {"classes": [10**4, 10**5, 10**6, 10**7, 10**8], "steps": 200, "identities": 20000, "rounds": 3}
+    quick = {"classes": [10**4, 10**5], "steps": 10, "identities": 1024, "rounds": 1}
+    for name, value in (quick | {"budget_s": 0.5} if args.quick else usual | {"budget_s": 20.0}).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> list[Record]:
+    """Measure what the command line asks for, print the table, write files; the records."""
+    args = parse(argv)
+    if args.measure is not None:
+        record = measure(Case(**json.loads(args.measure)))
+        print(json.dumps(record))
+        return []
+
+    def keep(records: list[Record]) -> None:
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+    if args.read is not None:
+        records = [json.loads(line) for path in args.read for line in path.read_text().splitlines()]
+    else:
+        records = measure_all(cases_of(args), args.rounds, keep)
+    groups = alike(records)
+    for group in groups:
+        print(f"\n{setting(group[0])}\n{table(group)}")
+    if groups and args.figure is not None:
+        draw(groups[0], args.figure)
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The classifier's benchmark: its records, and that what it compares against computes the same loss."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import bench_classifier
+from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax
+from losses import ArcFace
+from partial_fc_mhs import PartialFCMHS
+from row_optim import RowSGD
+
+C, D, L = 29, 8, 4  # the last head has one class
+KEYS = {
+    "method",
+    "storage",
+    "classes",
+    "head_size",
+    "batch",
+    "dim",
+    "ranks",
+    "amp",
+    "step_ms",
+    "step_ms_p10",
+    "step_ms_p90",
+    "first_visit_ms",
+    "floor_ms",
+    "peak_mib",
+    "selected_classes",
+    "steps",
+}
+
+
+def batch():
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(6, D, generator=g, dtype=torch.float64)
+    labels = torch.tensor([0, 3, 9, 28, 9, 17])
+    weight = torch.randn(C, D, generator=g, dtype=torch.float64)
+    return x, labels, weight
+
+
+def with_weight(dense, weight):
+    with torch.no_grad():
+        dense.weight.copy_(weight)
+    return dense
+
+
+@pytest.mark.parametrize(
+    ("make_dense", "head_size", "negative_rate"),
+    [
+        (lambda m: DenseMHS(m, D, C, head_size=L, dtype=torch.float64), L, 0.0),
+        (lambda m: DensePartialFC(m, D, C, sample_rate=1.0, dtype=torch.float64), 1, 1.0),
+        (lambda m: FullSoftmax(m, D, C, dtype=torch.float64), 1, 1.0),
+    ],
+    ids=["mhs_dense", "partial_fc", "full_softmax"],
+)
+def test_a_first_step_equals_ours(make_dense, head_size, negative_rate):
+    """Loss, gradient of the embeddings, and the selected rows after one update."""
+    x, labels, weight = batch()
+    margin = ArcFace(16.0, 0.3)
+    ours = PartialFCMHS(margin, D, C, head_size=head_size, negative_rate=negative_rate, dtype=torch.float64)
+    ours.weight.copy_(weight)
+    ours.visits.fill_(1)
+    dense = with_weight(make_dense(margin), weight)
+    steps = (
+        (ours, RowSGD(ours, 0.1, 0.9, 5e-4)),
+        (dense, torch.optim.SGD(dense.parameters(), 0.1, 0.9, weight_decay=5e-4)),
+    )
+    losses, grads = [], []
+    for classifier, optimizer in steps:
+        x_BD = x.clone().requires_grad_()
+        loss = classifier(x_BD, labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        grads.append(x_BD.grad)
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=1e-12)
+    moved = (ours.weight != weight).any(1)
+    assert int(moved.sum()) == dense.selected_rows == int(ours.stats.selected_classes)
+    torch.testing.assert_close(dense.weight.detach()[moved], ours.weight[moved], rtol=0, atol=1e-12)
+
+
+def test_partial_fc_takes_the_labels_and_a_share_of_the_others():
+    x, labels, weight = batch()
+    margin = ArcFace(16.0, 0.3)
+    dense = with_weight(DensePartialFC(margin, D, C, sample_rate=0.5, dtype=torch.float64), weight)
+    torch.manual_seed(1)
+    rows = dense.choose(labels)
+    assert len(rows) == C // 2
+    assert torch.isin(labels, rows).all()
+    assert torch.equal(rows, rows.unique())
+    torch.manual_seed(1)
+    loss = dense(x, labels)
+    logits = margin(F.linear(F.normalize(x), F.normalize(weight[rows])), torch.searchsorted(rows, labels))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.searchsorted(rows, labels)), rtol=0, atol=1e-12)
+
+
+def test_identities_are_visited_once_and_opened_first():
+    case = bench_classifier.Case("mhs", "device", 5000, 12, 8, 4, 2, "none", 3, 400, False, 1, 1.0)
+    parts = [bench_classifier.Labels(case, rank).first_visits() for rank in range(2)]
+    opening = [torch.cat(pair) for pair in zip(parts[0][0], parts[1][0], strict=True)]
+    rest = [torch.cat(pair) for pair in zip(parts[0][1], parts[1][1], strict=True)]
+    heads = torch.cat(opening) // 12
+    assert len(opening) > 5
+    assert len(heads.unique()) == len(heads)
+    assert len(torch.cat(opening + rest).unique()) == 400
+    assert all(len(labels) == 16 for labels in opening + rest)
+
+
+def test_writes_its_records(tmp_path, capsys):
+    out, figure = tmp_path / "raw" / "classifier.jsonl", tmp_path / "steps.png"
+    arguments = "--quick --methods mhs mhs_dense --storage device file --classes 600 6e14 --dim 16 --batch 8"
+    bench_classifier.main(
+        f"{arguments} --steps 3 --identities 64 --folder {tmp_path} --out {out} --figure {figure}".split()
+    )
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["method"], r["storage"]) for r in records] == [
+        ("mhs", "device"),
+        ("mhs", "file"),
+        ("mhs_dense", "device"),
+    ]
+    for record in records:
+        assert record.keys() >= KEYS
+        assert record["classes"] == 600
+        assert record["steps"] == 3
+        assert 12 <= record["selected_classes"] <= 96
+        assert record["peak_mib"] > record["baseline_mib"] > 0
+    assert [r["first_visit_ms"] is not None for r in records] == [True, True, False]
+    printed = capsys.readouterr().out
+    assert "mhs_dense, device, 600,000,000,000,000 classes: skipped: needs " in printed
+    assert "mhs_dense / step" in printed
+    assert figure.stat().st_size > 10_000
+    assert not list(tmp_path.glob("bench_heads_*"))
