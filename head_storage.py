@@ -7,6 +7,9 @@ one computes. A fetch that was asked for before an update still gives the update
 
 Heads that were never updated cost nothing: their rows are not written, and read as their initial values.
 
+Files are mapped into memory. Room for a head is asked of the file system before its first write, so that a full disk
+is an error and not a bus error; and the mapping is let go of now and then, so that the process stays small.
+
 Shapes: h heads of one request and S their classes (local numbers, ascending), D embedding size.
 """
 
@@ -20,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +32,7 @@ Place = Literal["device", "host", "file"]
 Rows = dict[str, Tensor]  # array name -> (S, D)
 CENTRES = "weight"
 WRITES_AT_ONCE = 8  # updates that may wait to be written
+READS_PER_MAPPING = 64  # then the pages of mapped files are let go of; they stay in the system's cache
 
 
 @dataclass
@@ -80,11 +84,12 @@ class HeadStorage:
         self.dtype, self.device, self.initial, self.place = dtype, device, initial, place
         self.home = device if place == "device" else torch.device("cpu")  # where numbers of heads are kept
         self.visits = _untouched_zeros((-(-rows // head_size),), torch.int32, self.home)  # updates of each head
-        self.arrays: dict[str, Tensor] = {}  # name -> (rows, D), for "device" and "host"
+        self.arrays: dict[str, Tensor] = {}  # name -> (rows, D)
         self.waited_s = 0.0  # time that take() was kept waiting
-        self._files: dict[str, int] = {}  # name -> descriptor, for "file"
+        self._files: dict[str, tuple[int, mmap.mmap]] = {}  # name -> descriptor and mapping, for "file"
+        self._reads = 0
         self._folder, self._rank = folder, rank
-        self._worker = None if place == "device" else ThreadPoolExecutor(1, thread_name_prefix="heads")
+        self._worker = None if place == "device" else _single_threaded_worker()
         self._writing: list[Future[None]] = []
         self._fetches: list[Fetch] = []  # asked for and not taken yet
         self.add(CENTRES)
@@ -92,19 +97,24 @@ class HeadStorage:
     @property
     def names(self) -> list[str]:
         """The arrays' names, the centres first."""
-        return list(self._files if self.place == "file" else self.arrays)
+        return list(self.arrays)
 
     def add(self, name: str) -> None:
         """Add an array of zeros that takes up room only where it is written."""
-        if self.place != "file":
-            self.arrays[name] = _untouched_zeros((self.rows, self.width), self.dtype, self.home)
+        shape = (self.rows, self.width)
+        if self.place != "file" or self.rows == 0:
+            self.arrays[name] = _untouched_zeros(shape, self.dtype, self.home)
             return
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"rank_{self._rank}.{name}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._files[name] = descriptor
-        os.ftruncate(descriptor, self.rows * self._row_bytes)
+        size = math.prod(shape) * self.dtype.itemsize
+        os.ftruncate(descriptor, size)
+        mapping = mmap.mmap(descriptor, size)
+        mapping.madvise(mmap.MADV_RANDOM)
+        self._files[name] = descriptor, mapping
+        self.arrays[name] = torch.frombuffer(mapping, dtype=self.dtype).view(shape)
 
     def fetch(self, heads_h: Tensor, rows_S: Tensor) -> Fetch:
         """Start reading the rows of some heads; later updates are still seen by :meth:`take`.
@@ -156,13 +166,14 @@ class HeadStorage:
         """
         self._check_writes()
         heads_h, rows_S = heads_h.to(self.home), rows_S.to(self.home)
+        fresh_h = heads_h[self._fresh(heads_h)] if self._files else heads_h[:0]
         self.visits[heads_h] += 1
         if self._worker is None:
-            self._write(heads_h, rows_S, values)
+            self._write(fresh_h, rows_S, values)
             return
         for fetch in self._fetches:
             fetch.newer.append((rows_S, values))
-        self._writing.append(self._worker.submit(self._write, heads_h, rows_S, values))
+        self._writing.append(self._worker.submit(self._write, fresh_h, rows_S, values))
         if len(self._writing) > WRITES_AT_ONCE:  # a disk that falls behind must not fill the memory
             self._raise_if_failed(self._writing.pop(0))
 
@@ -182,16 +193,21 @@ class HeadStorage:
         self._writing.clear()
 
     def close(self) -> None:
-        """Wait for the background thread and close the files; what was not written is lost."""
+        """Wait for the background thread and close the files; what waited is written."""
         if self._worker is not None:
             self._worker.shutdown(wait=True)
-        for descriptor in self._files.values():
+        for descriptor, mapping in self._files.values():
+            mapping.flush()
             os.close(descriptor)
         self._files.clear()
 
     @property
     def _row_bytes(self) -> int:
         return self.width * self.dtype.itemsize
+
+    @property
+    def _block(self) -> int:
+        return self.head_size * self._row_bytes
 
     def _check_writes(self) -> None:
         while self._writing and self._writing[0].done():
@@ -226,52 +242,36 @@ class HeadStorage:
         return rows
 
     def _read_written(self, heads_h: Tensor, rows_S: Tensor) -> Rows:
-        if self.place == "file":
-            return self._read_files(heads_h, len(rows_S))
+        for descriptor, mapping in self._files.values():
+            for head in heads_h.tolist():  # all at once, so that a disk sees the whole request
+                os.posix_fadvise(descriptor, head * self._block, self._block, os.POSIX_FADV_WILLNEED)
+            if self._reads % READS_PER_MAPPING == 0:
+                mapping.madvise(mmap.MADV_DONTNEED)
+        self._reads += 1
         rows = {name: array.index_select(0, rows_S) for name, array in self.arrays.items()}
-        if self.place == "host" and self.device.type == "cuda":  # pinned memory travels while the GPU computes
+        if self.place != "device" and self.device.type == "cuda":  # pinned memory travels while the GPU computes
             return {name: value.pin_memory() for name, value in rows.items()}
         return rows
 
-    def _read_files(self, heads_h: Tensor, S: int) -> Rows:
-        block = self.head_size * self._row_bytes
-        offsets = [head * block for head in heads_h.tolist()]
-        for descriptor in self._files.values():
-            for offset in offsets:
-                os.posix_fadvise(descriptor, offset, block, os.POSIX_FADV_WILLNEED)
-        rows = {}
-        for name, descriptor in self._files.items():
-            out = torch.empty((S, self.width), dtype=self.dtype, pin_memory=self.device.type == "cuda")
-            view = _bytes_of(out)
-            for i, offset in enumerate(offsets):
-                part = view[i * block : (i + 1) * block]
-                read = os.preadv(descriptor, [part], offset)
-                if read != len(part):
-                    raise OSError(f"{self._folder}: read {read} of {len(part)} bytes of {name} at {offset}")
-            rows[name] = out
-        return rows
-
-    def _write(self, heads_h: Tensor, rows_S: Tensor, values: Rows) -> None:
-        if self.place != "file":
-            for name, array in self.arrays.items():
-                array.index_copy_(0, rows_S, values[name].to(self.home))
-            return
-        block = self.head_size * self._row_bytes
-        for name, descriptor in self._files.items():
-            view = _bytes_of(values[name].cpu().contiguous())
-            for i, head in enumerate(heads_h.tolist()):
-                _write_all(descriptor, view[i * block : (i + 1) * block], head * block)
+    def _write(self, fresh_h: Tensor, rows_S: Tensor, values: Rows) -> None:
+        for descriptor, _ in self._files.values():
+            for head in fresh_h.tolist():
+                end = min((head + 1) * self._block, self.rows * self._row_bytes)
+                os.posix_fallocate(descriptor, head * self._block, end - head * self._block)
+        for name, array in self.arrays.items():
+            array.index_copy_(0, rows_S, values[name].to(self.home))
 
 
-def _bytes_of(x: Tensor) -> memoryview:
-    array: Any = x.numpy()
-    return memoryview(array).cast("B") if x.numel() else memoryview(b"")
+def _single_threaded_worker() -> ThreadPoolExecutor:
+    """One background thread in which torch uses no further ones; a second team would get in the training's way.
 
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+    The number of OpenMP threads belongs to the calling thread, that of the matrix library to all; hence the reset.
+    """
+    worker = ThreadPoolExecutor(1, thread_name_prefix="heads")
+    threads = torch.get_num_threads()
+    worker.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(threads)
+    return worker
 
 
 def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
