@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 from dataset import Batch, EpochSampler, FaceDataset, ImageFolder, check_labels, get_dataloader
 from eval.verification import Verification
 from training_run import TrainingRun
-from utils.banner import MemoryEstimate, banner_lines, estimate_memory
+from utils.banner import banner_lines
 from utils.config import Config, get_config
 from utils.distributed import Ranks, all_gather_objects, barrier, close_ranks, init_ranks, together
 from utils.logging import MetricsWriter, Speedometer, check_wandb, init_logging, log
+from utils.memory import MemoryPlan, plan_memory
 from utils.output import check_output, open_output, write_json
 from utils.platform import prepare_device
 
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(run, loader)
         barrier()
     except torch.OutOfMemoryError:
-        log.error("out of memory; %s", memory_of(run))
+        log.error(
+            "out of memory; this rank needs %s. Lower batch_size or head_size, or set head_storage", memory_of(run)
+        )
         raise
     finally:
         close_ranks()
@@ -258,11 +261,11 @@ def announce(run: TrainingRun, loader: DataLoader[Batch], start: Path | None) ->
     ranks = Ranks(run.rank, run.world_size, 0, run.device)
     for line in banner_lines(cfg, ranks, head.num_classes, cfg.num_image or 0, run.steps_per_epoch):
         log.info(line)
-    log.info("memory: %s", memory_of(run))
     log.info("output: %s", run.output)
     if start is not None:
         log.info("resumed from %s: epoch %d, step %d", start, run.epoch, run.step)
     if run.is_main:
+        log.info("memory: %s", memory_of(run))
         for key, value in cfg.as_dict().items():
             log.info(": %-32s%s", key, value)
         write_json(run.output / "config.json", cfg.as_dict())
@@ -270,18 +273,22 @@ def announce(run: TrainingRun, loader: DataLoader[Batch], start: Path | None) ->
             write_json(run.output / "classes.json", loader.dataset.classes)
 
 
-def memory_of(run: TrainingRun) -> MemoryEstimate:
-    """What this rank needs, without the backbone's activations."""
+def memory_of(run: TrainingRun) -> MemoryPlan:
+    """What this rank needs at the peak of a step."""
     cfg, head = run.cfg, run.head
-    return estimate_memory(
-        rows=head.weight.shape[0],
+    rows = head.class_end - head.class_start
+    return plan_memory(
+        backbone=run.backbone,
+        image_size=cfg.image_size,
+        batch_size=cfg.batch_size,
+        gradient_acc=cfg.gradient_acc,
+        world_size=run.world_size,
+        optimizer=cfg.optimizer,
+        rows=rows,
         embedding_size=cfg.embedding_size,
         head_size=head.head_size,
-        global_batch=cfg.batch_size * run.world_size,
-        gradient_acc=cfg.gradient_acc,
-        optimizer=cfg.optimizer,
-        drawn_rows=round(head.negative_rate * head.weight.shape[0]),
-        parameters=sum(p.numel() for p in run.backbone.parameters()),
+        drawn_rows=round(head.negative_rate * rows),
+        head_storage=cfg.head_storage,
     )
 
 

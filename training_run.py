@@ -88,8 +88,10 @@ class TrainingRun:
         self.row_optimizer: RowOptimizer
         lr, decay = cfg.base_lr(ranks.world_size), cfg.weight_decay
         if cfg.optimizer == "sgd":
-            self.optimizer: Optimizer = SGD(self.backbone.parameters(), lr, cfg.momentum, weight_decay=decay)
-            self.row_optimizer = RowSGD(self.head, lr, cfg.momentum, decay)
+            self.optimizer: Optimizer = SGD(
+                self.backbone.parameters(), lr, cfg.momentum, weight_decay=decay, nesterov=cfg.nesterov
+            )
+            self.row_optimizer = RowSGD(self.head, lr, cfg.momentum, decay, cfg.nesterov)
         else:
             self.optimizer = AdamW(self.backbone.parameters(), lr, weight_decay=decay)
             self.row_optimizer = RowAdamW(self.head, lr, weight_decay=decay)

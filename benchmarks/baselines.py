@@ -69,6 +69,10 @@ class FullSoftmax(nn.Module):
         """
         return None
 
+    def gather(self, rows_S: Tensor) -> Tensor:
+        """The centres (S, D) of some rows, with a gradient to the whole parameter."""
+        return self.weight.index_select(0, rows_S)
+
     def forward(self, local_embeddings: Tensor, local_labels: Tensor) -> Tensor:
         """The mean loss of the global batch; see ``PartialFCMHS.forward``.
 
@@ -83,7 +87,7 @@ class FullSoftmax(nn.Module):
         centres_SD: Tensor = self.weight
         place_G = row_G
         if rows_S is not None:
-            centres_SD = self.weight.index_select(0, rows_S)
+            centres_SD = self.gather(rows_S)
             place_G = torch.searchsorted(rows_S, row_G)
         columns_G = torch.where(here_G, place_G, -1)
         self.selected_rows = centres_SD.shape[0]
@@ -158,3 +162,14 @@ class DenseMHS(FullSoftmax):
         heads_h = (positives_P // self.head_size).unique()
         rows_S: Tensor = (heads_h.unsqueeze(1) * self.head_size + torch.arange(self.head_size)).flatten()
         return rows_S[rows_S < len(self.weight)]
+
+
+class NormalisedMHS(DenseMHS):
+    """The same, but every centre is normalised in every step, and the selected ones are taken from the result.
+
+    This is the order of the MHE authors' code; it adds several passes over all classes, forward and backward.
+    """
+
+    def gather(self, rows_S: Tensor) -> Tensor:
+        """See :meth:`FullSoftmax.gather`."""
+        return F.normalize(self.weight).index_select(0, rows_S)

@@ -35,7 +35,7 @@ from torch import Tensor
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax
+from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax, NormalisedMHS
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
 from row_optim import RowSGD
@@ -45,14 +45,14 @@ from utils.platform import prepare_device
 Record = dict[str, Any]
 Storage = Literal["device", "host", "file"]
 
-METHODS = ("mhs", "mhs_dense", "partial_fc", "full_softmax")
+METHODS = ("mhs", "mhs_dense", "mhs_normalised", "partial_fc", "full_softmax")
 STORAGES = ("device", "host", "file")
 SAMPLE_RATE = 0.1  # of partial_fc
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 GIB = 2**30
 # Peak of the dense forms, measured at 1e5 and 2e5 classes, in arrays of C * D floats: centres, gradient, decayed
 # gradient, momentum, and what an allocator that keeps freed memory cannot reuse.
-DENSE_ARRAYS = {"mhs_dense": 6.0, "partial_fc": 6.5, "full_softmax": 7.0}
+DENSE_ARRAYS = {"mhs_dense": 6.0, "mhs_normalised": 9.0, "partial_fc": 6.5, "full_softmax": 7.0}
 LOGIT_ARRAYS = 5  # of G * S floats that live at once
 
 
@@ -87,7 +87,7 @@ class Case:
             if self.storage == "file":
                 return 0
             return 2 * row * self.touched_classes()
-        columns = self.classes * {"mhs_dense": 0.0, "partial_fc": SAMPLE_RATE, "full_softmax": 1.0}[self.method]
+        columns = self.classes * {"partial_fc": SAMPLE_RATE, "full_softmax": 1.0}.get(self.method, 0.0)
         logits = 4 * self.ranks * self.batch * columns * LOGIT_ARRAYS
         return DENSE_ARRAYS[self.method] * row * self.classes + logits
 
@@ -139,6 +139,8 @@ class Rig:
         else:
             if case.method == "mhs_dense":
                 self.dense = DenseMHS(margin, case.dim, case.classes, head_size=case.head_size, amp_dtype=amp)
+            elif case.method == "mhs_normalised":
+                self.dense = NormalisedMHS(margin, case.dim, case.classes, head_size=case.head_size, amp_dtype=amp)
             elif case.method == "partial_fc":
                 self.dense = DensePartialFC(margin, case.dim, case.classes, sample_rate=SAMPLE_RATE, amp_dtype=amp)
             else:
@@ -415,11 +417,12 @@ def setting(r: Record) -> str:
 
 
 def table(records: Sequence[Record]) -> PrettyTable:
-    """Records of one group with their ratios: to mhs at its smallest size, mhs_dense at the same size, the floor."""
+    """Records of one group with ratios: to mhs at its smallest size, to dense forms of a size, to the floor."""
     smallest = min((r for r in records if r["method"] == "mhs"), key=lambda r: r["classes"], default=None)
-    dense = {r["classes"]: r["step_ms"] for r in records if r["method"] == "mhs_dense"}
+    dense = {(r["method"], r["classes"]): r["step_ms"] for r in records}
     base = "step / mhs" if smallest is None else f"step / mhs {smallest['classes']:,}"
-    ratios = (base, "mhs_dense / step", "step / floor")
+    forms = ("mhs_dense", "mhs_normalised")
+    ratios = (base, *(f"{form} / step" for form in forms), "step / floor")
     out = PrettyTable(["method", "storage", "classes", "step ms", "p10-p90", *ratios])
     columns: dict[str, list[str]] = {name: [] for name in ("first ms", "floor ms", "disk wait", "peak MiB", "S")}
     out.align = "r"
@@ -433,7 +436,10 @@ def table(records: Sequence[Record]) -> PrettyTable:
                 f"{step:.1f}",
                 f"{r['step_ms_p10']:.1f}-{r['step_ms_p90']:.1f}",
                 "" if smallest is None else f"{step / smallest['step_ms']:.2f}",
-                f"{dense[r['classes']] / step:.1f}" if r["classes"] in dense else "",
+                *(
+                    f"{dense[form, r['classes']] / step:.1f}" if (form, r["classes"]) in dense else ""
+                    for form in forms
+                ),
                 f"{step / r['floor_ms']:.2f}",
             ]
         )
@@ -455,6 +461,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     looks = {
         "mhs": ("this project", "#dd6b20", "o"),
         "mhs_dense": ("the same heads, dense update", "#2b6cb0", "s"),
+        "mhs_normalised": ("and all centres normalised", "#4a5568", "v"),
         "partial_fc": (f"PartialFC form, rate {SAMPLE_RATE}", "#2f855a", "^"),
         "full_softmax": ("full softmax", "#805ad5", "D"),
     }

@@ -41,6 +41,7 @@ config.optimizer = "sgd"
 config.lr = 0.1
 config.lr_batch = None
 config.momentum = 0.9
+config.nesterov = False
 config.weight_decay = 5e-4
 config.clip_grad_norm = 5.0
 config.batch_size = 128

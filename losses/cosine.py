@@ -16,17 +16,18 @@ class _Cosines(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, centres_SD: Tensor) -> Tensor:
         length_S = torch.linalg.vector_norm(centres_SD, dim=1)
         inverse_S = length_S.clamp(min=torch.finfo(centres_SD.dtype).tiny ** 0.5).reciprocal_()
-        cosines_NS = (x_ND @ centres_SD.to(x_ND.dtype).T).to(centres_SD.dtype).mul_(inverse_S)
-        ctx.save_for_backward(x_ND, centres_SD, inverse_S, cosines_NS)
+        short_SD = centres_SD.to(x_ND.dtype)
+        cosines_NS = (x_ND @ short_SD.T).to(centres_SD.dtype).mul_(inverse_S)
+        ctx.save_for_backward(x_ND, centres_SD, short_SD, inverse_S, cosines_NS)
         return cosines_NS
 
     @staticmethod
     def backward(ctx: Any, grad_NS: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x_ND, centres_SD, inverse_S, cosines_NS = ctx.saved_tensors
+        x_ND, centres_SD, short_SD, inverse_S, cosines_NS = ctx.saved_tensors
         scaled_NS = (grad_NS * inverse_S).to(x_ND.dtype)
         grad_x_ND = grad_SD = None
         if ctx.needs_input_grad[0]:
-            grad_x_ND = scaled_NS @ centres_SD.to(x_ND.dtype)
+            grad_x_ND = scaled_NS @ short_SD
         if ctx.needs_input_grad[1]:
             along_S1 = ((grad_NS * cosines_NS).sum(0) * inverse_S.square()).unsqueeze(1)
             grad_SD = (scaled_NS.T @ x_ND).to(centres_SD.dtype).addcmul_(centres_SD, along_S1, value=-1)

@@ -71,7 +71,7 @@ def test_what_a_run_leaves(tmp_path, capsys):
     assert "batch: 1 ranks x 8 x accumulation 1 = 8, lr 0.05, sgd" in log
     assert "CosFace, margin 0.2" in log
     assert "60 classes in 9 heads of 7" in log
-    assert "MiB a rank before activations" in log
+    assert "MiB a rank at the peak" in log
     assert "rank 0: " in log
     assert LINE.search(capsys.readouterr().out)
 

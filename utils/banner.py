@@ -1,65 +1,13 @@
-"""What a run says before its first step: who computes, on what batch, with which loss, in how much memory."""
+"""What a run says before its first step: who computes, on what batch, with which loss."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 
 import torch
 
 from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects
-
-MIB = 2**20
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that one rank needs, without the backbone's activations."""
-
-    centres: int  # class centres of the rank and their optimizer state
-    step: int  # most that one step's selected rows, gradients and logits take
-    backbone: int  # weights, gradients, reduction buckets and optimizer state
-
-    def __str__(self) -> str:
-        total = self.centres + self.step + self.backbone
-        return (
-            f"{total / MIB:.0f} MiB a rank before activations: classifier {self.centres / MIB:.0f}, its step at most "
-            f"{self.step / MIB:.0f}, backbone {self.backbone / MIB:.0f}"
-        )
-
-
-def estimate_memory(
-    *,
-    rows: int,
-    embedding_size: int,
-    head_size: int,
-    global_batch: int,
-    gradient_acc: int,
-    optimizer: str,
-    drawn_rows: int,
-    parameters: int,
-) -> MemoryEstimate:
-    """Count what a rank allocates in float32.
-
-    Args:
-        rows: classes that the rank holds.
-        embedding_size: D.
-        head_size: L.
-        global_batch: G, labels of one forward over all ranks.
-        gradient_acc: forwards of one step, whose rows and gradients wait for it.
-        optimizer: "sgd" or "adamw", one or two numbers of state for each weight.
-        drawn_rows: classes in randomly drawn heads, expected.
-        parameters: weights of the backbone.
-    """
-    states = {"sgd": 1, "adamw": 2}[optimizer]
-    selected = min(rows, global_batch * head_size + drawn_rows)
-    return MemoryEstimate(
-        centres=rows * embedding_size * 4 * (1 + states),
-        # centres, normalised, gradient and update of the rows; cosines, logits, exponentials and gradient
-        step=(4 + 3 * (gradient_acc - 1)) * selected * embedding_size * 4 + 4 * global_batch * selected * 4,
-        backbone=parameters * 4 * (3 + states),
-    )
 
 
 def expected_share(num_classes: int, head_size: int, negative_rate: float, global_batch: int) -> float:

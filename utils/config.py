@@ -67,6 +67,7 @@ class Config:
     lr: float  # at the end of the warm-up
     lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr as it stands
     momentum: float  # SGD, in [0, 1)
+    nesterov: bool  # SGD: step from where the momentum leads
     weight_decay: float  # per step, of backbone and selected rows
     clip_grad_norm: float  # largest norm of the backbone's gradient; 0: no clipping
     batch_size: int  # images of one rank in one forward
@@ -339,6 +340,8 @@ def _check_ranges(c: Config) -> None:
 
 
 def _check_combinations(c: Config) -> None:
+    if c.nesterov and (c.momentum == 0 or c.optimizer != "sgd"):
+        raise ValueError("nesterov needs optimizer = 'sgd' and momentum above 0")
     if c.fp16 and c.bf16:
         raise ValueError("fp16 and bf16 exclude each other: set one of them to False")
     if c.wandb_key and set(c.wandb_key) != {"X"}:

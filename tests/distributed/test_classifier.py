@@ -121,9 +121,7 @@ def test_sharded_equals_dense(name, world_size):
 
 def draw(rank, world_size):
     head = PartialFCMHS(ArcFace(), 8, 1000, head_size=7, negative_rate=0.25, seed=11)
-    drawn = []
-    for iteration in range(3):
-        drawn.append(head._drawn_heads(iteration, torch.device("cpu")))
+    drawn = [head._drawn_heads(iteration, torch.device("cpu")) for iteration in range(3)]
     centres = head.initial_centres(torch.arange(head.class_start, head.class_end))
     return drawn, centres
 

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 import head_checkpoint
 import train
 from backbones import get_model
