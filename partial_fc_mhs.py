@@ -268,7 +268,11 @@ class PartialFCMHS(nn.Module):
     def initial_centres(self, classes_N: Tensor) -> Tensor:
         """The values (N, D) with which the centres of the given classes start: normal(0, 0.01)."""
         key = hashing.key(self.seed, _FOR_CENTRES)
-        return (hashing.normal(key, classes_N, self.embedding_size) * INITIAL_STD).to(self.dtype)
+        out_ND = torch.empty((len(classes_N), self.embedding_size), dtype=self.dtype, device=classes_N.device)
+        for start in range(0, len(classes_N), 65_536):  # hashing takes five times the room of its result
+            block = slice(start, start + 65_536)
+            out_ND[block] = hashing.normal(key, classes_N[block], self.embedding_size) * INITIAL_STD
+        return out_ND
 
     def forward(self, local_embeddings: Tensor, local_labels: Tensor) -> Tensor:
         """The loss of the global batch.

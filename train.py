@@ -261,6 +261,8 @@ def announce(run: TrainingRun, loader: DataLoader[Batch], start: Path | None) ->
     ranks = Ranks(run.rank, run.world_size, 0, run.device)
     for line in banner_lines(cfg, ranks, head.num_classes, cfg.num_image or 0, run.steps_per_epoch):
         log.info(line)
+    scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
+    log.info("loss: %s, softmax over %s", head.margin_loss, scope)
     log.info("output: %s", run.output)
     if start is not None:
         log.info("resumed from %s: epoch %d, step %d", start, run.epoch, run.step)

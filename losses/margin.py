@@ -29,6 +29,11 @@ class Margin(nn.Module):
             raise ValueError(f"scale must be above 0, got {scale}")
         self.scale = float(scale)
 
+    def extra_repr(self) -> str:
+        """The settings that a printed margin shows."""
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, float)}
+        return ", ".join(f"{name}={value:g}" for name, value in settings.items())
+
     def observe(self, targets_N: Tensor, norms_N: Tensor) -> None:
         """Update running statistics from one training batch, before its :meth:`forward`; most margins have none."""
 

@@ -69,7 +69,7 @@ def test_what_a_run_leaves(tmp_path, capsys):
     log = (out / "training.log").read_text()
     assert len(LINE.findall(log)) == 12
     assert "batch: 1 ranks x 8 x accumulation 1 = 8, lr 0.05, sgd" in log
-    assert "CosFace, margin 0.2" in log
+    assert "loss: CosFace(scale=16, margin=0.2), softmax over all selected heads" in log
     assert "60 classes in 9 heads of 7" in log
     assert "MiB a rank at the peak" in log
     assert "rank 0: " in log
@@ -91,6 +91,15 @@ def test_it_learns(tmp_path):
     losses = run(tmp_path, "num_epoch=6", "num_classes=12", "num_image=24")
     steps = sorted(losses)
     assert np.mean([losses[s] for s in steps[-3:]]) < 0.7 * np.mean([losses[s] for s in steps[:3]])
+
+
+@pytest.mark.parametrize("loss", ["adaface", "magface", "curricularface"])
+def test_losses_with_statistics_train_and_resume(tmp_path, loss):
+    options = [f"loss={loss}", "margin=None", "num_epoch=2"]
+    whole = run(tmp_path / "whole", *options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "checkpoints" / "step_24")
+    assert run(tmp_path / "part", *options, "resume=True") == whole
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

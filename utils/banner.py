@@ -26,12 +26,6 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     head_size, negative_rate = cfg.head_layout()
     share = expected_share(num_classes, head_size, negative_rate, cfg.batch_size * ranks.world_size)
     lr = cfg.base_lr(ranks.world_size)
-    loss = {
-        "arcface": f"ArcFace, margin {cfg.margin if cfg.margin is not None else 0.5} rad",
-        "cosface": f"CosFace, margin {cfg.margin if cfg.margin is not None else 0.4}",
-    }
-    name = f"combined margin {cfg.margin_list}" if cfg.margin_list else loss[cfg.loss]
-    scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
     precision = {None: "float32", torch.float16: "float16 with loss scaling", torch.bfloat16: "bfloat16"}
     lines = [
         f"torch {torch.__version__}, {precision[cfg.amp_dtype()]}, seed {cfg.seed}",
@@ -41,7 +35,6 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
         f"data: {num_image} images of {num_classes} identities from {cfg.rec}",
         f"steps: {steps_per_epoch} an epoch, {steps_per_epoch * cfg.num_epoch} in all, "
         f"{round(steps_per_epoch * cfg.warmup_epoch)} of them warm-up",
-        f"loss: {name}, scale {cfg.scale:g}, softmax over {scope}",
         f"classifier: {num_classes} classes in {-(-num_classes // head_size)} heads of {head_size}, negatives "
         f"{negative_rate:g}; a step works on about {100 * share:.3g} % of the classes",
     ]

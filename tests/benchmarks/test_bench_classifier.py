@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import bench_classifier
+from benchmarks import bench_classifier, classifier_case
 from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
@@ -99,8 +99,8 @@ def test_partial_fc_takes_the_labels_and_a_share_of_the_others():
 
 
 def test_identities_are_visited_once_and_opened_first():
-    case = bench_classifier.Case("mhs", "device", 5000, 12, 8, 4, 2, "none", 3, 400, False, 1, 1.0)
-    parts = [bench_classifier.Labels(case, rank).first_visits() for rank in range(2)]
+    case = classifier_case.Case("mhs", "device", 5000, 12, 8, 4, 2, "none", 3, 400, False, 1, 1.0)
+    parts = [classifier_case.Labels(case, rank).first_visits() for rank in range(2)]
     opening = [torch.cat(pair) for pair in zip(parts[0][0], parts[1][0], strict=True)]
     rest = [torch.cat(pair) for pair in zip(parts[0][1], parts[1][1], strict=True)]
     heads = torch.cat(opening) // 12

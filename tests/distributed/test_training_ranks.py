@@ -67,6 +67,16 @@ def test_two_ranks_and_one_give_the_same_curve(tmp_path, options):
         torch.testing.assert_close(a[name], b[name], rtol=2e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("place", ["host", "file"])
+def test_where_heads_live_changes_nothing(tmp_path, place):
+    options = ["batch_size=4", "num_epoch=2", "negative_rate=0.2"]
+    run_ranks(train_on_ranks, 2, [*options, f"output={tmp_path / 'device'}"])
+    run_ranks(train_on_ranks, 2, [*options, f"output={tmp_path / place}", f"head_storage={place}"])
+    assert metrics(tmp_path / place) == metrics(tmp_path / "device")
+    a, b = (torch.load(tmp_path / n / "model.pt", weights_only=True) for n in (place, "device"))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
 def save_and_return_centres(rank, world_size, overrides):
     run, loader = prepare(rank, world_size, overrides)
     batches = train.epoch_batches(run, loader, train.Speedometer())
