@@ -1,0 +1,109 @@
+"""The memory plan is held against measured peaks."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from backbones import get_model
+from losses import ArcFace
+from partial_fc_mhs import PartialFCMHS
+from paths import ROOT
+from row_optim import RowAdamW, RowSGD
+from tools.plan_memory import main
+from utils.memory import MIB, activation_bytes, plan_memory
+
+# A whole run in a process of its own that prints its plan and the peak that the system counted.
+MEASURE = """
+import json, sys
+from pathlib import Path
+import torch
+import train
+from utils.config import get_config
+from utils.distributed import Ranks
+
+torch.set_num_threads(1)
+cfg = get_config(sys.argv[1], sys.argv[2:])
+run, loader = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+batches = train.epoch_batches(run, loader, train.Speedometer())
+for _ in range(3):
+    run.train_step(batches)
+lines = Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+from tools.plan_memory import plan_of
+plan = plan_of(cfg, 1)
+print(json.dumps({"plan": plan.total, "peak": peak}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["network=rtiny", "num_classes=200000", "head_size=10", "negative_rate=1.0", "embedding_size=512"],
+        ["network=rtiny", "num_classes=150000", "head_size=10", "negative_rate=1.0", "optimizer=adamw", "lr=0.001"],
+        ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000"],
+        ["network=mbf", "batch_size=48", "num_image=960", "num_classes=1000", "gradient_acc=2"],
+        [
+            "network=rtiny",
+            "batch_size=64",
+            "num_image=960",
+            "num_classes=1000000",
+            "head_size=10",
+            "head_storage=file",
+        ],
+    ],
+    ids=["classifier", "adamw", "r18", "mbf", "file"],
+)
+def test_plan_is_within_ten_percent_of_the_peak(tmp_path, overrides):
+    command = [sys.executable, "-c", MEASURE, "tests/tiny.py", f"output={tmp_path}", "embedding_size=512", *overrides]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["plan"] == pytest.approx(found["peak"], rel=0.10)
+
+
+@pytest.mark.parametrize(("optimizer", "make"), [("sgd", RowSGD), ("adamw", RowAdamW)])
+def test_arrays_are_counted_as_they_are_made(optimizer, make):
+    head = PartialFCMHS(ArcFace(), 32, 1000, head_size=10)
+    make(head, 0.1)
+    backbone = get_model("rtiny", 32)
+    plan = plan_memory(
+        backbone=backbone,
+        image_size=(112, 112),
+        batch_size=16,
+        gradient_acc=1,
+        world_size=1,
+        optimizer=optimizer,
+        rows=1000,
+        embedding_size=32,
+        head_size=10,
+        drawn_rows=0,
+        head_storage="device",
+    )
+    assert plan.centres == sum(array.nbytes for array in head.storage.arrays.values())
+    parameters = sum(p.numel() for p in backbone.parameters())
+    assert plan.backbone == parameters * 4 * {"sgd": 3, "adamw": 4}[optimizer]
+    assert plan.total == plan.process + plan.centres + plan.step + plan.backbone + plan.activations
+    assert f"about {plan.total / MIB:.0f} MiB a rank" in str(plan)
+
+
+def test_activations_grow_with_the_batch_and_leave_the_network_alone():
+    network = get_model("rtiny", 32)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    eight, sixteen = (activation_bytes(network, (112, 112), n) for n in (8, 16))
+    assert sixteen == pytest.approx(2 * eight, rel=0.02)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_command(capsys):
+    plan = main(["configs/wf42m_r100_mhs", "--ranks", "16", "network=r18", "batch_size=4"])
+    assert plan.centres == pytest.approx(2059906 / 16 * 512 * 4 * 2, rel=1e-3)
+    assert "activations" in capsys.readouterr().out
+    assert main(["configs/wf42m_r100_mhs", "network=r18", "batch_size=4", "--ranks", "16"]) == plan
+    with pytest.raises(SystemExit):
+        main(["configs/demo", "num_classes=auto"])
+    assert "add num_classes=N" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""How much memory a rank will need, counted before the first step.
+
+The arrays are counted; what glibc loses between freed blocks is one fitted constant, so activations of other networks
+are rough: rtiny with batch 256 is predicted 16 % too high.
+
+Shapes: G samples of one forward over all ranks, S selected classes of one rank, D embedding size.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MIB = 2**20
+STATES = {"sgd": 1, "adamw": 2}  # numbers of optimizer state for each weight
+HASHED_AT_ONCE = 65_536  # rows of one block of PartialFCMHS.initial_centres
+# Two constants measured on a CPU with torch's wheel and glibc 2.36; on others expect more than the 10 % of the tests.
+PROCESS = 826 * MIB  # peaks of the classifier runs (sgd, adamw) less their counted arrays: 831 and 821
+HOLES = 15  # largest pieces that glibc cannot use again, at most what is kept; fitted to r18 (24) and mbf (48)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one rank at the peak of a step, when every one of its heads has been seen."""
+
+    process: int  # Python and the libraries, before anything is built; host memory
+    centres: int  # class centres and their optimizer state, where they are kept in memory
+    step: int  # the step's selected rows, their gradients and logits, at most
+    backbone: int  # weights, gradients, reduction buckets, optimizer state
+    activations: int  # what the backbone keeps for its backward, and the gradients that pass through
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{field.name} {getattr(self, field.name) / MIB:.0f}" for field in fields(self))
+        return f"about {self.total / MIB:.0f} MiB a rank at the peak ({parts})"
+
+
+def plan_memory(
+    *,
+    backbone: nn.Module,
+    image_size: tuple[int, int],
+    batch_size: int,
+    gradient_acc: int,
+    world_size: int,
+    optimizer: str,
+    rows: int,
+    embedding_size: int,
+    head_size: int,
+    drawn_rows: int,
+    head_storage: str,
+) -> MemoryPlan:
+    """Count what a rank allocates.
+
+    Args:
+        backbone: the network, on any device; it is copied to the CPU and run on a few blank images.
+        image_size: height, width in pixels.
+        batch_size: images of one rank in one forward.
+        gradient_acc: forwards of one step, whose rows and gradients wait for it.
+        world_size: W.
+        optimizer: "sgd" or "adamw".
+        rows: classes that the rank holds.
+        embedding_size: D.
+        head_size: L.
+        drawn_rows: classes in randomly drawn heads, expected.
+        head_storage: "device", "host" or "file".
+    """
+    states, G = STATES[optimizer], batch_size * world_size
+    S, row = min(rows, G * head_size + drawn_rows), embedding_size * 4
+    held = (1 + states) * S * row  # one forward's centres and state, as fetched
+    grad, logits = S * row, G * S * 4
+    waiting = (gradient_acc - 1) * (held + grad)  # earlier forwards of the step
+    backward = waiting + held + max(5 * logits, grad + 3 * logits)
+    union = min(rows, S * gradient_acc)  # the forwards' rows joined for the optimizer
+    joined = (2 + states) * union * row if gradient_acc > 1 else 0
+    temporaries = 2 * union * row if optimizer == "adamw" else 0  # root of the average, and the update
+    update = waiting + held + grad + joined + temporaries
+    block = min(S, HASHED_AT_ONCE)
+    first_visit = waiting + S * row + 5 * block * row  # int64 hashes, angles, radii of one block
+    travelling = 0 if head_storage == "device" else 2 * held  # the next step's rows, and the last one's on their way
+    parameters = sum(p.numel() for p in backbone.parameters())
+    return MemoryPlan(
+        process=PROCESS,
+        centres=0 if head_storage == "file" else rows * row * (1 + states),
+        step=max(backward, update, first_visit) + travelling,
+        backbone=parameters * 4 * ((3 if world_size > 1 else 2) + states),
+        activations=activation_bytes(backbone, image_size, batch_size),
+    )
+
+
+def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int) -> int:
+    """What one forward keeps for backward, and the room that the allocator cannot use again (HOLES).
+
+    Counted on 2 and 4 blank images and continued in a straight line to the batch.
+    """
+    network = copy.deepcopy(backbone).cpu().train()
+    own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
+
+    def count(images: int) -> int:
+        kept: dict[int, int] = {}
+        alive: list[Tensor] = []  # so that no address is used twice
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+                alive.append(tensor)
+            return tensor
+
+        blank = torch.zeros(images, 3, *image_size).to(memory_format=torch.channels_last)
+        hooks: Any = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with hooks:
+            network(blank)
+        total = sum(kept.values())
+        return total + min(total, HOLES * max(kept.values(), default=0))
+
+    two, four = count(2), count(4)
+    return two + (four - two) * (batch_size - 2) // 2
