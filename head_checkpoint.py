@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from partial_fc_mhs import PartialFCMHS
 from utils.distributed import get_rank, get_world_size
 
-HEADS_AT_ONCE = 4096
+BLOCK_BYTES = 64 * 2**20  # of one array in memory at once
 
 
 def save_heads(head: PartialFCMHS, folder: Path) -> None:
@@ -34,7 +34,7 @@ def save_heads(head: PartialFCMHS, folder: Path) -> None:
     mine = folder / f"rank_{get_rank()}_of_{get_world_size()}"
     mine.mkdir(parents=True)
     heads_n = storage.visits.nonzero().squeeze(1)
-    rows = sum(len(_rows_of(head, chunk)) for chunk in heads_n.split(HEADS_AT_ONCE))
+    rows = sum(len(_rows_of(head, chunk)) for chunk in heads_n.split(_heads_at_once(head)))
     _write_npy(mine / "heads.npy", (len(heads_n),), iter([(heads_n + head.head_start).cpu().numpy()]))
     _write_npy(mine / "visits.npy", (len(heads_n),), iter([storage.visits[heads_n].cpu().numpy()]))
     for name in storage.names:
@@ -69,8 +69,8 @@ def _load_part(head: PartialFCMHS, part: Path) -> None:
             "written with another optimizer"
         )
     first, last = np.searchsorted(heads_n, [head.head_start, head.head_end])
-    for start in range(first, last, HEADS_AT_ONCE):
-        end = min(start + HEADS_AT_ONCE, last)
+    for start in range(first, last, _heads_at_once(head)):
+        end = min(start + _heads_at_once(head), last)
         heads_h = torch.from_numpy(np.array(heads_n[start:end])) - head.head_start
         values = {}
         for name, array in arrays.items():
@@ -80,7 +80,11 @@ def _load_part(head: PartialFCMHS, part: Path) -> None:
             values[name] = block
         visits_h = torch.from_numpy(np.array(visits_n[start:end]))
         storage.restore(heads_h, _rows_of(head, heads_h), values, visits_h)
-    storage.flush()
+        storage.flush()
+
+
+def _heads_at_once(head: PartialFCMHS) -> int:
+    return max(1, BLOCK_BYTES // (head.head_size * head.embedding_size * head.dtype.itemsize))
 
 
 def _rows_of(head: PartialFCMHS, heads_h: torch.Tensor) -> torch.Tensor:
@@ -90,8 +94,8 @@ def _rows_of(head: PartialFCMHS, heads_h: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(head: PartialFCMHS, heads_n: torch.Tensor, name: str) -> Iterator[NDArray[np.generic]]:
-    for heads_h in heads_n.split(HEADS_AT_ONCE):
-        fetch = head.storage.fetch(heads_h, _rows_of(head, heads_h))
+    for heads_h in heads_n.split(_heads_at_once(head)):
+        fetch = head.storage.fetch(heads_h, _rows_of(head, heads_h), [name])
         yield head.storage.take(fetch)[name].cpu().numpy()
 
 

@@ -7,8 +7,8 @@ one computes. A fetch that was asked for before an update still gives the update
 
 Heads that were never updated cost nothing: their rows are not written, and read as their initial values.
 
-Files are mapped into memory. Room for a head is asked of the file system before its first write, so that a full disk
-is an error and not a bus error; and the mapping is let go of now and then, so that the process stays small.
+Files have no name: they go with the process, and two runs may share a folder. They are read and written with plain
+calls, so that a full disk is an error and the process stays small; the system's cache holds what it can.
 
 Shapes: h heads of one request and S their classes (local numbers, ascending), D embedding size.
 """
@@ -18,12 +18,15 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +35,7 @@ Place = Literal["device", "host", "file"]
 Rows = dict[str, Tensor]  # array name -> (S, D)
 CENTRES = "weight"
 WRITES_AT_ONCE = 8  # updates that may wait to be written
-READS_PER_MAPPING = 64  # then the pages of mapped files are let go of; they stay in the system's cache
+_MAP_NORESERVE = 0x4000  # Linux: no promise of memory for what may never be touched
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Fetch:
 
     heads_h: Tensor
     rows_S: Tensor
+    names: Sequence[str] | None
     coming: Future[Rows] | None  # None: read when taken
     newer: list[tuple[Tensor, Rows]] = field(default_factory=list)  # updates made since it was asked for
 
@@ -56,8 +60,7 @@ class HeadStorage:
         device: where training computes.
         initial: gives the first centres (S, D), on the labels' device, of classes that were never updated.
         place: "device", "host", or "file".
-        folder: for "file": where the files are made; older ones of this rank are emptied.
-        rank: in the files' names.
+        folder: for "file": where the files are made; it should be on a local disk.
 
     Raises:
         ValueError: an unknown place, or "file" without a folder.
@@ -74,7 +77,6 @@ class HeadStorage:
         initial: Callable[[Tensor], Tensor],
         place: Place = "device",
         folder: Path | None = None,
-        rank: int = 0,
     ) -> None:
         if place not in ("device", "host", "file"):
             raise ValueError(f"head_storage must be 'device', 'host' or 'file', got {place!r}")
@@ -84,40 +86,33 @@ class HeadStorage:
         self.dtype, self.device, self.initial, self.place = dtype, device, initial, place
         self.home = device if place == "device" else torch.device("cpu")  # where numbers of heads are kept
         self.visits = _untouched_zeros((-(-rows // head_size),), torch.int32, self.home)  # updates of each head
-        self.arrays: dict[str, Tensor] = {}  # name -> (rows, D)
+        self.names: list[str] = []  # of the arrays, the centres first
+        self.arrays: dict[str, Tensor] = {}  # name -> (rows, D), for "device" and "host"
         self.waited_s = 0.0  # time that take() was kept waiting
-        self._files: dict[str, tuple[int, mmap.mmap]] = {}  # name -> descriptor and mapping, for "file"
-        self._reads = 0
-        self._folder, self._rank = folder, rank
-        self._worker = None if place == "device" else _single_threaded_worker()
+        self._files: dict[str, int] = {}  # name -> descriptor, for "file"
+        self._closers: list[weakref.finalize[..., HeadStorage]] = []
+        self._failed: Exception | None = None  # a write that failed; nothing is read or written after it
+        self._folder = folder
+        self._worker = None if place == "device" else _single_threaded_worker(device)
         self._writing: list[Future[None]] = []
         self._fetches: list[Fetch] = []  # asked for and not taken yet
         self.add(CENTRES)
 
-    @property
-    def names(self) -> list[str]:
-        """The arrays' names, the centres first."""
-        return list(self.arrays)
-
     def add(self, name: str) -> None:
         """Add an array of zeros that takes up room only where it is written."""
-        shape = (self.rows, self.width)
-        if self.place != "file" or self.rows == 0:
-            self.arrays[name] = _untouched_zeros(shape, self.dtype, self.home)
+        self.names.append(name)
+        if self.place != "file":
+            self.arrays[name] = _untouched_zeros((self.rows, self.width), self.dtype, self.home)
             return
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"rank_{self._rank}.{name}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        size = math.prod(shape) * self.dtype.itemsize
-        os.ftruncate(descriptor, size)
-        mapping = mmap.mmap(descriptor, size)
-        mapping.madvise(mmap.MADV_RANDOM)
-        self._files[name] = descriptor, mapping
-        self.arrays[name] = torch.frombuffer(mapping, dtype=self.dtype).view(shape)
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.truncate(self.rows * self._row_bytes)
+            self._files[name] = os.dup(file.fileno())
+        self._closers.append(weakref.finalize(self, os.close, self._files[name]))
 
-    def fetch(self, heads_h: Tensor, rows_S: Tensor) -> Fetch:
-        """Start reading the rows of some heads; later updates are still seen by :meth:`take`.
+    def fetch(self, heads_h: Tensor, rows_S: Tensor, names: Sequence[str] | None = None) -> Fetch:
+        """Start reading the rows of some heads, of all arrays or those named; :meth:`take` still sees later updates.
 
         Raises:
             OSError: an earlier write has failed.
@@ -125,8 +120,9 @@ class HeadStorage:
         self._check_writes()
         heads_h, rows_S = heads_h.to(self.home), rows_S.to(self.home)
         if self._worker is None:
-            return Fetch(heads_h, rows_S, None)
-        fetch = Fetch(heads_h, rows_S, self._worker.submit(self._read, heads_h, rows_S, self._fresh(heads_h)))
+            return Fetch(heads_h, rows_S, names, None)
+        reading = self._worker.submit(self._read, heads_h, rows_S, self._fresh(heads_h), names)
+        fetch = Fetch(heads_h, rows_S, names, reading)
         self._fetches.append(fetch)
         return fetch
 
@@ -137,7 +133,7 @@ class HeadStorage:
             OSError: they could not be read.
         """
         if fetch.coming is None:
-            return self._read(fetch.heads_h, fetch.rows_S, self._fresh(fetch.heads_h))
+            return self._read(fetch.heads_h, fetch.rows_S, self._fresh(fetch.heads_h), fetch.names)
         started_s = time.monotonic()
         rows = {name: t.to(self.device, non_blocking=True) for name, t in fetch.coming.result().items()}
         self.waited_s += time.monotonic() - started_s
@@ -148,8 +144,8 @@ class HeadStorage:
                 fetch.rows_S[place_S] == newer_S if len(fetch.rows_S) else torch.zeros_like(newer_S, dtype=torch.bool)
             )
             here, there = place_S[both].to(self.device), both.to(self.device)
-            for name, value in values.items():
-                rows[name][here] = value[there]
+            for name in rows:
+                rows[name][here] = values[name][there]
         return rows
 
     def forget(self, fetch: Fetch) -> None:
@@ -166,16 +162,15 @@ class HeadStorage:
         """
         self._check_writes()
         heads_h, rows_S = heads_h.to(self.home), rows_S.to(self.home)
-        fresh_h = heads_h[self._fresh(heads_h)] if self._files else heads_h[:0]
         self.visits[heads_h] += 1
         if self._worker is None:
-            self._write(fresh_h, rows_S, values)
+            self._write(heads_h, rows_S, values)
             return
         for fetch in self._fetches:
             fetch.newer.append((rows_S, values))
-        self._writing.append(self._worker.submit(self._write, fresh_h, rows_S, values))
+        self._writing.append(self._worker.submit(self._write, heads_h, rows_S, values))
         if len(self._writing) > WRITES_AT_ONCE:  # a disk that falls behind must not fill the memory
-            self._raise_if_failed(self._writing.pop(0))
+            self._writing[0].exception()
 
     def restore(self, heads_h: Tensor, rows_S: Tensor, values: Rows, visits_h: Tensor) -> None:
         """Write values as :meth:`store` does, but set the number of updates."""
@@ -189,17 +184,22 @@ class HeadStorage:
             OSError: a write has failed, for example because the disk is full.
         """
         for write in self._writing:
-            self._raise_if_failed(write)
-        self._writing.clear()
+            write.exception()
+        self._check_writes()
 
     def close(self) -> None:
-        """Wait for the background thread and close the files; what waited is written."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True)
-        for descriptor, mapping in self._files.values():
-            mapping.flush()
-            os.close(descriptor)
-        self._files.clear()
+        """Wait until everything is written, end the background thread, give up the files.
+
+        Raises:
+            OSError: a write has failed.
+        """
+        try:
+            self.flush()
+        finally:
+            if self._worker is not None:
+                self._worker.shutdown(wait=True)
+            for close_file in self._closers:
+                close_file()
 
     @property
     def _row_bytes(self) -> int:
@@ -210,59 +210,91 @@ class HeadStorage:
         return self.head_size * self._row_bytes
 
     def _check_writes(self) -> None:
-        while self._writing and self._writing[0].done():
-            self._raise_if_failed(self._writing.pop(0))
-
-    def _raise_if_failed(self, write: Future[None]) -> None:
-        error = write.exception()
-        if isinstance(error, OSError):
+        self._writing = [write for write in self._writing if not write.done()]
+        if isinstance(self._failed, OSError):
             raise OSError(
-                f"the classifier's heads could not be written to {self._folder}: {error}. Make room there or set "
-                "another head_folder, and go on from the last checkpoint with resume = True"
-            ) from error
-        if error is not None:
-            raise error
+                f"the classifier's heads could not be written to {self._folder}: {self._failed}. Make room there or "
+                "set another head_folder, and go on from the last checkpoint with resume = True"
+            ) from self._failed
+        if self._failed is not None:
+            raise self._failed
 
     def _fresh(self, heads_h: Tensor) -> Tensor:
         return self.visits[heads_h] == 0
 
-    def _read(self, heads_h: Tensor, rows_S: Tensor, fresh_h: Tensor) -> Rows:
+    def _read(self, heads_h: Tensor, rows_S: Tensor, fresh_h: Tensor, names: Sequence[str] | None) -> Rows:
+        if self._failed is not None:
+            raise self._failed
+        names = names or self.names
         if not fresh_h.any():
-            return self._read_written(heads_h, rows_S)
+            return self._read_written(heads_h, rows_S, names)
         fresh_S = torch.repeat_interleave(fresh_h, self.head_size)[: len(rows_S)]
         initial = self.initial(rows_S[fresh_S])
         if len(initial) == len(rows_S):
-            return {name: initial if name == CENTRES else torch.zeros_like(initial) for name in self.names}
-        written = self._read_written(heads_h[~fresh_h], rows_S[~fresh_S])
+            return {name: initial if name == CENTRES else torch.zeros_like(initial) for name in names}
+        written = self._read_written(heads_h[~fresh_h], rows_S[~fresh_S], names)
         rows = {}
-        for name in self.names:
+        for name in names:
             rows[name] = torch.zeros((len(rows_S), self.width), dtype=self.dtype, device=self.home)
             rows[name][~fresh_S] = written[name]
-        rows[CENTRES][fresh_S] = initial
+            if name == CENTRES:
+                rows[name][fresh_S] = initial
         return rows
 
-    def _read_written(self, heads_h: Tensor, rows_S: Tensor) -> Rows:
-        for descriptor, mapping in self._files.values():
-            for head in heads_h.tolist():  # all at once, so that a disk sees the whole request
-                os.posix_fadvise(descriptor, head * self._block, self._block, os.POSIX_FADV_WILLNEED)
-            if self._reads % READS_PER_MAPPING == 0:
-                mapping.madvise(mmap.MADV_DONTNEED)
-        self._reads += 1
-        rows = {name: array.index_select(0, rows_S) for name, array in self.arrays.items()}
+    def _read_written(self, heads_h: Tensor, rows_S: Tensor, names: Sequence[str]) -> Rows:
+        if self.place == "file":
+            rows = self._read_files(heads_h.tolist(), len(rows_S), names)
+        else:
+            rows = {name: self.arrays[name].index_select(0, rows_S) for name in names}
         if self.place != "device" and self.device.type == "cuda":  # pinned memory travels while the GPU computes
             return {name: value.pin_memory() for name, value in rows.items()}
         return rows
 
-    def _write(self, fresh_h: Tensor, rows_S: Tensor, values: Rows) -> None:
-        for descriptor, _ in self._files.values():
-            for head in fresh_h.tolist():
-                end = min((head + 1) * self._block, self.rows * self._row_bytes)
-                os.posix_fallocate(descriptor, head * self._block, end - head * self._block)
-        for name, array in self.arrays.items():
-            array.index_copy_(0, rows_S, values[name].to(self.home))
+    def _read_files(self, heads: list[int], S: int, names: Sequence[str]) -> Rows:
+        for name in names:
+            for head in heads:  # all at once, so that a disk sees the whole request
+                os.posix_fadvise(self._files[name], head * self._block, self._block, os.POSIX_FADV_WILLNEED)
+        rows = {}
+        for name in names:
+            rows[name] = torch.empty((S, self.width), dtype=self.dtype)
+            data = _bytes_of(rows[name])
+            for i, head in enumerate(heads):
+                part = data[i * self._block : (i + 1) * self._block]
+                read = os.preadv(self._files[name], [part], head * self._block)
+                if read != len(part):
+                    raise OSError(f"read {read} of {len(part)} bytes of {name} of head {head} in {self._folder}")
+        return rows
+
+    def _write(self, heads_h: Tensor, rows_S: Tensor, values: Rows) -> None:
+        if self._failed is not None:
+            return
+        try:
+            if self.place == "file":
+                for name, descriptor in self._files.items():
+                    data = _bytes_of(values[name].cpu().contiguous())
+                    for i, head in enumerate(heads_h.tolist()):
+                        _write_all(descriptor, data[i * self._block : (i + 1) * self._block], head * self._block)
+            else:
+                for name, array in self.arrays.items():
+                    array.index_copy_(0, rows_S, values[name].to(self.home))
+        except Exception as error:
+            self._failed = error
+            if self._worker is None:
+                raise
 
 
-def _single_threaded_worker() -> ThreadPoolExecutor:
+def _bytes_of(x: Tensor) -> memoryview:
+    array: Any = x.numpy()
+    return memoryview(array).cast("B") if x.numel() else memoryview(b"")
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _single_threaded_worker(device: torch.device) -> ThreadPoolExecutor:
     """One background thread in which torch uses no further ones; a second team would get in the training's way.
 
     The number of OpenMP threads belongs to the calling thread, that of the matrix library to all; hence the reset.
@@ -271,6 +303,8 @@ def _single_threaded_worker() -> ThreadPoolExecutor:
     threads = torch.get_num_threads()
     worker.submit(torch.set_num_threads, 1).result()
     torch.set_num_threads(threads)
+    if device.type == "cuda":
+        worker.submit(torch.cuda.set_device, device).result()
     return worker
 
 
@@ -281,6 +315,8 @@ def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.d
     """
     if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (_MAP_NORESERVE if sys.platform == "linux" else 0)
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
+    if sys.platform == "linux":
+        memory.madvise(mmap.MADV_DONTFORK)  # loader processes would keep a copy of every page that is updated
     return torch.frombuffer(memory, dtype=dtype).view(shape)

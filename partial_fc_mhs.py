@@ -154,7 +154,6 @@ class PartialFCMHS(nn.Module):
             lambda rows_S: self.initial_centres(rows_S + self.class_start),
             head_storage,
             head_folder,
-            get_rank(),
         )
         self.pending: list[Pending] = []  # forwards since the last zero_grad
         self.leaves: list[Tensor] = []  # their leaf_SD, as an optimizer's list of parameters
@@ -222,6 +221,11 @@ class PartialFCMHS(nn.Module):
         selection = self.select(labels_G, self.iteration + len(self._announced))
         self._announced.append((local_labels, selection, self.storage.fetch(selection.heads_h, selection.rows_S)))
 
+    @property
+    def has_announced(self) -> bool:
+        """Whether forwards have been announced that have not come yet."""
+        return bool(self._announced)
+
     def forget_prefetched(self) -> None:
         """Drop announced forwards that will not come; every rank does."""
         for _, _, fetch in self._announced:
@@ -254,6 +258,7 @@ class PartialFCMHS(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The centres (classes of this rank, D) in memory; rows of heads without an update hold zeros still."""
+        self.storage.flush()
         return self.storage.arrays[CENTRES]
 
     @property

@@ -24,6 +24,10 @@ class RowOptimizer(Optimizer):
     state_names: tuple[str, ...] = ()
 
     def __init__(self, head: PartialFCMHS, defaults: dict[str, Any]) -> None:
+        if head.pending or head.has_announced:
+            raise ValueError(
+                "make the optimizer before the first forward or prefetch: its state travels with the heads"
+            )
         super().__init__([torch.zeros(0, requires_grad=True)], defaults)
         self.param_groups[0]["params"] = head.leaves  # the list that forward fills, so that GradScaler sees the rows
         self.head = head

@@ -118,6 +118,7 @@ def train(run: TrainingRun, loader: DataLoader[Batch]) -> None:
                     run.verify(verification)
         if not (run.output / "model.pt").exists():  # resumed after a crash between the last checkpoint and it
             run.save_model()
+        run.head.storage.close()
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
     log.info("done: %s", run.output / "model.pt")
 

@@ -72,18 +72,20 @@ class TrainingRun:
         num_classes = cfg.class_count()
         assert num_classes is not None
         head_size, negative_rate = cfg.head_layout()
-        self.head = PartialFCMHS(
-            get_margin(cfg.loss, cfg.scale, cfg.margin, cfg.margin_list, cfg.interclass_filtering_threshold),
-            cfg.embedding_size,
-            num_classes,
-            head_size=head_size,
-            negative_rate=negative_rate,
-            head_scope=cfg.head_scope,
-            seed=cfg.seed,
-            amp_dtype=self.amp_dtype,
-            device=self.device,
-            head_storage=cfg.head_storage,
-            head_folder=Path(cfg.head_folder) if cfg.head_folder else output / "heads",
+        self.head = together(
+            lambda: PartialFCMHS(
+                get_margin(cfg.loss, cfg.scale, cfg.margin, cfg.margin_list, cfg.interclass_filtering_threshold),
+                cfg.embedding_size,
+                num_classes,
+                head_size=head_size,
+                negative_rate=negative_rate,
+                head_scope=cfg.head_scope,
+                seed=cfg.seed,
+                amp_dtype=self.amp_dtype,
+                device=self.device,
+                head_storage=cfg.head_storage,
+                head_folder=Path(cfg.head_folder) if cfg.head_folder else output / "heads",
+            )
         )
         self.row_optimizer: RowOptimizer
         lr, decay = cfg.base_lr(ranks.world_size), cfg.weight_decay
@@ -91,10 +93,10 @@ class TrainingRun:
             self.optimizer: Optimizer = SGD(
                 self.backbone.parameters(), lr, cfg.momentum, weight_decay=decay, nesterov=cfg.nesterov
             )
-            self.row_optimizer = RowSGD(self.head, lr, cfg.momentum, decay, cfg.nesterov)
+            self.row_optimizer = together(lambda: RowSGD(self.head, lr, cfg.momentum, decay, cfg.nesterov))
         else:
             self.optimizer = AdamW(self.backbone.parameters(), lr, weight_decay=decay)
-            self.row_optimizer = RowAdamW(self.head, lr, weight_decay=decay)
+            self.row_optimizer = together(lambda: RowAdamW(self.head, lr, weight_decay=decay))
         self.optimizers: list[Optimizer] = [self.optimizer, self.row_optimizer]
         self.total_steps, warmup = steps_per_epoch * cfg.num_epoch, round(steps_per_epoch * cfg.warmup_epoch)
         self.schedules = [PolyScheduler(o, None, self.total_steps, warmup) for o in self.optimizers]

@@ -107,14 +107,21 @@ def test_a_slow_disk_is_waited_for_and_does_not_hold_up_the_writer(tmp_path, ref
     real = head_storage.HeadStorage._write
 
     def slow(*args):
-        time.sleep(0.02)
+        time.sleep(0.2 if args[0].place == "host" else 0.02)
         real(*args)
 
     monkeypatch.setattr(head_storage.HeadStorage, "_write", slow)
     head = make("file", tmp_path)
     assert train(head, OPTIMIZERS["sgd"](head), 1) == reference("sgd")[0]
     assert all(torch.equal(a, b) for a, b in zip(everything(head), reference("sgd")[1], strict=True))
-    assert head.storage.waited_s > 0
+    x, labels = batches()
+    optimizer = RowAdamW(make("host", tmp_path / "b"), 0.1)
+    optimizer.head(x[0].requires_grad_(), labels[0]).backward()
+    started = time.monotonic()
+    optimizer.step()
+    assert time.monotonic() - started < 0.15, "the step has waited for the writer"
+    optimizer.head.storage.flush()
+    assert time.monotonic() - started > 0.2
 
 
 def test_untouched_heads_take_no_room_on_disk(tmp_path):
@@ -123,10 +130,10 @@ def test_untouched_heads_take_no_room_on_disk(tmp_path):
     head(torch.randn(4, 512, requires_grad=True), torch.tensor([0, 5, 500_000, 999_999])).backward()
     optimizer.step()
     head.storage.flush()
-    files = list(tmp_path.iterdir())
-    assert sorted(f.name for f in files) == ["rank_0.momentum_buffer", "rank_0.weight"]
-    assert all(f.stat().st_size == 1_000_000 * 512 * 4 for f in files)
-    assert sum(f.stat().st_blocks * 512 for f in files) < 1_000_000
+    files = [os.fstat(file) for file in head.storage._files.values()]
+    assert [f.st_size for f in files] == [1_000_000 * 512 * 4] * 2
+    assert sum(f.st_blocks * 512 for f in files) < 1_000_000
+    assert not list(tmp_path.iterdir()), "the files have no name and go with the process"
     assert torch.equal(head.centres(torch.tensor([777])), head.initial_centres(torch.tensor([777])))
     head.storage.close()
 
@@ -146,11 +153,12 @@ def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     head = make("file", tmp_path)
     optimizer = OPTIMIZERS["sgd"](head)
     x, labels = batches()
-    monkeypatch.setattr(os, "posix_fallocate", full_disk)
+    monkeypatch.setattr(os, "pwrite", full_disk)
     head(x[0].requires_grad_(), labels[0]).backward()
     optimizer.step()
-    with pytest.raises(OSError, match=r"could not be written to .*No space left.*go on from the last checkpoint"):
-        head.storage.flush()
+    for again in (head.storage.flush, lambda: save_heads(head, tmp_path / "saved"), head.storage.close):
+        with pytest.raises(OSError, match=r"could not be written to .*No space left.*go on from the last checkpoint"):
+            again()
 
 
 def test_a_really_full_disk(tmp_path):
@@ -163,12 +171,14 @@ def test_a_really_full_disk(tmp_path):
         optimizer = RowSGD(head, 0.1)
         with pytest.raises(OSError, match="No space left"):  # noqa: PT012
             for step in range(20):
-                labels = torch.arange(8) * 100 + step * 1000
+                labels = torch.arange(8) * 100 + step * 100  # neighbouring steps share heads
+                head.prefetch(labels)
                 head(torch.randn(8, 512, requires_grad=True), labels).backward()
                 optimizer.step()
                 optimizer.zero_grad()
             head.storage.flush()
-        head.storage.close()
+        with pytest.raises(OSError, match="No space left"):
+            head.storage.close()
     finally:
         subprocess.run(["umount", "--lazy", small], check=True)
 
@@ -223,6 +233,22 @@ def test_evaluation_does_not_use_up_announcements(tmp_path):
         head(x[1], labels[1])
     head(x[0].requires_grad_(), labels[0]).backward()
     assert len(head.pending) == 1
+
+
+def test_two_runs_may_share_a_folder(tmp_path):
+    first = make("file", tmp_path)
+    train(first, OPTIMIZERS["sgd"](first))
+    before = everything(first)
+    second = make("file", tmp_path)
+    RowSGD(second, 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(everything(first), before, strict=True))
+
+
+def test_the_optimizer_comes_before_the_first_forward(tmp_path):
+    head = make("device", tmp_path)
+    head.prefetch(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="before the first forward"):
+        RowSGD(head, 0.1)
 
 
 @pytest.mark.parametrize(

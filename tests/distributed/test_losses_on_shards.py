@@ -16,7 +16,7 @@ G, D, C = 12, 8, 29
 
 def train(rank, world_size, loss, scope):
     g = torch.Generator().manual_seed(3)
-    x = torch.randn(4, G, 5, generator=g, dtype=torch.float64) * 20
+    x = torch.randn(4, G, 5, generator=g, dtype=torch.float64) * torch.rand(4, G, 1, generator=g) * 20  # all lengths
     labels = torch.randint(0, C, (4, G), generator=g)
     network = torch.nn.Linear(5, D, bias=False, dtype=torch.float64)
     with torch.no_grad():
