@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -347,6 +348,23 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(worker_id: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the training process ends its workers, after it has saved
+    if hasattr(signal, "sigwaitinfo"):
+        _end_for_the_parent_only()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _end_for_the_parent_only() -> None:
+    """Let SIGTERM end this worker only when the training process sends it.
+
+    Launchers and schedulers signal the whole group; the training process then still needs its workers to finish the
+    step and save.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait(parent: int) -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, args=(os.getppid(),), daemon=True).start()

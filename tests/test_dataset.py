@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 from itertools import chain
 
 import cv2
@@ -18,6 +20,7 @@ from dataset import (
     check_labels,
     get_dataloader,
 )
+from paths import ROOT
 from utils.images import to_network_input
 from utils.recordio import RecordWriter, pack, write_face_records
 
@@ -440,3 +443,16 @@ class TestAugment:
         before = self.images_BHW3.clone()
         self.flipped()
         assert torch.equal(self.images_BHW3, before)
+
+
+def test_a_process_with_live_workers_ends():
+    """Workers that outlast a group's SIGTERM must still end when their parent does."""
+    code = (
+        "from dataset import get_dataloader\n"
+        "loader = get_dataloader('synthetic', 4, num_classes=5, num_image=40, num_workers=2)\n"
+        "keep = iter(loader); next(keep)\n"
+        "import builtins; builtins.keep = keep, loader\n"
+        "import torch.utils.data.dataloader as d\n"
+        "d._MultiProcessingDataLoaderIter.__del__ = lambda self: None  # as when an exception's traceback holds it\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
