@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from backbones import get_model
 from dataset import Batch, EpochSampler, FaceDataset, ImageFolder, check_labels, get_dataloader
 from eval.verification import Verification
 from training_run import TrainingRun
@@ -280,8 +281,10 @@ def memory_of(run: TrainingRun) -> MemoryPlan:
     """What this rank needs at the peak of a step."""
     cfg, head = run.cfg, run.head
     rows = head.class_end - head.class_start
+    with torch.random.fork_rng(devices=[]):  # a fresh network, since the run's own may talk to other ranks
+        network = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=cfg.amp_dtype())
     return plan_memory(
-        backbone=run.backbone,
+        backbone=network,
         image_size=cfg.image_size,
         batch_size=cfg.batch_size,
         gradient_acc=cfg.gradient_acc,

@@ -68,7 +68,7 @@ def test_channels_last_equals_contiguous(name, fill, faces, relative_error):
     assert relative_error(out_last, out) < 1e-5
     for key, grad in grads.items():
         if grad is not None:
-            assert relative_error(grads_last[key], grad) < 1e-3, key
+            assert relative_error(grads_last[key], grad) < 5e-3, key
 
 
 @pytest.mark.parametrize(
