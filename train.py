@@ -281,21 +281,22 @@ def memory_of(run: TrainingRun) -> MemoryPlan:
     """What this rank needs at the peak of a step."""
     cfg, head = run.cfg, run.head
     rows = head.class_end - head.class_start
-    with torch.random.fork_rng(devices=[]):  # a fresh network, since the run's own may talk to other ranks
+    with torch.random.fork_rng(devices=[]):  # the run's own random state, for dropout, stays as it is
+        # A fresh network, since the run's own may talk to other ranks.
         network = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=cfg.amp_dtype())
-    return plan_memory(
-        backbone=network,
-        image_size=cfg.image_size,
-        batch_size=cfg.batch_size,
-        gradient_acc=cfg.gradient_acc,
-        world_size=run.world_size,
-        optimizer=cfg.optimizer,
-        rows=rows,
-        embedding_size=cfg.embedding_size,
-        head_size=head.head_size,
-        drawn_rows=round(head.negative_rate * rows),
-        head_storage=cfg.head_storage,
-    )
+        return plan_memory(
+            backbone=network,
+            image_size=cfg.image_size,
+            batch_size=cfg.batch_size,
+            gradient_acc=cfg.gradient_acc,
+            world_size=run.world_size,
+            optimizer=cfg.optimizer,
+            rows=rows,
+            embedding_size=cfg.embedding_size,
+            head_size=head.head_size,
+            drawn_rows=round(head.negative_rate * rows),
+            head_storage=cfg.head_storage,
+        )
 
 
 def log_step(run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, loss: float, done: int) -> None:
