@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 
+LossName = Literal["arcface", "cosface", "combined", "adaface", "magface", "curricularface"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,9 +47,7 @@ class Config:
     init_backbone: str | None  # a model.pt to start from; None: random weights
 
     # Margin loss
-    loss: Literal[
-        "arcface", "cosface", "combined", "adaface", "magface", "curricularface"
-    ]  # which margin; "combined" needs margin_list
+    loss: LossName  # which margin; "combined" needs margin_list
     scale: float  # factor on the cosines, above 0
     margin: float | None  # radians or, for cosface and adaface, a cosine; None: the loss's usual one
     margin_list: tuple[float, float, float] | None  # (m1, m2, m3) of insightface; decides the loss when given

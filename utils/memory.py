@@ -84,7 +84,7 @@ def plan_memory(
     update = waiting + held + grad + joined + temporaries
     block = min(S, HASHED_AT_ONCE)
     first_visit = waiting + S * row + 5 * block * row  # int64 hashes, angles, radii of one block
-    travelling = 0 if head_storage == "device" else 2 * held  # the next step's rows, and the last one's on their way
+    travelling = 0 if head_storage == "device" else held  # the next step's rows
     parameters = sum(p.numel() for p in backbone.parameters())
     return MemoryPlan(
         process=PROCESS,

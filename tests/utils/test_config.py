@@ -282,7 +282,7 @@ def test_rate_follows_the_batch_where_asked():
         ("batch_size=2.5", "batch_size must be a whole number, got 2.5"),
         ("batch_size=true", "batch_size must be a whole number, got True"),
         ("fp16=1", r"fp16 must be True or False, got 1 \(int\)"),
-        ("loss=softmax", "loss must be 'arcface' or 'cosface' or 'combined', got 'softmax'"),
+        ("loss=softmax", "loss must be 'arcface' or 'cosface' or .* or 'curricularface', got 'softmax'"),
         ("margin_list=(1,2)", "margin_list must be a list of 3 numbers or None"),
         ("num_classes=0", "num_classes must be at least 1"),
         ("num_classes=[4,0]", "num_classes must be at least 1"),
