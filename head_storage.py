@@ -135,6 +135,8 @@ class HeadStorage:
         if fetch.coming is None:
             return self._read(fetch.heads_h, fetch.rows_S, self._fresh(fetch.heads_h), fetch.names)
         started_s = time.monotonic()
+        if fetch.coming.exception() is not None:
+            self._check_writes()  # a write that failed before it says what to do
         rows = {name: t.to(self.device, non_blocking=True) for name, t in fetch.coming.result().items()}
         self.waited_s += time.monotonic() - started_s
         self._fetches = [other for other in self._fetches if other is not fetch]

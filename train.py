@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, DataLoader[Batch]]:
     """Check everything that a user may have got wrong, build the run, say what it is.
 
-    Nothing is written before all checks have passed.
+    Nothing of an earlier run is touched before all checks have passed.
 
     Raises:
         ValueError: settings, data and earlier runs that do not fit together, on every rank.
