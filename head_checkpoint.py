@@ -35,8 +35,8 @@ def save_heads(head: PartialFCMHS, folder: Path) -> None:
     mine.mkdir(parents=True)
     heads_n = storage.visits.nonzero().squeeze(1)
     rows = sum(len(_rows_of(head, chunk)) for chunk in heads_n.split(_heads_at_once(head)))
-    _write_npy(mine / "heads.npy", (len(heads_n),), iter([(heads_n + head.head_start).cpu().numpy()]))
-    _write_npy(mine / "visits.npy", (len(heads_n),), iter([storage.visits[heads_n].cpu().numpy()]))
+    _write_npy(mine / "heads.npy", (len(heads_n),), iter([(heads_n + head.head_start).numpy()]))
+    _write_npy(mine / "visits.npy", (len(heads_n),), iter([storage.visits[heads_n].numpy()]))
     for name in storage.names:
         _write_npy(mine / f"{name}.npy", (rows, head.embedding_size), _blocks(head, heads_n, name))
 
@@ -88,9 +88,8 @@ def _heads_at_once(head: PartialFCMHS) -> int:
 
 
 def _rows_of(head: PartialFCMHS, heads_h: torch.Tensor) -> torch.Tensor:
-    """Local class numbers of some heads; the last head may be short."""
-    rows = (heads_h.unsqueeze(1) * head.head_size + torch.arange(head.head_size, device=heads_h.device)).flatten()
-    return rows[rows < head.class_end - head.class_start]
+    """Local class numbers of some heads, given by their local numbers."""
+    return head.shard.classes_of(heads_h + head.head_start) - head.class_start
 
 
 def _blocks(head: PartialFCMHS, heads_n: torch.Tensor, name: str) -> Iterator[NDArray[np.generic]]:

@@ -10,7 +10,7 @@ Heads that were never updated cost nothing: their rows are not written, and read
 Files have no name: they go with the process, and two runs may share a folder. They are read and written with plain
 calls, so that a full disk is an error and the process stays small; the system's cache holds what it can.
 
-Shapes: h heads of one request and S their classes (local numbers, ascending), D embedding size.
+Shapes: h heads of one request and S their classes (local numbers, ascending, on the host), D embedding size.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class HeadStorage:
         width: D.
         dtype: of every array.
         device: where training computes.
-        initial: gives the first centres (S, D), on the labels' device, of classes that were never updated.
+        initial: gives the first centres (S, D), where the heads live, of classes that were never updated.
         place: "device", "host", or "file".
         folder: for "file": where the files are made; it should be on a local disk.
 
@@ -84,8 +84,8 @@ class HeadStorage:
             raise ValueError("head_storage = 'file' needs a folder for the files: set head_folder")
         self.rows, self.head_size, self.width = rows, head_size, width
         self.dtype, self.device, self.initial, self.place = dtype, device, initial, place
-        self.home = device if place == "device" else torch.device("cpu")  # where numbers of heads are kept
-        self.visits = _untouched_zeros((-(-rows // head_size),), torch.int32, self.home)  # updates of each head
+        self.home = device if place == "device" else torch.device("cpu")  # of the arrays
+        self.visits = _untouched_zeros((-(-rows // head_size),), torch.int32, torch.device("cpu"))  # of each head
         self.names: list[str] = []  # of the arrays, the centres first
         self.arrays: dict[str, Tensor] = {}  # name -> (rows, D), for "device" and "host"
         self.waited_s = 0.0  # time that take() was kept waiting
@@ -94,6 +94,8 @@ class HeadStorage:
         self._failed: Exception | None = None  # a write that failed; nothing is read or written after it
         self._folder = folder
         self._worker = None if place == "device" else _single_threaded_worker(device)
+        # Not yet run on a GPU: rows travel on a stream of their own, and the background thread waits for it.
+        self._stream = torch.cuda.Stream(device) if self._worker and device.type == "cuda" else None
         self._writing: list[Future[None]] = []
         self._fetches: list[Fetch] = []  # asked for and not taken yet
         self.add(CENTRES)
@@ -118,10 +120,9 @@ class HeadStorage:
             OSError: an earlier write has failed.
         """
         self._check_writes()
-        heads_h, rows_S = heads_h.to(self.home), rows_S.to(self.home)
         if self._worker is None:
             return Fetch(heads_h, rows_S, names, None)
-        reading = self._worker.submit(self._read, heads_h, rows_S, self._fresh(heads_h), names)
+        reading = self._worker.submit(self._bring, heads_h, rows_S, self._fresh(heads_h), names)
         fetch = Fetch(heads_h, rows_S, names, reading)
         self._fetches.append(fetch)
         return fetch
@@ -137,7 +138,10 @@ class HeadStorage:
         started_s = time.monotonic()
         if fetch.coming.exception() is not None:
             self._check_writes()  # a write that failed before it says what to do
-        rows = {name: t.to(self.device, non_blocking=True) for name, t in fetch.coming.result().items()}
+        rows = fetch.coming.result()
+        if self._stream is not None:
+            for value in rows.values():  # made on the other stream, so this one must be known to use it
+                value.record_stream(torch.cuda.current_stream(self.device))
         self.waited_s += time.monotonic() - started_s
         self._fetches = [other for other in self._fetches if other is not fetch]
         for newer_S, values in fetch.newer:
@@ -145,7 +149,7 @@ class HeadStorage:
             both = (
                 fetch.rows_S[place_S] == newer_S if len(fetch.rows_S) else torch.zeros_like(newer_S, dtype=torch.bool)
             )
-            here, there = place_S[both].to(self.device), both.to(self.device)
+            here, there = place_S[both].to(self.device), both.nonzero().squeeze(1).to(self.device)
             for name in rows:
                 rows[name][here] = values[name][there]
         return rows
@@ -163,21 +167,21 @@ class HeadStorage:
             OSError: an earlier write has failed.
         """
         self._check_writes()
-        heads_h, rows_S = heads_h.to(self.home), rows_S.to(self.home)
         self.visits[heads_h] += 1
         if self._worker is None:
             self._write(heads_h, rows_S, values)
             return
         for fetch in self._fetches:
             fetch.newer.append((rows_S, values))
-        self._writing.append(self._worker.submit(self._write, heads_h, rows_S, values))
+        made = None if self._stream is None else torch.cuda.current_stream(self.device).record_event()
+        self._writing.append(self._worker.submit(self._write, heads_h, rows_S, values, made))
         if len(self._writing) > WRITES_AT_ONCE:  # a disk that falls behind must not fill the memory
             self._writing[0].exception()
 
     def restore(self, heads_h: Tensor, rows_S: Tensor, values: Rows, visits_h: Tensor) -> None:
         """Write values as :meth:`store` does, but set the number of updates."""
         self.store(heads_h, rows_S, values)
-        self.visits[heads_h.to(self.home)] = visits_h.to(self.home)
+        self.visits[heads_h] = visits_h
 
     def flush(self) -> None:
         """Wait until everything is written.
@@ -247,9 +251,7 @@ class HeadStorage:
         if self.place == "file":
             rows = self._read_files(heads_h.tolist(), len(rows_S), names)
         else:
-            rows = {name: self.arrays[name].index_select(0, rows_S) for name in names}
-        if self.place != "device" and self.device.type == "cuda":  # pinned memory travels while the GPU computes
-            return {name: value.pin_memory() for name, value in rows.items()}
+            rows = {name: self.arrays[name].index_select(0, rows_S.to(self.home)) for name in names}
         return rows
 
     def _read_files(self, heads: list[int], S: int, names: Sequence[str]) -> Rows:
@@ -267,18 +269,43 @@ class HeadStorage:
                     raise OSError(f"read {read} of {len(part)} bytes of {name} of head {head} in {self._folder}")
         return rows
 
-    def _write(self, heads_h: Tensor, rows_S: Tensor, values: Rows) -> None:
+    def _bring(self, heads_h: Tensor, rows_S: Tensor, fresh_h: Tensor, names: Sequence[str] | None) -> Rows:
+        """Read, in the background, and move to the training device beside what it computes."""
+        rows = self._read(heads_h, rows_S, fresh_h, names)
+        if self._stream is None:
+            return rows
+        with torch.cuda.stream(self._stream):
+            moved = {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in rows.items()}
+        self._stream.synchronize()
+        return moved
+
+    def _fetch_back(self, values: Rows, made: torch.cuda.Event) -> Rows:
+        assert self._stream is not None
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(made)
+            host = {
+                name: torch.empty(value.shape, dtype=value.dtype, pin_memory=True) for name, value in values.items()
+            }
+            for name, value in values.items():
+                host[name].copy_(value.detach(), non_blocking=True)
+        self._stream.synchronize()
+        return host
+
+    def _write(self, heads_h: Tensor, rows_S: Tensor, values: Rows, made: torch.cuda.Event | None = None) -> None:
+        """Write; ``made`` says when the values are there, if they must be fetched from a GPU first."""
         if self._failed is not None:
             return
         try:
+            if made is not None:
+                values = self._fetch_back(values, made)
             if self.place == "file":
                 for name, descriptor in self._files.items():
-                    data = _bytes_of(values[name].cpu().contiguous())
+                    data = _bytes_of(values[name].contiguous())
                     for i, head in enumerate(heads_h.tolist()):
                         _write_all(descriptor, data[i * self._block : (i + 1) * self._block], head * self._block)
             else:
                 for name, array in self.arrays.items():
-                    array.index_copy_(0, rows_S, values[name].to(self.home))
+                    array.index_copy_(0, rows_S.to(self.home), values[name].to(self.home))
         except Exception as error:
             self._failed = error
             if self._worker is None:

@@ -19,12 +19,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from head_selection import HeadScope, Selection, Shard, draw_heads, select_heads
 from head_storage import CENTRES, Fetch, HeadStorage, Place, Rows
 from losses import Margin, cosines, sharded_cross_entropy
 from utils import hashing
@@ -38,20 +39,8 @@ from utils.distributed import (
     share,
 )
 
-HeadScope = Literal["batch", "own"]
-
 INITIAL_STD = 0.01  # of a centre's elements
 _FOR_CENTRES, _FOR_NEGATIVES = 1, 2  # what a random draw is for, so that draws for two purposes differ
-
-
-@dataclass
-class Selection:
-    """The heads of this rank that one batch works on."""
-
-    heads_h: Tensor  # (h,) int64, local head numbers, ascending
-    rows_S: Tensor  # (S,) int64, local class numbers, ascending
-    columns_G: Tensor  # (G,) int64, the label's place in rows_S, or -1 where another rank holds it
-    hidden_GS: Tensor | None  # (G, S) bool, classes outside a sample's softmax; None: there are none
 
 
 @dataclass
@@ -142,16 +131,16 @@ class PartialFCMHS(nn.Module):
         self.amp_dtype = amp_dtype
         self.iteration = 0  # training forwards so far
         self.num_heads = -(-num_classes // head_size)
-        self.head_start, self.head_end = share(self.num_heads, get_rank(), get_world_size())
-        self.class_start = min(self.head_start * head_size, num_classes)
-        self.class_end = min(self.head_end * head_size, num_classes)
+        self.shard = Shard(num_classes, head_size, *share(self.num_heads, get_rank(), get_world_size()))
+        self.head_start, self.head_end = self.shard.head_start, self.shard.head_end
+        self.class_start, self.class_end = self.shard.class_start, self.shard.class_end
         self.storage = HeadStorage(
             self.class_end - self.class_start,
             head_size,
             embedding_size,
             dtype,
             self.device,
-            lambda rows_S: self.initial_centres(rows_S + self.class_start),
+            lambda rows_S: self.initial_centres(rows_S.to(self.storage.home) + self.class_start),
             head_storage,
             head_folder,
         )
@@ -169,43 +158,16 @@ class PartialFCMHS(nn.Module):
         )
 
     def select(self, labels_G: Tensor, iteration: int) -> Selection:
-        """The heads of this rank for a global batch: those that hold a label, and those drawn for ``iteration``.
+        """The heads of this rank for a global batch (G,) on the host: those that hold a label, and those drawn.
 
         Raises:
             ValueError: a label outside [0, C).
         """
-        lowest, highest = (int(v) for v in labels_G.aminmax())
-        if lowest < 0 or highest >= self.num_classes:
-            raise ValueError(
-                f"labels must be in [0, {self.num_classes - 1}], found {lowest} to {highest}; "
-                "set num_classes to the number of identities, or 'auto'"
-            )
-        device, L = labels_G.device, self.head_size
-        head_of_label_G = labels_G // L
-        here_G = (head_of_label_G >= self.head_start) & (head_of_label_G < self.head_end)
-        drawn_h = self._drawn_heads(iteration, device)
-        heads_h = torch.cat((head_of_label_G[here_G], drawn_h)).unique()
-        classes_S = (heads_h.unsqueeze(1) * L + torch.arange(L, device=device)).flatten()
-        if self.head_end == self.num_heads:  # slots past C in the last head never take part
-            classes_S = classes_S[classes_S < self.num_classes]
-        place_G = torch.searchsorted(heads_h, head_of_label_G) * L + labels_G % L
-        columns_G = torch.where(here_G, place_G, -1)
-        hidden_GS = None
-        if self.head_scope == "own":
-            head_of_column_S = classes_S // L
-            drawn_S = torch.isin(head_of_column_S, drawn_h)
-            hidden_GS = (head_of_label_G.unsqueeze(1) != head_of_column_S) & ~drawn_S
-        return Selection(heads_h - self.head_start, classes_S - self.class_start, columns_G, hidden_GS)
+        return select_heads(self.shard, labels_G, self.drawn_heads(iteration), self.head_scope, self.device)
 
-    def _drawn_heads(self, iteration: int, device: torch.device) -> Tensor:
-        """Global numbers of this rank's heads that take part whatever the labels; (n,) int64, ascending."""
-        if self.negative_rate == 0:
-            return torch.empty(0, dtype=torch.int64, device=device)
-        heads = torch.arange(self.head_start, self.head_end, device=device)
-        if self.negative_rate == 1:
-            return heads
-        key = hashing.key(self.seed, _FOR_NEGATIVES, iteration)
-        return heads[hashing.uniform(key, heads) < self.negative_rate]
+    def drawn_heads(self, iteration: int) -> Tensor:
+        """Global numbers (n,) of this rank's heads that take part in a forward whatever its labels, ascending."""
+        return draw_heads(self.shard, self.negative_rate, hashing.key(self.seed, _FOR_NEGATIVES, iteration))
 
     def prefetch(self, local_labels: Tensor) -> None:
         """Announce the labels of a coming forward, so that its heads arrive while the ones before it compute.
@@ -213,11 +175,12 @@ class PartialFCMHS(nn.Module):
         Call it for each training forward in their order, at the latest before the forward itself; every rank does.
 
         Args:
-            local_labels: (B,) int64, the very labels that the forward will get.
+            local_labels: (B,) int64, the very labels that the forward will get; best on the host, as loaders give
+                them, so that nothing waits for the device.
 
-        Collectives: the all-gather of B labels that the forward then does without.
+        Collectives: the all-gather of B labels, between hosts, that the forward then does without.
         """
-        labels_G = all_gather_rows(local_labels)
+        labels_G = all_gather_rows(local_labels.cpu())
         selection = self.select(labels_G, self.iteration + len(self._announced))
         self._announced.append((local_labels, selection, self.storage.fetch(selection.heads_h, selection.rows_S)))
 
@@ -235,7 +198,7 @@ class PartialFCMHS(nn.Module):
     def _take(self, local_labels: Tensor, is_training: bool) -> tuple[Selection, Rows]:
         """This forward's heads, announced before or asked for now."""
         if not is_training or not self._announced:
-            selection = self.select(all_gather_rows(local_labels), self.iteration)
+            selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration)
             return selection, self.storage.take(self.storage.fetch(selection.heads_h, selection.rows_S))
         announced, selection, fetch = self._announced.popleft()
         if announced is not local_labels and not torch.equal(announced, local_labels):
@@ -244,16 +207,11 @@ class PartialFCMHS(nn.Module):
 
     def centres(self, classes_N: Tensor) -> Tensor:
         """The centres (N, D) of some of this rank's classes, given by their global numbers; no collective."""
-        order_N = classes_N.argsort()
-        heads_h = (classes_N // self.head_size).unique() - self.head_start
-        rows_S = (
-            heads_h.unsqueeze(1) * self.head_size + torch.arange(self.head_size, device=heads_h.device)
-        ).flatten()
-        rows_S = rows_S[rows_S < self.class_end - self.class_start]
-        rows_SD = self.storage.take(self.storage.fetch(heads_h, rows_S))[CENTRES]
-        out_ND = rows_SD.new_empty((len(classes_N), self.embedding_size))
-        out_ND[order_N] = rows_SD[torch.searchsorted(rows_S, classes_N[order_N] - self.class_start)]
-        return out_ND
+        classes_N = classes_N.cpu()
+        heads_h = (classes_N // self.head_size).unique()
+        classes_S = self.shard.classes_of(heads_h)
+        fetch = self.storage.fetch(heads_h - self.head_start, classes_S - self.class_start)
+        return self.storage.take(fetch)[CENTRES][torch.searchsorted(classes_S, classes_N).to(self.device)]
 
     @property
     def weight(self) -> Tensor:
@@ -263,12 +221,12 @@ class PartialFCMHS(nn.Module):
 
     @property
     def visits(self) -> Tensor:
-        """Updates of each head of this rank, int32."""
+        """Updates of each head of this rank, int32, on the host."""
         return self.storage.visits
 
     def updates_of(self, rows_S: Tensor) -> Tensor:
         """How often the head of each local class number was updated, (S,) int32 on the training device."""
-        return self.visits[(rows_S // self.head_size).to(self.visits.device)].to(self.device)
+        return self.visits[rows_S // self.head_size].to(self.device)
 
     def initial_centres(self, classes_N: Tensor) -> Tensor:
         """The values (N, D) with which the centres of the given classes start: normal(0, 0.01)."""
@@ -276,7 +234,7 @@ class PartialFCMHS(nn.Module):
         out_ND = torch.empty((len(classes_N), self.embedding_size), dtype=self.dtype, device=classes_N.device)
         for start in range(0, len(classes_N), 65_536):  # hashing takes five times the room of its result
             block = slice(start, start + 65_536)
-            out_ND[block] = hashing.normal(key, classes_N[block], self.embedding_size) * INITIAL_STD
+            torch.mul(hashing.normal(key, classes_N[block], self.embedding_size), INITIAL_STD, out=out_ND[block])
         return out_ND
 
     def forward(self, local_embeddings: Tensor, local_labels: Tensor) -> Tensor:
@@ -284,7 +242,7 @@ class PartialFCMHS(nn.Module):
 
         Args:
             local_embeddings: (B, D), any floating type, not normalised; B is the same on every rank.
-            local_labels: (B,) int64 in [0, C).
+            local_labels: (B,) int64 in [0, C), best on the host.
 
         Returns:
             The scalar mean over all G samples, the same on every rank, in float32 (float64 stays float64).
@@ -292,9 +250,9 @@ class PartialFCMHS(nn.Module):
         Raises:
             ValueError: shapes that do not fit, a label outside [0, C), labels that are not int64.
 
-        Collectives: all-gather of B labels (unless announced), all-gather of B * D embeddings in ``amp_dtype``,
-        all-reduce (max) of 2 * G numbers, all-reduce (sum) of 2 * G + 3 numbers; backward one reduce-scatter of G * D
-        in ``amp_dtype``.
+        Collectives: all-gather of B labels between hosts (unless announced), all-gather of B * D embeddings in
+        ``amp_dtype``, all-reduce (max) of 2 * G numbers, all-reduce (sum) of 2 * G + 3 numbers; backward one
+        reduce-scatter of G * D in ``amp_dtype``.
         """
         self._check(local_embeddings, local_labels)
         is_training = self.training and torch.is_grad_enabled()

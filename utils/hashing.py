@@ -70,4 +70,7 @@ def normal(key_: int, ids_N: Tensor, width: int) -> Tensor:
     uniform_NP = _shift_right(hashed_NP, 40).float().add_(1).mul_(2.0**-24)  # in (0, 1]
     angle_NP = _shift_right(hashed_NP, 8).bitwise_and_(0xFFFFFF).float().mul_(2 * torch.pi * 2.0**-24)
     radius_NP = uniform_NP.log_().mul_(-2).sqrt_()
-    return torch.cat((radius_NP * angle_NP.cos(), radius_NP * angle_NP.sin()), 1)[:, :width]
+    out = radius_NP.new_empty((len(ids_N), 2 * pairs))
+    torch.mul(radius_NP, angle_NP.cos(), out=out[:, :pairs])
+    torch.mul(radius_NP, angle_NP.sin_(), out=out[:, pairs:])
+    return out[:, :width]

@@ -85,7 +85,7 @@ def train_dense(case):
     heads = torch.arange(C) // L
     record = {"loss": [], "grad": []}
     for step in range(STEPS):
-        drawn = torch.isin(heads, draws._drawn_heads(step, torch.device("cpu")))
+        drawn = torch.isin(heads, draws.drawn_heads(step))
         own = ((labels[step] // L).unsqueeze(1) == heads) | drawn
         selected = own.any(0)
         visible = own if case.get("head_scope") == "own" else selected.expand_as(own)
@@ -121,7 +121,7 @@ def test_sharded_equals_dense(name, world_size):
 
 def draw(rank, world_size):
     head = PartialFCMHS(ArcFace(), 8, 1000, head_size=7, negative_rate=0.25, seed=11)
-    drawn = [head._drawn_heads(iteration, torch.device("cpu")) for iteration in range(3)]
+    drawn = [head.drawn_heads(iteration) for iteration in range(3)]
     centres = head.initial_centres(torch.arange(head.class_start, head.class_end))
     return drawn, centres
 
