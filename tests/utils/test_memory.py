@@ -1,6 +1,7 @@
 """The memory plan is held against measured peaks."""
 
 import json
+import statistics
 import subprocess
 import sys
 
@@ -47,23 +48,18 @@ print(json.dumps({"plan": plan.total, "peak": peak}))
         ["network=rtiny", "num_classes=150000", "head_size=10", "negative_rate=1.0", "optimizer=adamw", "lr=0.001"],
         ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000"],
         ["network=mbf", "batch_size=48", "num_image=960", "num_classes=1000", "gradient_acc=2"],
-        [
-            "network=rtiny",
-            "batch_size=64",
-            "num_image=960",
-            "num_classes=1000000",
-            "head_size=10",
-            "head_storage=file",
-        ],
+        ["network=rtiny", "num_classes=200000", "head_size=10", "negative_rate=0.2", "head_storage=file"],
     ],
     ids=["classifier", "adamw", "r18", "mbf", "file"],
 )
 def test_plan_is_within_ten_percent_of_the_peak(tmp_path, overrides):
     command = [sys.executable, "-c", MEASURE, "tests/tiny.py", f"output={tmp_path}", "embedding_size=512", *overrides]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout.splitlines()[-1])
-    assert found["plan"] == pytest.approx(found["peak"], rel=0.10)
+    found = []
+    for _ in range(3):  # one peak is as uncertain as what is tested: the allocator's holes differ from run to run
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        found.append(json.loads(result.stdout.splitlines()[-1]))
+    assert found[0]["plan"] == pytest.approx(statistics.median(one["peak"] for one in found), rel=0.10)
 
 
 @pytest.mark.parametrize(("optimizer", "make"), [("sgd", RowSGD), ("adamw", RowAdamW)])
