@@ -13,6 +13,7 @@ of one rank.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -92,7 +93,7 @@ def measure_all(cases: Sequence[Case], rounds: int, keep: Callable[[list[Record]
         for case in cases:
             if case in failed or (number and case.method != "mhs"):
                 continue
-            name = f"{case.method}, {case.storage}, {case.classes:,} classes"
+            name = f"{case.method}, {case.storage}, {case.classes:,} classes, L {case.head_size}, B {case.batch}"
             try:
                 record = run_case(case)
             except RuntimeError as error:
@@ -160,6 +161,21 @@ def table(records: Sequence[Record]) -> PrettyTable:
         columns["S"].append(f"{r['selected_classes']:,}")
     for name, cells in columns.items():
         out.add_column(name, cells, align="r")
+    return out
+
+
+def grid(records: Sequence[Record]) -> PrettyTable:
+    """All records side by side, a column for each number of classes: step time, and memory that it took."""
+    sizes = sorted({r["classes"] for r in records})
+    out = PrettyTable(["method", "storage", "L", "batch", *(f"{size:,}" for size in sizes)])
+    out.align = "r"
+    lines: dict[tuple[str, ...], dict[int, str]] = {}
+    for r in records:
+        L = f"{r['head_size']}" if "mhs" in r["method"] else "-"
+        line = lines.setdefault((r["method"], r["storage"], L, f"{r['batch']} x {r['ranks']}"), {})
+        line[r["classes"]] = f"{r['step_ms']:.1f} / {r['peak_mib'] - r['baseline_mib']:,.0f}"
+    for key, line in lines.items():
+        out.add_row([*key, *(line.get(size, "") for size in sizes)])
     return out
 
 
@@ -245,15 +261,17 @@ def _lines(records: Sequence[Record]) -> Iterator[tuple[tuple[str, str], list[Re
 def cases_of(args: argparse.Namespace) -> list[Case]:
     """The configurations that the command line asks for and this machine can run; the others are printed."""
     cases = []
-    for method in args.methods:
+    for method, head_size, batch in itertools.product(args.methods, args.head_size, args.batch):
+        if method in ("partial_fc", "full_softmax") and head_size != args.head_size[0]:
+            continue  # they know no heads
         for storage in cast(list[Storage], args.storage if method == "mhs" else ["device"]):
             for classes in sorted(args.classes):
                 case = Case(
                     method,
                     storage,
                     classes,
-                    args.head_size,
-                    args.batch,
+                    head_size,
+                    batch,
                     args.dim,
                     args.ranks,
                     args.amp,
@@ -288,8 +306,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--read", type=Path, nargs="+", metavar="FILE.jsonl", help="show earlier records, measure nothing")
     p.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     p.add_argument("--classes", nargs="+", type=_count, help="default 1e4 1e5 1e6 1e7 1e8")
-    p.add_argument("--head-size", type=_count, default=12)
-    p.add_argument("--batch", type=_count, default=128, help="samples of one rank")
+    p.add_argument("--head-size", type=_count, nargs="+", default=[12])
+    p.add_argument("--batch", type=_count, nargs="+", default=[128], help="samples of one rank")
     p.add_argument("--dim", type=_count, default=512)
     p.add_argument("--storage", nargs="+", choices=STORAGES, default=["device"], help="of mhs")
     p.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for --storage file")
@@ -314,6 +332,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> list[Record]:
     """Measure what the command line asks for, print the table, write files; the records."""
     args = parse(argv)
+    args.folder.mkdir(parents=True, exist_ok=True)
 
     def keep(records: list[Record]) -> None:
         if args.out is not None:
@@ -327,6 +346,8 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     groups = alike(records)
     for group in groups:
         print(f"\n{setting(group[0])}\n{table(group)}")
+    if len(groups) > 1:
+        print(f"\nms a step / MiB above the start\n{grid(records)}")
     if groups and args.figure is not None:
         draw(groups[0], args.figure)
     return records

@@ -12,11 +12,13 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -272,13 +274,12 @@ def measure(case: Case) -> Record | None:
 def floor_step_ms(case: Case, selected: int, repeats: int) -> float:
     """What no step can avoid: three products on S rows, one read and one write of these rows and their momentum.
 
-    The two arrays are as large as what the labels touch, so that rows come from memory as far away as the step's own,
-    and heads are moved as blocks into buffers that exist already.
+    Rows are moved as whole heads between buffers that exist already and where they live: arrays in memory as large as
+    what the labels touch, or with ``storage`` "file" files that hold as much, read and written by plain calls.
     """
     L, D, G = case.head_size, case.dim, case.ranks * case.batch
     heads = max(1, min(selected // L, case.classes // L))
     stored = max(heads, min(case.identities, case.classes // L // case.ranks))
-    arrays = [torch.zeros(stored, L * D).add_(1) for _ in range(2)]
     buffers = [torch.zeros(heads, L * D) for _ in range(2)]
     dtype = case.amp_dtype or torch.float32
     x_GD = torch.randn(G, D).to(dtype)
@@ -286,18 +287,59 @@ def floor_step_ms(case: Case, selected: int, repeats: int) -> float:
     logits_GS, grad_x_GD, grad_rows_SD = x_GD @ rows_SD.T, torch.empty_like(x_GD), torch.empty_like(rows_SD)
     grad_GS = torch.randn_like(logits_GS)
     took = []
-    for _ in range(max(3, repeats)):
-        chosen = torch.randperm(stored)[:heads].sort().values
-        begin = time.perf_counter()
-        for array, buffer in zip(arrays, buffers, strict=True):
-            torch.index_select(array, 0, chosen, out=buffer)
-        torch.mm(x_GD, rows_SD.T, out=logits_GS)
-        torch.mm(grad_GS, rows_SD, out=grad_x_GD)
-        torch.mm(grad_GS.T, x_GD, out=grad_rows_SD)
-        for array, buffer in zip(arrays, buffers, strict=True):
-            array.index_copy_(0, chosen, buffer)
-        took.append(time.perf_counter() - begin)
+    with ExitStack() as stack:
+        homes = [_FloorArray() for _ in buffers]
+        if case.storage == "file":
+            homes = [_FloorFile(stack.enter_context(tempfile.TemporaryFile(dir=case.folder))) for _ in buffers]
+        for home in homes:
+            home.fill(stored, L * D)
+        for _ in range(max(3, repeats)):
+            chosen = torch.randperm(stored)[:heads].sort().values
+            begin = time.perf_counter()
+            for home, buffer in zip(homes, buffers, strict=True):
+                home.read(chosen, buffer)
+            torch.mm(x_GD, rows_SD.T, out=logits_GS)
+            torch.mm(grad_GS, rows_SD, out=grad_x_GD)
+            torch.mm(grad_GS.T, x_GD, out=grad_rows_SD)
+            for home, buffer in zip(homes, buffers, strict=True):
+                home.write(chosen, buffer)
+            took.append(time.perf_counter() - begin)
     return float(np.median(took)) * 1e3
+
+
+class _FloorArray:
+    """Heads in memory."""
+
+    def fill(self, heads: int, numbers: int) -> None:
+        self.array = torch.zeros(heads, numbers).add_(1)
+
+    def read(self, chosen: Tensor, buffer: Tensor) -> None:
+        torch.index_select(self.array, 0, chosen, out=buffer)
+
+    def write(self, chosen: Tensor, buffer: Tensor) -> None:
+        self.array.index_copy_(0, chosen, buffer)
+
+
+class _FloorFile(_FloorArray):
+    """Heads in a file, one call for each."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.descriptor = file.fileno()
+
+    def fill(self, heads: int, numbers: int) -> None:
+        self.block = numbers * 4
+        for head in range(heads):
+            os.pwrite(self.descriptor, bytes(self.block), head * self.block)
+
+    def read(self, chosen: Tensor, buffer: Tensor) -> None:
+        data = memoryview(cast(Any, buffer.numpy())).cast("B")
+        for i, head in enumerate(chosen.tolist()):
+            os.preadv(self.descriptor, [data[i * self.block : (i + 1) * self.block]], head * self.block)
+
+    def write(self, chosen: Tensor, buffer: Tensor) -> None:
+        data = memoryview(cast(Any, buffer.numpy())).cast("B")
+        for i, head in enumerate(chosen.tolist()):
+            os.pwrite(self.descriptor, data[i * self.block : (i + 1) * self.block], head * self.block)
 
 
 def peak_mib() -> float:
