@@ -199,41 +199,36 @@ def draw(records: Sequence[Record], path: Path) -> None:
         if method == "mhs":
             name += {"device": ", in memory", "host": ", in host memory", "file": ", on disk"}[storage]
         x, y = [r["classes"] for r in line], [r["step_ms"] for r in line]
-        is_below = method == "mhs_dense" or (method, storage) == ("mhs", "device")  # so that labels do not meet
         ax.plot(
             x,
             y,
             color=colour,
-            marker=marker if storage != "file" else "v",
+            marker={"device": marker, "host": "s", "file": "v"}[storage],
             markersize=6.5,
             linewidth=2.6 if method == "mhs" else 1.8,
-            markerfacecolor="white" if storage == "file" else colour,
+            markerfacecolor=colour if storage == "device" else "white",
             label=name,
             zorder=3 if method == "mhs" else 2,
         )
-        for i in [len(x) - 1] if method == "mhs" else range(len(x)):
-            ax.annotate(
-                f"{y[i]:,.0f}" if y[i] >= 10 else f"{y[i]:.1f}",
-                (x[i], y[i]),
-                xytext=(0, -15 if is_below else 8),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8.5,
-                color=colour,
-            )
-    floors: dict[int, list[float]] = {}
-    for r in records:
-        if r["method"] == "mhs":
-            floors.setdefault(r["classes"], []).append(r["floor_ms"])
-    if floors:
-        classes = sorted(floors)
+        ax.annotate(
+            f"{y[-1]:,.0f}" if y[-1] >= 10 else f"{y[-1]:.1f}",
+            (x[-1], y[-1]),
+            xytext=(9, -3),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=colour,
+        )
+    for place, name in (("device", "floor in memory"), ("file", "floor on disk")):
+        line = sorted(
+            (r for r in records if (r["method"], r["storage"]) == ("mhs", place)), key=lambda r: r["classes"]
+        )
         ax.plot(
-            classes,
-            [float(np.median(floors[c])) for c in classes],
+            [r["classes"] for r in line],
+            [r["floor_ms"] for r in line],
             color="#4a5568",
-            linestyle="--",
+            linestyle="--" if place == "device" else ":",
             linewidth=1.8,
-            label="floor: products, one read and write of the selected rows",
+            label=f"{name}: products, one read and write of the rows" if line else None,
         )
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -245,7 +240,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     ax.set_axisbelow(True)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    figure.legend(frameon=False, fontsize=9.5, loc="outside lower center", ncols=2)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
