@@ -1,11 +1,12 @@
 # make demo: set up, train on made-up faces, evaluate. make test: the whole test suite.
 VENV ?= .venv
 MXNET_VENV ?= .venv-mxnet
+DALI_VENV ?= .venv-dali
 PYTHON ?= python3
 PY = $(VENV)/bin/python
 DEMO = work_dirs/demo
 
-.PHONY: demo test lint types mxnet clean
+.PHONY: demo test lint types mxnet clients dali clean
 
 demo: $(VENV)/.ready
 	$(PY) -m tools.make_demo_faces $(DEMO)_data
@@ -25,8 +26,16 @@ lint: $(VENV)/.ready-dev
 types: $(VENV)/.ready-dev
 	$(PY) -m mypy
 
-# mxnet, for the tests that hold our record files against its own; it needs an old numpy and Python 3.11 or older.
+# mxnet, for tests and benchmarks/bench_data.py, which hold our record files and their reader against its own; it needs
+# an old numpy and Python 3.11 or older.
 mxnet: $(MXNET_VENV)/.ready
+
+# insightface, for the tests that load our ONNX files into its own classes; it goes beside the development tools.
+clients: $(VENV)/.ready-clients
+
+# The loader with nvidia-dali as its decoder, on the CPU. Not in CI: an environment of 7 GB, a second torch in it.
+dali: $(DALI_VENV)/.ready
+	MHS_REQUIRE=dali $(DALI_VENV)/bin/python -m pytest -m dali
 
 $(VENV)/.ready: requirement.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -39,9 +48,19 @@ $(VENV)/.ready-dev: requirement-dev.txt $(VENV)/.ready
 	$(PY) -m pip install -r requirement-dev.txt -c constraints.txt
 	touch $@
 
-$(MXNET_VENV)/.ready:
+$(VENV)/.ready-clients: requirement-clients.txt $(VENV)/.ready-dev
+	$(PY) -m pip install -r requirement-clients.txt -c constraints.txt
+	$(PY) -m pip install --no-deps insightface==2.1
+	touch $@
+
+$(DALI_VENV)/.ready: requirement-dev.txt requirement-dali.txt
+	$(PYTHON) -m venv $(DALI_VENV)
+	$(DALI_VENV)/bin/python -m pip install -r requirement-dev.txt -r requirement-dali.txt -c constraints.txt
+	touch $@
+
+$(MXNET_VENV)/.ready: requirement-mxnet.txt
 	$(PYTHON) -m venv $(MXNET_VENV)
-	$(MXNET_VENV)/bin/python -m pip install mxnet==1.9.1 numpy==1.23.5
+	$(MXNET_VENV)/bin/python -m pip install -r requirement-mxnet.txt
 	touch $@
 
 clean:

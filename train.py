@@ -7,32 +7,26 @@ comes maybe a log line, a verification, a checkpoint.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from backbones import get_model
-from dataset import Batch, EpochSampler, FaceDataset, ImageFolder, check_labels, get_dataloader
+from dataset import Batch, Loader
 from eval.verification import Verification
+from run_data import WaitingHint, class_list, data_folder, describe, open_data, sampler_of, verification_targets
 from training_run import TrainingRun
 from utils.banner import banner_lines
 from utils.config import Config, get_config
-from utils.distributed import Ranks, all_gather_objects, barrier, close_ranks, init_ranks, together
+from utils.distributed import Ranks, barrier, close_ranks, init_ranks, together
 from utils.logging import MetricsWriter, Speedometer, check_wandb, init_logging, log
 from utils.memory import MemoryPlan, plan_memory
 from utils.output import check_output, open_output, write_json
 from utils.platform import prepare_device
-
-SYNTHETIC_IMAGES = 1_000_000  # of "synthetic" data without num_image
-DATA_WAIT_LIMIT = 0.2  # share of time waiting for data above which the log says so
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         close_ranks()
 
 
-def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, DataLoader[Batch]]:
+def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, Loader]:
     """Check everything that a user may have got wrong, build the run, say what it is.
 
     Nothing of an earlier run is touched before all checks have passed.
@@ -87,14 +81,15 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, DataLoader[Batch]]:
     return run, loader
 
 
-def train(run: TrainingRun, loader: DataLoader[Batch]) -> None:
+def train(run: TrainingRun, loader: Loader) -> None:
     """Run the epochs that are left; model.pt stands in the output folder at the end of each."""
     cfg = run.cfg
     with MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics, run.stop:
-        verification = Verification(cfg.val_targets, data_folder(cfg), run.device, cfg.batch_size, metrics)
+        verification = Verification(verification_targets(cfg), data_folder(cfg), run.device, cfg.batch_size, metrics)
         if run.step == 0:
             run.verify(verification)  # a broken set shows before the first step
-        speed, first_step, logged_step = Speedometer(), run.step, run.step
+        speed, hint = Speedometer(), WaitingHint(cfg, loader)
+        first_step, logged_step = run.step, run.step
         loss_sum = torch.zeros((), device=run.device)
         while run.epoch < cfg.num_epoch:
             batches = epoch_batches(run, loader, speed)
@@ -102,7 +97,8 @@ def train(run: TrainingRun, loader: DataLoader[Batch]) -> None:
                 loss_sum += run.train_step(batches)
                 speed.images += cfg.total_batch(run.world_size)
                 if run.step % cfg.frequent == 0:
-                    log_step(run, metrics, speed, loss_sum.item() / (run.step - logged_step), run.step - first_step)
+                    loss = loss_sum.item() / (run.step - logged_step)
+                    log_step(run, metrics, speed, hint, loss, run.step - first_step)
                     logged_step = run.step
                     loss_sum.zero_()
                 if cfg.verbose and run.step % cfg.verbose == 0:
@@ -137,85 +133,7 @@ def stop_here(run: TrainingRun) -> NoReturn:
     sys.exit(143)
 
 
-def open_data(cfg: Config, ranks: Ranks) -> tuple[DataLoader[Batch], Config]:
-    """Open the data and check its labels, once on each host; returns the config with the counts filled in.
-
-    Raises:
-        ValueError: labels outside ``num_classes``, too few images, hosts whose data differ; on every rank.
-        FileNotFoundError: there is no data at ``rec``; on every rank.
-    """
-    if not cfg.rec:
-        raise ValueError("rec is not set: give the folder of the training data, in the config or as rec=FOLDER")
-    error: Exception | None = None
-    found: DataSummary | None = None
-    loader: DataLoader[Batch] | None = None
-    synthetic = cfg.rec == "synthetic"
-    try:
-        loader = get_dataloader(
-            cfg.rec,
-            cfg.batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            seed=cfg.seed,
-            num_workers=cfg.num_workers,
-            num_classes=cfg.class_count() if synthetic else None,
-            num_image=(cfg.num_image or SYNTHETIC_IMAGES) if synthetic else None,
-            image_size=cfg.image_size,
-            device=ranks.device,
-        )
-        if ranks.local_rank == 0:
-            found = DataSummary.of(loader.dataset, cfg.class_count())
-    except FileNotFoundError as problem:
-        error = FileNotFoundError(f"{problem}. Give the folder of the training data with rec=FOLDER")
-    except (ValueError, OSError) as problem:
-        error = problem
-    reports = all_gather_objects((error, found))
-    for other_error, _ in reports:
-        if other_error is not None:
-            raise other_error
-    summaries = {summary for _, summary in reports if summary is not None}
-    if len(summaries) != 1:
-        raise ValueError(f"the hosts' data differ, copy the same to all: {'; '.join(map(str, sorted(summaries)))}")
-    assert loader is not None
-    data = summaries.pop()
-    if data.empty_classes:
-        log.warning("data: %d of %d identities have no image", data.empty_classes, data.num_classes)
-    if cfg.num_image not in (None, data.num_image):
-        log.warning(
-            "num_image = %d in the config, %d found; the schedule follows the data", cfg.num_image, data.num_image
-        )
-    num_classes = cfg.num_classes if isinstance(cfg.num_classes, tuple) else data.num_classes
-    return loader, dataclasses.replace(cfg, num_classes=num_classes, num_image=data.num_image)
-
-
-class DataSummary(NamedTuple):
-    """What has to be the same on every host."""
-
-    num_classes: int
-    num_image: int
-    empty_classes: int  # identities without an image
-    checksum: int  # of the labels in their order, and of the folders' names
-
-    @classmethod
-    def of(cls, dataset: object, num_classes: int | None) -> DataSummary:
-        """Read all labels and a few images; ValueError when a label or an image does not fit."""
-        assert isinstance(dataset, FaceDataset)
-        num_classes = num_classes or dataset.num_classes
-        labels = dataset.labels
-        check_labels(labels, num_classes)
-        for index in np.linspace(0, len(dataset) - 1, 8).astype(int):
-            dataset.load(int(index))
-        names = "\n".join(dataset.classes) if isinstance(dataset, ImageFolder) else ""
-        checksum = zlib.crc32(names.encode(), zlib.crc32(labels.tobytes()))
-        return cls(num_classes, len(dataset), num_classes - len(np.unique(labels)), checksum)
-
-
-def data_folder(cfg: Config) -> Path:
-    """Where the verification sets lie: the data's folder, also when ``rec`` names a file in it."""
-    return Path(cfg.rec).parent if cfg.rec.endswith(".rec") else Path(cfg.rec)
-
-
-def steps_per_epoch(cfg: Config, loader: DataLoader[Batch]) -> int:
+def steps_per_epoch(cfg: Config, loader: Loader) -> int:
     """Optimizer steps of one epoch, the same on every rank; ValueError when there is not one."""
     steps = sampler_of(loader).steps_per_epoch // cfg.gradient_acc
     if steps == 0:
@@ -226,13 +144,7 @@ def steps_per_epoch(cfg: Config, loader: DataLoader[Batch]) -> int:
     return steps
 
 
-def sampler_of(loader: DataLoader[Batch]) -> EpochSampler:
-    """The loader's batch sampler, as what it is."""
-    assert isinstance(loader.batch_sampler, EpochSampler)
-    return loader.batch_sampler
-
-
-def epoch_batches(run: TrainingRun, loader: DataLoader[Batch], speed: Speedometer) -> Iterator[Batch]:
+def epoch_batches(run: TrainingRun, loader: Loader, speed: Speedometer) -> Iterator[Batch]:
     """The rest of the epoch's batches; before each, the classifier learns the labels of the one after it.
 
     The time that the loader kept the training waiting is counted.
@@ -247,7 +159,7 @@ def epoch_batches(run: TrainingRun, loader: DataLoader[Batch], speed: Speedomete
         speed.waited_s += time.monotonic() - asked_s
         if batch is None:
             return None
-        batch = batch._replace(labels_B=batch.labels_B.to(run.device, non_blocking=True))
+        run.damaged.count(batch)
         run.head.prefetch(batch.labels_B)
         return batch
 
@@ -257,14 +169,17 @@ def epoch_batches(run: TrainingRun, loader: DataLoader[Batch], speed: Speedomete
         yield batch
 
 
-def announce(run: TrainingRun, loader: DataLoader[Batch], start: Path | None) -> None:
+def announce(run: TrainingRun, loader: Loader, start: Path | None) -> None:
     """Log what the run is, and leave config.json and classes.json."""
     cfg, head = run.cfg, run.head
     ranks = Ranks(run.rank, run.world_size, 0, run.device)
     for line in banner_lines(cfg, ranks, head.num_classes, cfg.num_image or 0, run.steps_per_epoch):
         log.info(line)
+    for line in describe(loader):
+        log.info("data: %s", line)
     scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
     log.info("loss: %s, softmax over %s", head.margin_loss, scope)
+    log.info("augmentation: %s", run.augment)
     log.info("output: %s", run.output)
     if start is not None:
         log.info("resumed from %s: epoch %d, step %d", start, run.epoch, run.step)
@@ -273,8 +188,8 @@ def announce(run: TrainingRun, loader: DataLoader[Batch], start: Path | None) ->
         for key, value in cfg.as_dict().items():
             log.info(": %-32s%s", key, value)
         write_json(run.output / "config.json", cfg.as_dict())
-        if isinstance(loader.dataset, ImageFolder):
-            write_json(run.output / "classes.json", loader.dataset.classes)
+        if (classes := class_list(loader)) is not None:
+            write_json(run.output / "classes.json", classes)
 
 
 def memory_of(run: TrainingRun) -> MemoryPlan:
@@ -299,7 +214,9 @@ def memory_of(run: TrainingRun) -> MemoryPlan:
         )
 
 
-def log_step(run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, loss: float, done: int) -> None:
+def log_step(
+    run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, hint: WaitingHint, loss: float, done: int
+) -> None:
     """Write the log line and the metrics of the steps since the last one."""
     stats = run.head.stats
     assert stats is not None
@@ -312,11 +229,8 @@ def log_step(run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, loss:
         f"Global Step: {run.step}   {scale}Required: {hours:1.0f} hours   "
         f"Cosine: {stats.positive_cosine:.4f}   Top1: {stats.top1:.4f}   Waiting: {100 * waiting:.0f} %"
     )
-    if waiting > DATA_WAIT_LIMIT and run.is_main:
-        log.warning(
-            f"the step waits for data {100 * waiting:.0f} % of the time: raise num_workers "
-            f"({run.cfg.num_workers}), or move the data to a faster disk"
-        )
+    if run.is_main:
+        hint.check(waiting)
     metrics.write(
         run.step,
         {
@@ -330,6 +244,7 @@ def log_step(run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, loss:
             "selected_heads": float(stats.selected_heads),
             "selected_classes": float(stats.selected_classes),
             "skipped_steps": run.skipped,
+            "skipped_images": run.damaged.of_all_ranks(run.device) if run.cfg.on_bad_sample == "skip" else 0,
             "loss_scale": run.scaler.get_scale(),
         },
     )

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
+from augment import Augmentation
 from backbones import get_model
-from dataset import Batch, augment
+from dataset import Batch
 from eval.verification import Verification
 from head_checkpoint import load_heads, save_heads
 from losses import get_margin
 from lr_scheduler import PolyScheduler
 from partial_fc_mhs import PartialFCMHS
 from row_optim import RowAdamW, RowOptimizer, RowSGD
+from run_data import DamagedSamples
 from utils import checkpoint
 from utils.config import Config
 from utils.distributed import Ranks, broadcast_, together
@@ -53,7 +55,9 @@ class TrainingRun:
         self.epoch = self.step = self.step_in_epoch = 0
         self.stop = StopRequest()
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
+        self.damaged = DamagedSamples()
         self.amp_dtype = cfg.amp_dtype()
+        self.augment = Augmentation(cfg.augmentation(), cfg.seed)
         torch.manual_seed(cfg.seed)  # the same first weights on any number of ranks
         backbone = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=self.amp_dtype)
         if cfg.init_backbone is not None:
@@ -106,10 +110,11 @@ class TrainingRun:
         """One optimizer step over ``gradient_acc`` batches of each rank; returns the mean loss, a scalar tensor."""
         cfg, loss_sum = self.cfg, torch.zeros((), device=self.device)
         for part in range(cfg.gradient_acc):
-            images, labels, sample_ids = (t.to(self.device, non_blocking=True) for t in next(batches))
-            images = augment(images, sample_ids, seed=cfg.seed, epoch=self.epoch)
+            batch = next(batches)
+            images = batch.images_BHW3.to(self.device, non_blocking=True)
+            images = self.augment(images, batch.sample_ids_B, self.epoch)
             with self._reduce_gradients(part == cfg.gradient_acc - 1):
-                loss = self.head(self.model(images), labels) / cfg.gradient_acc
+                loss = self.head(self.model(images), batch.labels_B) / cfg.gradient_acc
                 self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
         self._update(loss_sum)

@@ -6,13 +6,18 @@ config = edict()
 
 # Data
 config.rec = ""
+config.class_map = None
+config.rec_weights = None
 config.num_classes = "auto"
 config.num_image = None
 config.image_size = (112, 112)
 config.val_targets = []
 config.num_workers = 2
+config.shuffle_chunk = 0
+config.on_bad_sample = "stop"
 config.dali = False
 config.dali_aug = False
+config.augment = None
 
 # Backbone
 config.network = "r50"

@@ -8,14 +8,14 @@ for the one load. Content is never printed, because printing shared parts takes 
 
 from __future__ import annotations
 
-import io
 import math
+import os
 import pickle
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,19 +56,37 @@ class _BinError(ValueError):
     """What is wrong with a file, in words of ours; the file's name is put before it."""
 
 
-def _check_opcodes(data: bytes) -> None:
+class _FileBytes:
+    """An open file's bytes by their places; no more than what is asked for is kept."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
+
+    def read(self, start: int, length: int) -> bytes:
+        self.file.seek(start)
+        return self.file.read(length)
+
+    def line_end(self, start: int) -> int:
+        """The place after the next newline; behind the file's end if there is none."""
+        self.file.seek(start)
+        line = self.file.readline()
+        return start + len(line) if line.endswith(b"\n") else self.size + 1
+
+
+def _check_opcodes(data: _FileBytes) -> None:
     """Walk over the instructions and refuse what a set of images has no need of, or what it has too much of.
 
     Afterwards every length lies within the file, the memo has at most twice as many places as there are
     instructions, and these are at most 100,000 plus one for each 16 bytes, which bounds what they can build.
     """
-    size, at, count, frame_end = len(data), 0, 0, 0
+    size, at, count, frame_end = data.size, 0, 0, 0
     while True:
         if at >= size:
             raise _BinError("it is no pickle, or cut short: it ends before its last instruction")
-        name, width = _OPCODES.get(data[at], ("", 0))
+        code = data.read(at, 1)[0]
+        name, width = _OPCODES.get(code, ("", 0))
         if name not in _ADMITTED_NAMES:
-            what = f"instruction {name}" if name else f"unknown instruction {data[at]:#04x}"
+            what = f"instruction {name}" if name else f"unknown instruction {code:#04x}"
             raise _BinError(
                 f"refused at byte {at}: the {what}, which a pickle of encoded images and booleans has no need of"
             )
@@ -79,25 +97,26 @@ def _check_opcodes(data: bytes) -> None:
         if width >= 0:
             end = start + width
         elif width == pickletools.UP_TO_NEWLINE:
-            end = data.find(b"\n", start) + 1 or size + 1
-            if name == "GLOBAL":  # a module and a name
-                end = data.find(b"\n", end) + 1 or size + 1
+            end = data.line_end(start)
+            if name == "GLOBAL" and end <= size:  # a module and a name
+                end = data.line_end(end)
         else:
             content = start + _LENGTH_BYTES[width]
-            end = content + int.from_bytes(data[start:content], "little")
+            end = content + int.from_bytes(data.read(start, content - start), "little")
         if end > size:
             raise _BinError(f"damaged or cut short: the {name} at byte {at} reaches beyond the file's {size} bytes")
         if name in _TEXT_NUMBERS and end - start > _MAX_TEXT:
             raise _BinError(f"damaged: the {name} at byte {at} is a number of {end - start - 1} digits")
         if name in ("PUT", "BINPUT", "LONG_BINPUT"):
             # Picklers number places one by one; the memory taken is that of the largest number.
-            place = int(data[start:end]) if name == "PUT" else int.from_bytes(data[start:end], "little")
+            argument = data.read(start, end - start)
+            place = int(argument) if name == "PUT" else int.from_bytes(argument, "little")
             if place > count:
                 raise _BinError(f"refused at byte {at}: {name} to place {place} after {count} instructions")
         # The loader loses what is left of a frame when an argument crosses its end, and would then follow other
         # instructions than the ones looked at here.
         if name == "FRAME":
-            inside, frame_end = at < frame_end, end + int.from_bytes(data[start:end], "little")
+            inside, frame_end = at < frame_end, end + int.from_bytes(data.read(start, end - start), "little")
             if inside or frame_end > size:
                 raise _BinError(f"damaged: the FRAME at byte {at} does not fit the file or the frame around it")
         elif at < frame_end < end:
@@ -209,9 +228,10 @@ _ADMITTED: dict[str, dict[str, Callable[..., Any]]] = {
 
 
 class _BinUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="bytes")
-        self._budget = len(data)  # bytes that calls may still make
+    def __init__(self, data: _FileBytes) -> None:
+        data.file.seek(0)
+        super().__init__(data.file, encoding="bytes")
+        self._budget = data.size  # bytes that calls may still make
 
     def find_class(self, module: str, name: str) -> Any:
         admitted = _ADMITTED.get(module, {}).get(name)
@@ -273,7 +293,7 @@ def _flags(value: Any) -> NDArray[np.bool_]:
     return np.array(value, bool).reshape(-1)
 
 
-def _read(data: bytes) -> tuple[list[bytes], NDArray[np.bool_]]:
+def _read(data: _FileBytes) -> tuple[list[bytes], NDArray[np.bool_]]:
     _check_opcodes(data)
     content = _BinUnpickler(data).load()
     if not isinstance(content, (list, tuple)) or len(content) != 2:
@@ -293,7 +313,7 @@ def _read(data: bytes) -> tuple[list[bytes], NDArray[np.bool_]]:
 def load_bin(path: str | Path) -> PairSet:
     """Read a verification set, running none of the code that a pickle can name.
 
-    Memory: the file and what it holds. A file made to take much gets 11 bytes for each of its own (measured).
+    Memory: what the file holds, once. A file made to take much gets 11 bytes for each of its own (measured).
 
     Args:
         path: a pickle of ``(images, issame)``, 2n encoded images (bytes or uint8 arrays) and n booleans, of
@@ -308,11 +328,13 @@ def load_bin(path: str | Path) -> PairSet:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no verification set {path}")
-    data = path.read_bytes()
     try:
-        encoded, issame = _read(data)
+        with path.open("rb") as file:
+            encoded, issame = _read(_FileBytes(file))
     except _BinError as error:
         raise ValueError(f"{path}: {error}") from None
+    except OSError:
+        raise
     except Exception as error:  # a broken pickle raises nearly any type, and its text may hold all of the file
         raise ValueError(
             f"{path}: expected a pickle of (images, issame), but it does not load ({type(error).__name__}): it is "

@@ -1,5 +1,6 @@
 import json
 import math
+from html.parser import HTMLParser
 
 import cv2
 import numpy as np
@@ -7,87 +8,20 @@ import pytest
 import torch
 
 import eval_ijbc
-from backbones import get_model
-from eval.align import TEMPLATE, align_face
-from utils.images import decode_rgb, to_network_input
-
-PEOPLE, TEMPLATES_EACH, IMAGES_EACH = 5, 2, 3
-
-
-def save_jpg(path, image):
-    path.write_bytes(cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+from benchmarks import ijb_reference
+from eval.align import TEMPLATE
+from eval.model import TorchEmbedder, load_embedder
+from ijb_tree import PEOPLE, arguments, loop_scores, loop_templates, make_model, make_tree
 
 
 @pytest.fixture
 def ijb(tmp_path):
-    """Five persons with two templates of three images each; every pair of templates is compared."""
-    root = tmp_path / "ijb"
-    (root / "meta").mkdir(parents=True)
-    (root / "loose_crop").mkdir()
-    rng = np.random.default_rng(0)
-    media_lines, point_lines, persons = [], [], []
-    for person in range(PEOPLE):
-        look = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
-        for t in range(TEMPLATES_EACH):
-            template = 10 * person + t
-            persons.append((template, person))
-            for i in range(IMAGES_EACH):
-                name = f"{len(media_lines)}.jpg"
-                face = cv2.resize(look, (160, 150), interpolation=cv2.INTER_CUBIC).astype(float)
-                face = np.clip(face + rng.normal(0, 12, face.shape), 0, 255).astype(np.uint8)
-                save_jpg(root / "loose_crop" / name, face)
-                points = TEMPLATE * 1.2 + 10 + rng.normal(0, 1, (5, 2))
-                media_lines.append(f"{name} {template} {i // 2}")
-                numbers = " ".join(f"{x:.4f}" for x in points.ravel())
-                point_lines.append(f"{name} {numbers} {rng.uniform(0.5, 1):.6f}")
-    pairs = [f"{a} {b} {int(p == q)}" for i, (a, p) in enumerate(persons) for b, q in persons[i + 1 :]]
-    for lower in ("ijbc", "ijbb"):
-        for what, lines in (
-            ("face_tid_mid", media_lines),
-            ("name_5pts_score", point_lines),
-            ("template_pair_label", pairs),
-        ):
-            (root / "meta" / f"{lower}_{what}.txt").write_text("\n".join(lines) + "\n")
-    return root
+    return make_tree(tmp_path / "ijb")
 
 
 @pytest.fixture
 def model(tmp_path):
-    torch.manual_seed(0)
-    path = tmp_path / "run" / "model.pt"
-    path.parent.mkdir()
-    torch.save(get_model("rtiny", num_features=64).state_dict(), path)
-    return path
-
-
-def arguments(model, ijb, tmp_path, *more):
-    return [
-        *("--model-prefix", str(model), "--image-path", str(ijb), "--result-dir", str(tmp_path / "out")),
-        *("--batch-size", "8", "--device", "cpu", "--num-workers", "2", *more),
-    ]
-
-
-def loop_scores(model, root):
-    """The whole protocol, one image and one pair at a time."""
-    net = get_model("rtiny", num_features=64).eval()
-    net.load_state_dict(torch.load(model))
-    images = {}
-    media_lines = (root / "meta" / "ijbc_face_tid_mid.txt").read_text().splitlines()
-    point_lines = (root / "meta" / "ijbc_name_5pts_score.txt").read_text().splitlines()
-    for media_line, point_line in zip(media_lines, point_lines, strict=True):
-        name, template, media = media_line.split()
-        points = np.array(point_line.split()[1:], np.float32)  # pixels at this precision, as in the field
-        face = align_face(decode_rgb((root / "loose_crop" / name).read_bytes()), points[:10].reshape(5, 2))
-        with torch.no_grad():
-            x = to_network_input(torch.from_numpy(face)[None])
-            feature = (net(x) + net(x.flip(-1)))[0].double().numpy() * points[10]
-        images.setdefault(int(template), {}).setdefault(int(media), []).append(feature)
-    features = {}
-    for template, by_media in images.items():
-        total = sum(np.mean(group, axis=0) for group in by_media.values())
-        features[template] = total / np.linalg.norm(total)
-    pairs = [line.split() for line in (root / "meta" / "ijbc_template_pair_label.txt").read_text().splitlines()]
-    return [features[int(a)] @ features[int(b)] for a, b, _ in pairs]
+    return make_model(tmp_path / "run" / "model.pt")
 
 
 @pytest.mark.parametrize("target", ["IJBC", "IJBB"])
@@ -97,10 +31,13 @@ def test_end_to_end(ijb, model, tmp_path, capsys, target):
     folder = tmp_path / "out" / target
     scores = np.load(folder / "first try.npy")
     np.testing.assert_allclose(scores, loop_scores(model, ijb), atol=1e-5)
-    printed = capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "30/30" in captured.err
     text = (folder / "first try.txt").read_text()
-    assert text in printed
-    assert "| " in text
+    assert text in captured.out
+    labels = np.loadtxt(ijb / "meta" / "ijbc_template_pair_label.txt", dtype=int)[:, 2]
+    assert text.startswith(ijb_reference.tar_table(f"first try-{target}", labels, scores) + "\n")
+    assert "Mode: straight + mirrored, norm used, detector score used" in text
     for word in ("Methods", "1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1", f"first try-{target}"):
         assert word in text
     assert "Not resolved: FAR 1e-06, 1e-05, 0.0001, 0.001, 0.01 is less than one of the 40" in text
@@ -111,22 +48,76 @@ def test_end_to_end(ijb, model, tmp_path, capsys, target):
     assert list(report["tar_at_far"]) == ["1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1"]
     assert all(0 <= tar <= 1 for tar in report["tar_at_far"].values())
     assert report["unresolved_far"] == ["1e-06", "1e-05", "0.0001", "0.001", "0.01"]
+    assert report["mode"] == {"flip": True, "norm_score": True, "detector_score": True}
+    assert report["embedded_images"] == 30
     assert (folder / "first try.pdf").read_bytes().startswith(b"%PDF")
     assert cv2.imread(str(folder / "first try.png")) is not None
 
 
-def test_network_and_size_come_from_the_run(ijb, model, tmp_path):
-    (model.parent / "config.json").write_text(json.dumps({"network": "rtiny", "embedding_size": 64, "seed": 1}))
-    assert eval_ijbc.main(arguments(model.parent, ijb, tmp_path)) == 0
-    assert json.loads((tmp_path / "out" / "IJBC" / "insightface.json").read_text())["network"] == "rtiny"
+@pytest.mark.parametrize("target", ["IJBC", "IJBB"])
+def test_identification_end_to_end(ijb, model, tmp_path, capsys, target):
+    assert eval_ijbc.main(arguments(model, ijb, tmp_path, "--target", target, "--protocol", "1N")) == 0
+    folder = tmp_path / "out" / target
+    assert not (folder / "insightface.npy").exists()
+    found = json.loads((folder / "insightface.json").read_text())
+    first, second = ("G1", "G2") if target == "IJBC" else ("S1", "S2")
+    features = loop_templates(model, ijb)
+    rank_1 = []
+    for name, people in ((first, range(3)), (second, range(3, PEOPLE)), (f"{first}+{second}", range(PEOPLE))):
+        result = found["identification"][name]
+        similarity = {(q, p): features[10 * q + 1] @ features[10 * p] for q in range(PEOPLE) for p in people}
+        hits = [max(people, key=lambda p, q=q: similarity[q, p]) == q for q in people]
+        others = sorted((x for (q, p), x in similarity.items() if q != p), reverse=True)
+        assert result["rank"]["1"] == sum(hits) / len(hits)
+        assert result["rank"]["5"] == 1
+        for fpir, k in (("0.01", 1), ("0.1", 1)):
+            assert result["threshold_at_fpir"][fpir] == pytest.approx(others[k - 1], abs=1e-5)
+            assert result["tpir_at_fpir"][fpir] == sum(similarity[q, q] > others[k - 1] for q in people) / len(people)
+        assert (result["probes"], result["mated_probes"], result["gallery_templates"]) == (
+            5,
+            len(people),
+            len(people),
+        )
+        rank_1.append(result["rank"]["1"])
+    assert found["identification"]["mean"]["rank-1"] == (rank_1[0] + rank_1[1]) / 2
+    text = (folder / "insightface.txt").read_text()
+    assert text in capsys.readouterr().out
+    assert f"mean of {first} and {second}" in text
+    assert "Mode: " in text
+    assert (folder / "insightface_1n.txt").read_text().startswith("(5, 64)\n(5, 64)\nsimilarity shape (5, 5)\n")
 
 
-def test_weights_saved_from_ddp_load(ijb, model):
-    weights = torch.load(model)
-    torch.save({"state_dict": {f"_orig_mod.module.{key}": value for key, value in weights.items()}}, model)
-    net, name = eval_ijbc.load_backbone(model, "rtiny")
-    assert name == "rtiny"
-    assert torch.equal(net.state_dict()["conv1.weight"], weights["conv1.weight"])
+def test_both_protocols_and_the_report(ijb, model, tmp_path):
+    assert eval_ijbc.main(arguments(model, ijb, tmp_path, "--protocol", "both", "--report")) == 0
+    folder = tmp_path / "out" / "IJBC"
+    found = json.loads((folder / "insightface.json").read_text())
+    assert found["protocol"] == "both"
+    assert {"tar_at_far", "identification"} <= found.keys()
+    html = (folder / "insightface.html").read_text()
+    HTMLParser().feed(html)
+    for part in ("straight + mirrored, norm used", "Identification, 1:N", "rank-10", found["model_sha256"]):
+        assert part in html
+    assert (folder / "insightface_false_accepts.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "off",
+    [["flip"], ["norm_score"], ["detector_score"], ["flip", "norm_score", "detector_score"]],
+    ids="-".join,
+)
+def test_modes(ijb, model, tmp_path, capsys, off):
+    switches = [f"--no-{name.replace('_', '-')}" for name in off]
+    assert eval_ijbc.main(arguments(model, ijb, tmp_path, *switches)) == 0
+    folder = tmp_path / "out" / "IJBC"
+    scores = np.load(folder / "insightface.npy")
+    np.testing.assert_allclose(scores, loop_scores(model, ijb, **dict.fromkeys(off, False)), atol=1e-5)
+    assert np.abs(scores - loop_scores(model, ijb)).max() > 1e-5
+    mode = json.loads((folder / "insightface.json").read_text())["mode"]
+    assert [name for name, on in mode.items() if not on] == off
+    words = {"flip": "straight only", "norm_score": "normalised", "detector_score": "no detector score"}
+    printed = capsys.readouterr().out
+    for name, word in words.items():
+        assert (word in printed) is (name in off)
 
 
 def fails(capsys, argv):
@@ -144,8 +135,6 @@ def test_wrong_network(ijb, model, tmp_path, capsys):
     message = fails(capsys, arguments(model, ijb, tmp_path, "--network", "mbf"))
     for part in ("network 'mbf' (chosen by --network)", "tensors are missing", "They fit --network rtiny"):
         assert part in message
-    message = fails(capsys, arguments(model, ijb, tmp_path))
-    assert "network 'r50' (chosen by the default)" in message
     (model.parent / "config.json").write_text(json.dumps({"network": "r18", "embedding_size": 64}))
     message = fails(capsys, arguments(model, ijb, tmp_path))
     assert "config.json" in message
@@ -183,7 +172,7 @@ def test_weights_that_hold_nan(ijb, model, tmp_path, capsys):
 
 
 def test_tree_is_checked_before_any_work(ijb, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(eval_ijbc, "embed_tree", None)
+    monkeypatch.setattr(eval_ijbc, "embedded_tree", None)
     argv = arguments(model, ijb, tmp_path, "--network", "rtiny")
     (ijb / "loose_crop" / "7.jpg").unlink()
     assert "7.jpg" in fails(capsys, argv)
@@ -200,7 +189,7 @@ def test_broken_photo_is_named(ijb, model, tmp_path, capsys):
 
 
 def test_collapsed_landmarks_are_found_before_any_work(ijb, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(eval_ijbc, "embed_tree", None)
+    monkeypatch.setattr(eval_ijbc, "embedded_tree", None)
     path = ijb / "meta" / "ijbc_name_5pts_score.txt"
     lines = path.read_text().splitlines()
     lines[4] = "4.jpg " + "30 40 " * 5 + "0.9"
@@ -212,7 +201,7 @@ def test_collapsed_landmarks_are_found_before_any_work(ijb, model, tmp_path, cap
 def test_result_folder_is_tried_before_any_work(ijb, model, tmp_path, capsys, monkeypatch):
     argv = arguments(model, ijb, tmp_path, "--network", "rtiny")
     (tmp_path / "out").write_text("a file where the folder should be")
-    monkeypatch.setattr(eval_ijbc, "embed_tree", None)
+    monkeypatch.setattr(eval_ijbc, "embedded_tree", None)
     message = fails(capsys, argv)
     assert f"cannot be written to {tmp_path / 'out' / 'IJBC'}" in message
     assert "choose another --result-dir" in message
@@ -222,7 +211,7 @@ def test_a_folder_that_takes_no_files(ijb, model, tmp_path, capsys, monkeypatch)
     def read_only(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(eval_ijbc, "embed_tree", None)
+    monkeypatch.setattr(eval_ijbc, "embedded_tree", None)
     monkeypatch.setattr(eval_ijbc.tempfile, "TemporaryFile", read_only)
     message = fails(capsys, arguments(model, ijb, tmp_path, "--network", "rtiny"))
     assert "cannot be written to" in message
@@ -233,10 +222,10 @@ def test_scores_outlive_a_failing_curve(ijb, model, tmp_path, capsys, monkeypatc
     def failing(*_):
         raise ValueError("no curve today")
 
-    monkeypatch.setattr(eval_ijbc, "roc", failing)
+    monkeypatch.setattr(eval_ijbc, "verify_scores", failing)
     assert "no curve today" in fails(capsys, arguments(model, ijb, tmp_path, "--network", "rtiny"))
     folder = tmp_path / "out" / "IJBC"
-    assert [path.name for path in folder.iterdir()] == ["insightface.npy"]
+    assert sorted(path.name for path in folder.iterdir()) == ["cache", "insightface.npy"]
     assert np.load(folder / "insightface.npy").shape == (45,)
 
 
@@ -292,13 +281,30 @@ def test_contract_on_the_way_from_photo_to_tar(contracts, tmp_path, monkeypatch)
     for what, lines in columns.items():
         (root / "meta" / f"ijbc_{what}.txt").write_text("\n".join(lines) + "\n")
     backbone = RecordedBackbone(recorded["image_features"])
-    monkeypatch.setattr(eval_ijbc, "load_backbone", lambda *_: (backbone, "recorded"))
+    embedder = TorchEmbedder(backbone, "recorded", 16, "0" * 64, torch.device("cpu"))
+    monkeypatch.setattr(eval_ijbc, "load_embedder", lambda *_: embedder)
     options = eval_ijbc.parse_arguments(arguments(tmp_path / "model.pt", root, tmp_path, "--batch-size", "64"))
     report = eval_ijbc.evaluate(options)
     assert (backbone.seen == 1).all()
-    np.testing.assert_allclose(report.scores, recorded["pair_scores"], rtol=0, atol=1e-6)
-    assert list(report.tar) == recorded["far"].tolist()
-    np.testing.assert_allclose(list(report.tar.values()), recorded["tar"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(report.scores, recorded["pair_scores"], rtol=0, atol=1e-15)
+    tar = report.verification.tar
+    assert list(tar) == recorded["far"].tolist()
+    np.testing.assert_allclose(list(tar.values()), recorded["tar"], rtol=0, atol=1e-12)
+
+
+def test_onnx(ijb, model, tmp_path):
+    """The same scores from an exported network, whose last batch is not full."""
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -r requirement-dev.txt")
+    pytest.importorskip("onnxscript", reason="needs onnxscript: pip install -r requirement-dev.txt")
+    from torch2onnx import main as export
+
+    assert export([str(model), "--network", "rtiny", "--output", str(tmp_path / "net.onnx")]) == 0
+    assert eval_ijbc.main(arguments(tmp_path / "net.onnx", ijb, tmp_path)) == 0
+    folder = tmp_path / "out" / "IJBC"
+    np.testing.assert_allclose(np.load(folder / "insightface.npy"), loop_scores(model, ijb), atol=1e-5)
+    report = json.loads((folder / "insightface.json").read_text())
+    assert report["network"] == "net.onnx"
+    assert report["model_sha256"] == load_embedder(tmp_path / "net.onnx").sha256
 
 
 @pytest.mark.parametrize(
@@ -307,6 +313,7 @@ def test_contract_on_the_way_from_photo_to_tar(contracts, tmp_path, monkeypatch)
         (["--device", "toaster"], "--device must be"),
         (["--device", "cuda:99"], "torch sees"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--job", "a/b"], "--job names files"),
     ],
 )
 def test_wrong_options(ijb, model, tmp_path, capsys, more, part):

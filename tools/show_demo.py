@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"\nPairs of people that the training has not seen: {100 * accuracy[0]:.1f} % right with the untrained "
         f"network, {100 * accuracy[-1]:.1f} % with the trained one.\n\n"
         f"  the faces        {args.data / 'faces.png'}\n"
-        f"  the ROC          {args.run / 'ijb_test_results' / 'IJBC' / 'insightface.png'}\n"
+        f"  the report       {args.run / 'ijb_test_results' / 'IJBC' / 'insightface.html'} (open it in a browser)\n"
         f"  the network      {args.run / 'model.pt'}\n"
         f"  the curves       tensorboard --logdir {args.run / 'tensorboard'}\n"
     )

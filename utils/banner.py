@@ -32,7 +32,7 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
         *(f"rank {rank}: {where}" for rank, where in enumerate(hosts)),
         f"batch: {ranks.world_size} ranks x {cfg.batch_size} x accumulation {cfg.gradient_acc} = "
         f"{cfg.total_batch(ranks.world_size)}, lr {lr:g}, {cfg.optimizer}",
-        f"data: {num_image} images of {num_classes} identities from {cfg.rec}",
+        f"data: {num_image} images of {num_classes} identities from {', '.join(cfg.sources())}",
         f"steps: {steps_per_epoch} an epoch, {steps_per_epoch * cfg.num_epoch} in all, "
         f"{round(steps_per_epoch * cfg.warmup_epoch)} of them warm-up",
         f"classifier: {num_classes} classes in {-(-num_classes // head_size)} heads of {head_size}, negatives "

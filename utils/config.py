@@ -11,8 +11,6 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
-import math
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
+from utils.typed_values import typed
 
 LossName = Literal["arcface", "cosface", "combined", "adaface", "magface", "curricularface"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,14 +30,20 @@ class Config:
     """Every setting of a run; a recipe in configs/ holds only what differs from configs/base.py."""
 
     # Data
-    rec: str  # no default: folder with train.rec and .idx, folder of identity folders, or "synthetic"
+    rec: str | tuple[str, ...]  # folder with train.rec and .idx, or of identity folders; a list; or "synthetic"
+    class_map: str | None  # JSON: people who are in several sets of rec, as a list of {"SET": CLASS, "SET": CLASS};
+    # SET is a set's number from 0 on, or its folder's name; CLASS the person's label or folder in it, or several
+    rec_weights: tuple[float, ...] | None  # how often each set's images come in an epoch: 1 once, 0.5 half; None: 1
     num_classes: int | tuple[int, int] | Literal["auto"]  # identities C; (H, L): H heads of L; "auto": from the data
     num_image: int | None  # images; None: counted from the data, a million if it is "synthetic"
     image_size: tuple[int, int]  # height, width in pixels; the backbones take 112 x 112 only
     val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
     num_workers: int  # loader processes of each rank; 0: load in the training process
-    dali: bool  # decode with nvidia-dali
-    dali_aug: bool  # insightface's augmentation for DALI
+    shuffle_chunk: int  # for spinning disks: records that are read in a row, such as 512; 0: all shuffled freely
+    on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or others stand in and are counted
+    dali: bool  # decode with nvidia-dali (requirement-dali.txt)
+    dali_aug: bool  # the same as augment = "insightface", on whichever loader
+    augment: str | dict[str, float] | None  # "adaface", "insightface", {"crop": 0.2}; None: flips; cf. augment.py
 
     # Backbone
     network: str  # a name that backbones.get_model knows
@@ -118,6 +124,14 @@ class Config:
         """The rate at the end of the warm-up, scaled to the total batch where ``lr_batch`` asks for it."""
         return self.lr if self.lr_batch is None else self.lr * self.total_batch(world_size) / self.lr_batch
 
+    def augmentation(self) -> str | dict[str, float] | None:
+        """What ``augment`` and ``dali_aug`` ask for together."""
+        return "insightface" if self.dali_aug else self.augment
+
+    def sources(self) -> tuple[str, ...]:
+        """The sets of faces that ``rec`` names."""
+        return (self.rec,) if isinstance(self.rec, str) else self.rec
+
     def class_count(self) -> int | None:
         """Identities C, or None where they are to be counted from the data."""
         if isinstance(self.num_classes, tuple):
@@ -138,7 +152,9 @@ class Config:
 
     def without_effect(self) -> list[str]:
         """Settings that are given here and that nothing reads, or that another setting overrules."""
-        unread = [name for name in ("dali", "dali_aug", "score") if getattr(self, name)]
+        unread = [name for name in ("score",) if getattr(self, name)]
+        if self.dali and self.rec == "synthetic":
+            unread.append("dali")  # nothing to decode
         if self.margin_list is not None and self.margin is not None:
             unread.append("margin")  # margin_list decides
         if isinstance(self.num_classes, tuple) and self.sample_rate != 1:
@@ -189,10 +205,11 @@ def make_config(values: Mapping[str, Any]) -> Config:
     missing = [key for key in hints if key not in values]
     if missing:
         raise ValueError(f"configs/base.py must give a value to {', '.join(missing)}")
-    config = Config(**{key: _typed(key, values[key], hint) for key, hint in hints.items()})
+    config = Config(**{key: typed(key, values[key], hint) for key, hint in hints.items()})
     config = dataclasses.replace(
         config,
-        rec=_home(config.rec),
+        rec=_home(config.rec) if isinstance(config.rec, str) else tuple(map(_home, config.rec)),
+        class_map=config.class_map and _home(config.class_map),
         init_backbone=config.init_backbone and _home(config.init_backbone),
         val_targets=tuple(_home(target) for target in config.val_targets),
     )
@@ -252,64 +269,15 @@ def _home(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
-def _typed(key: str, value: Any, hint: Any) -> Any:
-    """``value`` in the type that ``hint`` asks for, or a ValueError that says what was expected and what came."""
-    for option in _options(hint):
-        accepted, converted = _convert(value, option)
-        if accepted:
-            return converted
-    raise ValueError(f"{key} must be {_describe(hint)}, got {value!r} ({type(value).__name__})")
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-
-
-def _convert(value: Any, option: Any) -> tuple[bool, Any]:
-    origin, args = typing.get_origin(option), typing.get_args(option)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if origin is Literal:
-        return value in args and isinstance(value, str), value
-    if origin is tuple:
-        if isinstance(value, str) and args[-1] is ...:
-            value = [part for part in value.split(",") if part]
-        if not isinstance(value, list | tuple):
-            return False, None
-        inner = [args[0]] * len(value) if args[-1] is ... else list(args)
-        if len(inner) != len(value):
-            return False, None
-        pairs = [_convert(v, o) for v, o in zip(value, inner, strict=True)]
-        return all(ok for ok, _ in pairs), tuple(v for _, v in pairs)
-    if option is type(None):
-        return value is None, None
-    if option is float:
-        return is_number and math.isfinite(value), float(value) if is_number else None
-    if option is int:
-        return is_number and float(value).is_integer(), int(value) if is_number and math.isfinite(value) else None
-    return isinstance(value, option), value
-
-
-def _describe(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
-    words = []
-    for option in _options(hint):
-        args = typing.get_args(option)
-        if typing.get_origin(option) is Literal:
-            words += [repr(a) for a in args]
-        elif args:
-            words.append("a list of " + ("texts" if args[-1] is ... else f"{len(args)} numbers"))
-        else:
-            words.append(names[option])
-    return " or ".join(words)
-
-
 def _check_ranges(c: Config) -> None:
     sizes = c.num_classes if isinstance(c.num_classes, tuple) else (c.num_classes,)
     rules: list[tuple[str, bool, str]] = [
         ("num_classes", all(n == "auto" or n >= 1 for n in sizes), "at least 1"),
         ("num_image", c.num_image is None or c.num_image >= 1, "at least 1"),
         ("image_size", c.image_size == (112, 112), "(112, 112), which is what every backbone here takes"),
+        ("rec_weights", all(weight > 0 for weight in c.rec_weights or ()), "above 0 for each set"),
         ("num_workers", c.num_workers >= 0, "at least 0"),
+        ("shuffle_chunk", c.shuffle_chunk >= 0, "at least 0"),
         ("embedding_size", c.embedding_size >= 1, "at least 1"),
         ("dropout", 0 <= c.dropout < 1, "in [0, 1)"),
         ("scale", c.scale > 0, "above 0"),
@@ -343,6 +311,8 @@ def _check_combinations(c: Config) -> None:
         raise ValueError("nesterov needs optimizer = 'sgd' and momentum above 0")
     if c.fp16 and c.bf16:
         raise ValueError("fp16 and bf16 exclude each other: set one of them to False")
+    if c.dali_aug and c.augment not in (None, "insightface"):
+        raise ValueError(f"dali_aug = True means augment = 'insightface', but augment = {c.augment!r}: give only one")
     if c.wandb_key and set(c.wandb_key) != {"X"}:
         raise ValueError(
             "wandb_key holds a key: secrets do not belong in a config file. Set the environment variable "
@@ -369,3 +339,9 @@ def _check_combinations(c: Config) -> None:
         raise ValueError("loss = 'combined' needs margin_list = (m1, m2, m3)")
     if c.rec == "synthetic" and c.num_classes == "auto":
         raise ValueError("rec = 'synthetic' needs num_classes as a number")
+    if not isinstance(c.rec, str) and ("synthetic" in c.rec or "" in c.rec):
+        raise ValueError(f"a list in rec holds folders and .rec files, got {list(c.rec)}")
+    if c.rec_weights is not None and len(c.rec_weights) != len(c.sources()):
+        raise ValueError(f"rec_weights needs one number for each set of rec, {len(c.sources())}, got {c.rec_weights}")
+    if c.class_map is not None and c.rec == "synthetic":
+        raise ValueError("class_map joins people of sets that rec names; 'synthetic' has none")

@@ -5,27 +5,12 @@ Shapes: B batch, H height, W width.
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from utils.decode import decode_rgb
 
-def decode_rgb(encoded: bytes | memoryview | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Decode one JPEG or PNG file to RGB.
-
-    Returns:
-        (H, W, 3) uint8, grey images repeated over the channels.
-
-    Raises:
-        ValueError: the bytes are no image that OpenCV reads.
-    """
-    data = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    if image is None:
-        raise ValueError(f"not a decodable image: {len(data)} bytes starting {data[:8].tobytes().hex(' ')!r}")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+__all__ = ["decode_rgb", "to_network_input"]
 
 
 def to_network_input(images_BHW3: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from eval import ijb
-from eval.ijb import read_ijb, read_named_lines, read_number_lines
+from eval.ijb import read_ijb
 
 
 @pytest.fixture
@@ -116,26 +116,91 @@ def test_empty_list(tree, what):
         read_ijb(tree)
 
 
-def test_line_ends_and_tabs(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"1 2 3\r\n4\t5  6")
-    assert read_number_lines(path, 3).tolist() == [[1, 2, 3], [4, 5, 6]]
-    path.write_bytes(b"a.jpg\t1  2\r\nb.jpg 3 4\r\n\r\n")
-    names, numbers = read_named_lines(path, 2, np.int64)
-    assert names == ["a.jpg", "b.jpg"]
-    assert numbers.tolist() == [[1, 2], [3, 4]]
+def add_galleries(root, target="IJBC"):
+    """Persons 10 and 20 in the first gallery, 30 in the second; a template may stand on several lines."""
+    first, second = ijb.GALLERIES[target]
+    lower = target.lower()
+    (root / "meta" / f"{lower}_1N_gallery_{first}.csv").write_text("T,S,F\n3,10,a\n3,10,b\n1,20,c\n")
+    (root / "meta" / f"{lower}_1N_gallery_{second}.csv").write_text("T,S\n4,30\n")
+    (root / "meta" / f"{lower}_1N_probe_mixed.csv").write_text("T,S\n4,30\n1,20\n")
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 6, 7, 1 << 20])
-def test_every_line_is_looked_at_in_any_block(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(ijb, "_BYTES_PER_BLOCK", block)
-    path = tmp_path / "list.txt"
-    lines = ["1 2", "  3\t-4  ", "500000 6\r", "7 8"]
-    for end in ("", "\n"):
-        path.write_text("\n".join(lines) + end, newline="")
-        assert read_number_lines(path, 2).tolist() == [[1, 2], [3, -4], [500000, 6], [7, 8]]
-    for row in range(4):
-        for wrong in ("1", "1 2 3", ""):
-            path.write_text("\n".join([*lines[:row], wrong, *lines[row:]]) + "\n1 2", newline="")
-            with pytest.raises(ValueError, match=rf"line {row + 1}: expected 2 whole numbers, found '{wrong}'"):
-                read_number_lines(path, 2)
+@pytest.mark.parametrize("target", ["IJBC", "IJBB"])
+def test_galleries_and_probes(tree, target):
+    add_galleries(tree, target)
+    read = read_ijb(tree, target, "both")
+    first, second = ijb.GALLERIES[target]
+    assert read.galleries[first].template_ids.tolist() == [1, 3]
+    assert read.galleries[first].subject_ids.tolist() == [20, 10]
+    assert read.galleries[second].template_ids.tolist() == [4]
+    assert read.probes.subject_ids.tolist() == [20, 30]
+    assert len(read.pair_label) == 3
+    (tree / "meta" / f"{target.lower()}_template_pair_label.txt").unlink()
+    read = read_ijb(tree, target, "1n")
+    assert len(read.pair_label) == 0
+    assert len(read.galleries) == 2
+    with pytest.raises(FileNotFoundError, match=r"protocol both: meta/.*_template_pair_label\.txt missing"):
+        read_ijb(tree, target, "both")
+
+
+def test_one_to_n_lists_are_checked(tree):
+    wanted = r"1N_gallery_G1\.csv, meta/ijbc_1N_gallery_G2\.csv, meta/ijbc_1N_probe_mixed\.csv missing"
+    with pytest.raises(FileNotFoundError, match=wanted):
+        read_ijb(tree, protocol="1n")
+    with pytest.raises(ValueError, match="11, 1n, both, got '12'"):
+        read_ijb(tree, protocol="12")
+    add_galleries(tree)
+    gallery = tree / "meta" / "ijbc_1N_gallery_G1.csv"
+    text = gallery.read_text()
+    for wrong, message in (
+        (text + "9,40\n", r"gallery_G1\.csv, line 5: template 9 has no images"),
+        (text + "1,21\n", r"gallery_G1\.csv: template 1 is of subject 20 on one line and of 21 on another"),
+        (text + "1\n", r"gallery_G1\.csv, line 5: expected 2 whole numbers"),
+    ):
+        gallery.write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            read_ijb(tree, protocol="1n")
+
+
+def test_everything_wrong_is_named_at_once(tree):
+    add_galleries(tree)
+    (tree / "loose_crop" / "2.jpg").unlink()
+    change(tree, "name_5pts_score", "1.jpg", "9.jpg")
+    change(tree, "template_pair_label", "1 4 0", "1 8 0")
+    (tree / "meta" / "ijbc_1N_probe_mixed.csv").write_text("T,S\n7,30\n")
+    with pytest.raises(FileNotFoundError) as caught:
+        read_ijb(tree, protocol="both")
+    message = str(caught.value)
+    assert message.startswith("4 problems: (1) ")
+    for part in (
+        "line 2 is '1.jpg'",
+        "line 2: template 8 has no images",
+        "probe_mixed.csv, line 2: template 7 has no images",
+        "(4) 1 of 4 images are missing",
+    ):
+        assert part in message
+
+
+def test_many_missing_images_are_counted(tree):
+    for i in range(4):
+        (tree / "loose_crop" / f"{i}.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"4 of 4 images are missing in .*: 0\.jpg, 1\.jpg, 2\.jpg, 3\.jpg$"):
+        read_ijb(tree)
+
+
+def test_stamps_tell_a_changed_image(tree):
+    before = read_ijb(tree).stamps
+    assert before.shape == (4, 2)
+    assert before[:, 0].tolist() == [4] * 4
+    (tree / "loose_crop" / "2.jpg").write_bytes(b"another")
+    after = read_ijb(tree).stamps
+    assert (before != after).any(axis=1).tolist() == [False, False, True, False]
+
+
+def test_template_ids_far_apart(tree):
+    change(tree, "face_tid_mid", "3.jpg 4 7", f"3.jpg {1 << 40} 7")
+    change(tree, "template_pair_label", "1 4 0\n3 4 0", f"1 {1 << 40} 0\n3 {1 << 40} 0")
+    assert read_ijb(tree).pair_template_2.tolist() == [3, 1 << 40, 1 << 40]
+    change(tree, "template_pair_label", f"3 {1 << 40} 0", "3 2 0")
+    with pytest.raises(ValueError, match="line 3: template 2 has no images"):
+        read_ijb(tree)

@@ -1,4 +1,3 @@
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -6,46 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from eval.pairs import PairResult, PairSet, embed_images, evaluate_pairs, load_bin, verify
+from eval.pairs import (
+    FARS,
+    PairResult,
+    PairSet,
+    embed_images,
+    evaluate_embeddings,
+    evaluate_pairs,
+    load_bin,
+    sample_pairs,
+    verify,
+)
+from pair_stub import Stub, face, made_set, png
 from ranks import run_ranks
 
 CPU = torch.device("cpu")
-
-
-class Stub(nn.Module):
-    """Embeds by a fixed projection of 8 x 8 means; batch norm and dropout tell eval mode from training."""
-
-    def __init__(self, dim=16):
-        super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(8)
-        self.norm = nn.BatchNorm2d(3)
-        self.drop = nn.Dropout(0.5)
-        self.fc = nn.Linear(192, dim)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            self.fc.weight.copy_(torch.randn(dim, 192, generator=generator))
-            self.fc.bias.zero_()
-
-    def forward(self, x):
-        return self.fc(self.drop(self.norm(self.pool(x))).flatten(1))
-
-
-def face(seed, size=112):
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return cv2.resize(small, (size, size), interpolation=cv2.INTER_NEAREST)
-
-
-def png(image):
-    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-
-
-def made_set(n=20):
-    """Pairs of one image with itself, and of two images, in turn."""
-    images = []
-    for pair in range(n):
-        images += [png(face(2 * pair)), png(face(2 * pair + pair % 2))]
-    return PairSet("made", images, np.arange(n) % 2 == 0)
 
 
 def loop_reference(embeddings, issame, folds):
@@ -106,6 +80,66 @@ def test_cosines_and_spread():
     assert result.spread == pytest.approx(embeddings.std(0).mean())
 
 
+def test_tar_is_that_of_the_nearest_point_and_missing_below_one_impostor_pair():
+    rng = np.random.default_rng(3)
+    issame = np.arange(1200) % 2 == 0  # 600 impostor pairs: 0.001 is less than one
+    angle = np.where(issame, rng.uniform(0, 1.6, 1200), rng.uniform(0.8, 3.1, 1200))
+    embeddings = np.empty((2400, 2))
+    embeddings[0::2] = (1, 0)
+    embeddings[1::2] = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    tar = evaluate_pairs(embeddings, issame).tar
+    assert np.isnan(tar).tolist() == [True, True, False, False]
+    impostor = np.sort(np.cos(angle[~issame]))[::-1]
+    for far, found in zip(FARS[2:], tar[2:], strict=True):
+        accepted = round(far * 600)
+        # The curve has a point where the genuine pairs above the next impostor pair have come in.
+        best = (np.cos(angle[issame]) > impostor[accepted]).mean()
+        assert found == pytest.approx(best, abs=1e-12)
+
+
+def test_repeated_distances_are_no_trouble():
+    embeddings = np.tile([[1.0, 0.0], [0.6, 0.8]], (40, 1))  # every pair at the same distance
+    result = evaluate_pairs(embeddings, np.arange(40) % 2 == 0)
+    assert result.accuracy == 0.5
+    assert result.genuine_cosine == pytest.approx(result.impostor_cosine)
+    assert result.tar[3] in (0, 1)
+    assert "look alike" in result.hint()
+
+
+def test_evaluate_embeddings_brings_them_to_length_one():
+    embeddings, issame = random_pairs(40, 1)
+    scaled = (embeddings * np.linspace(1, 9, 80)[:, None]).astype(np.float32)
+    result, reference = evaluate_embeddings(scaled, issame), evaluate_pairs(embeddings, issame)
+    assert result.accuracy == reference.accuracy
+    assert result.genuine_cosine == pytest.approx(reference.genuine_cosine, abs=1e-6)
+    assert result.norm == pytest.approx(5, rel=1e-6)
+    scaled[7] = np.nan
+    assert evaluate_embeddings(scaled, issame).non_finite == 1
+    zeros = evaluate_embeddings(np.zeros((80, 6), np.float32), issame)
+    assert (zeros.norm, zeros.spread, zeros.non_finite) == (0, 0, 0)
+    assert "nearly the same" in zeros.hint()
+    assert evaluate_embeddings(np.empty((0, 0), np.float32), issame[:0]).message == "no pairs"
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(2, 40), st.integers(0, 99))
+def test_sampled_pairs(genuine, impostor, n, seed):
+    issame = np.random.default_rng(seed).permutation([True] * genuine + [False] * impostor).astype(bool)
+    whole = PairSet("made", [b"%d" % i for i in range(2 * len(issame))], issame)
+    some = sample_pairs(whole, n)
+    total = len(issame)
+    assert len(some.issame) == min(n, total)
+    if total <= n:
+        assert some is whole
+        return
+    index = [int(image) for image in some.encoded]
+    assert index[0::2] == [i - 1 for i in index[1::2]]
+    assert len(set(index)) == len(index)
+    assert index == sorted(index)
+    np.testing.assert_array_equal(some.issame, issame[np.array(index[0::2]) // 2])
+    assert some.issame.sum() >= min(genuine, n // 2)
+    assert (~some.issame).sum() >= min(impostor, n // 2)
+
+
 def test_fewer_pairs_than_folds():
     embeddings, issame = random_pairs(4, 0)
     result = evaluate_pairs(embeddings, issame, folds=10)
@@ -160,6 +194,10 @@ def test_hints():
     assert "look alike" in evaluate_pairs(noise, np.arange(2000) % 2 == 0).hint()
     embeddings, issame = random_pairs(40, 1)
     assert evaluate_pairs(embeddings, issame).hint() == ""
+    assert "inverted" in evaluate_pairs(embeddings, ~issame).hint()
+    assert evaluate_pairs(embeddings, issame).notes() == []
+    few = evaluate_pairs(embeddings[:8], ~issame[:4])
+    assert few.notes() == [few.message, few.hint()]
 
 
 def test_wrong_lengths_are_errors():

@@ -1,6 +1,12 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_curve
 
+import eval.roc
+from benchmarks import ijb_reference
+from eval.ijb_run import tar_table
 from eval.roc import FAR_GRID, Roc, plot_roc, roc
 
 
@@ -24,6 +30,30 @@ def test_equals_every_threshold_tried(seed, decimals):
     assert len(np.unique(curve.far)) > 20
     for far in curve.far:
         assert curve.tar_at(far) == pytest.approx(brute_tar(labels, scores, far), abs=1e-12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(2, 300),
+    levels=st.sampled_from([1, 2, 5, 30, 10**9]),
+    share=st.sampled_from([0.02, 0.5, 0.98]),
+)
+def test_points_and_table_are_those_of_the_field(seed, n, levels, share):
+    """Every point of sklearn's curve, ties and dropped points included, and the same text from it."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.uniform(size=n) < share).astype(np.int64)
+    labels[rng.permutation(n)[:2]] = [0, 1]
+    scores = rng.integers(-levels, levels + 1, n) / levels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval.roc, "_MANY", 100 if n % 2 else 1 << 20)  # sorted in threads, or not
+        patch.setattr(eval.roc, "_SAMPLE", 20)
+        curve = roc(labels, scores)
+    far, tar, _ = roc_curve(labels, scores)
+    np.testing.assert_array_equal(curve.far, far)
+    np.testing.assert_array_equal(curve.tar, tar)
+    table = tar_table("net-IJBC", {far: curve.tar_at(far) for far in FAR_GRID})
+    assert table.get_string() == ijb_reference.tar_table("net-IJBC", labels, scores)
 
 
 def test_highest_tar_on_a_tie():

@@ -1,8 +1,10 @@
-"""Run by an interpreter that has mxnet: `mxnet_peer.py JOB ANSWER`, two pickles.
+"""Run by an interpreter that has mxnet: answers jobs until its input ends.
 
-JOB is a list of (command, arguments); ANSWER is the list of results.
+A job is a pickle of (command, arguments) in a file whose name comes in a line of input; a line of output says that
+the answer has taken the job's place.
 """
 
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -39,8 +41,26 @@ def unpack(payload):
     return header.flag, label, header.id, header.id2, image
 
 
+def faces(stem):
+    """What arcface_torch's data set makes of stem.rec: the images' keys, and (label, image bytes) of each."""
+    reader = mx.recordio.MXIndexedRecordIO(f"{stem}.idx", f"{stem}.rec", "r")
+    header, _ = mx.recordio.unpack(reader.read_idx(0))
+    keys = range(1, int(header.label[0])) if header.flag > 0 else reader.keys
+    found = []
+    for key in keys:
+        header, image = mx.recordio.unpack(reader.read_idx(key))
+        label = header.label if isinstance(header.label, float) else header.label[0]
+        found.append((key, int(label), image))
+    reader.close()
+    return found
+
+
 if __name__ == "__main__":
-    job, answer = map(Path, sys.argv[1:])
-    commands = {"write": write, "read": read, "pack": pack, "unpack": unpack}
-    results = [commands[name](*arguments) for name, arguments in pickle.loads(job.read_bytes())]
-    answer.write_bytes(pickle.dumps(results))
+    answers = os.fdopen(os.dup(1), "w")  # mxnet may print
+    os.dup2(2, 1)
+    commands = {"write": write, "read": read, "pack": pack, "unpack": unpack, "faces": faces}
+    for line in sys.stdin:
+        job = Path(line.rstrip("\n"))
+        results = [commands[name](*arguments) for name, arguments in pickle.loads(job.read_bytes())]
+        job.write_bytes(pickle.dumps(results))
+        print("done", file=answers, flush=True)

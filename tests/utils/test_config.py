@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -207,6 +208,14 @@ def test_overrides():
     assert cfg.network == "r18"
 
 
+def test_several_sets():
+    cfg = get_config("demo", ["rec=[a/faces,~/b]", "rec_weights=1,0.5", "class_map=~/people.json"])
+    assert cfg.sources() == ("a/faces", str(Path.home() / "b"))
+    assert cfg.rec_weights == (1.0, 0.5)
+    assert cfg.class_map == str(Path.home() / "people.json")
+    assert get_config("demo", ["rec=faces,b"]).sources() == ("faces,b",), "a comma may be part of a name"
+
+
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_config("demo").lr = 1.0
@@ -294,6 +303,13 @@ def test_rate_follows_the_batch_where_asked():
         ("loss=combined", "needs margin_list"),
         ("wandb_key=0123456789abcdef", "WANDB_API_KEY"),
         ("just_a_word", "key=value"),
+        ("rec=3", "rec must be a text or a list of texts, got 3"),
+        ("rec_weights=a", "rec_weights must be a list of numbers or None, got 'a'"),
+        ("rec_weights=[0]", r"rec_weights must be above 0 for each set, got \(0.0,\)"),
+        ("rec_weights=[1,2]", r"one number for each set of rec, 1, got \(1.0, 2.0\)"),
+        ("rec=[faces,synthetic]", "a list in rec holds folders and .rec files"),
+        ("on_bad_sample=ignore", "on_bad_sample must be 'stop' or 'skip', got 'ignore'"),
+        ("shuffle_chunk=-1", "shuffle_chunk must be at least 0"),
     ],
 )
 def test_errors_say_what_was_expected_and_what_came(override, message):

@@ -3,18 +3,15 @@ import os
 import pickle
 import random
 import struct
-import subprocess
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.recordio import MAGIC, RecordReader, RecordWriter, pack, unpack, write_face_records
+from utils.recordio import MAGIC, RecordReader, RecordWriter, pack, unpack
 
-ROOT = Path(__file__).resolve().parents[2]
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 
 # Pieces that put the magic on and off 4-byte boundaries, alone, doubled, and at both ends.
@@ -29,11 +26,6 @@ def write(folder, records, name="r"):
         for key, payload in records:
             writer.write(key, payload)
     return path
-
-
-def records_then_an_error():
-    yield 0, b"new"
-    raise KeyError
 
 
 @pytest.fixture
@@ -124,7 +116,7 @@ class TestRoundTrip:
         assert RecordReader(path, other).read(2) == b"b"
 
     def test_index_read_in_blocks(self, folder, monkeypatch):
-        monkeypatch.setattr("utils.recordio._IDX_BLOCK", 16)
+        monkeypatch.setattr("utils.record_index._IDX_BLOCK", 16)
         reader = RecordReader(write(folder, [(i, str(i).encode()) for i in range(300)]))
         assert [reader.read(i) for i in range(300)] == [str(i).encode() for i in range(300)]
         (folder / "r.idx").write_text("".join(f"{i}\t0\n" for i in range(50)) + "x\t0\n")
@@ -132,64 +124,79 @@ class TestRoundTrip:
             RecordReader(folder / "r.rec")
 
 
-class TestWriter:
-    def test_nothing_is_left_after_an_exception(self, folder):
-        with pytest.raises(KeyError):
-            write(folder, records_then_an_error())
-        assert list(folder.iterdir()) == []
-
-    def test_an_older_file_survives_an_exception(self, folder):
-        path = write(folder, [(0, b"old")])
-        with pytest.raises(KeyError):
-            write(folder, records_then_an_error())
-        assert RecordReader(path).read(0) == b"old"
-
-    def test_names_appear_at_the_end(self, folder):
-        with RecordWriter(folder / "r.rec") as writer:
-            writer.write(0, b"x")
-            assert not (folder / "r.rec").exists()
-        assert sorted(path.name for path in folder.iterdir()) == ["r.idx", "r.rec"]
-
-    def test_negative_key(self, folder):
-        with pytest.raises(ValueError, match="keys start at 0, got -1"):
-            write(folder, [(-1, b"x")])
-
-    def test_too_long(self, folder, monkeypatch):
-        monkeypatch.setattr("utils.recordio._MAX_PART", 7)
-        with pytest.raises(ValueError, match=r"r\.rec: record key 3: 8 bytes are over 7"):
-            write(folder, [(3, b"12345678")])
-
-
-class TestFaceRecords:
-    def test_contents(self, folder):
-        write_face_records(folder / "new", [[b"a0", b"a1"], [b"b0"]], (112, 96))
-        reader = RecordReader(folder / "new/train.rec")
-        headers = [unpack(reader.read(key)) for key in reader.keys]
-        assert [(h.flag, h.label.tolist(), h.id, bytes(image)) for h, image in headers] == [
-            (2, [4, 6], 0, b""),
-            (0, [0], 1, b"a0"),
-            (0, [0], 2, b"a1"),
-            (0, [1], 3, b"b0"),
-            (2, [1, 3], 4, b""),
-            (2, [3, 4], 5, b""),
+class TestReadMany:
+    @pytest.mark.parametrize("keys", [range(40), range(0, 120, 3), [*range(20), *range(40, 20, -1)]])
+    @pytest.mark.parametrize("chunk", [0, 7])
+    def test_equals_single_reads(self, folder, keys, chunk):
+        rng = random.Random(3)
+        records = [
+            (key, rng.choice([b"", b"abcd" + MAGIC_BYTES, rng.randbytes(rng.randrange(9000))])) for key in keys
         ]
-        assert (folder / "new/property").read_text() == "2,112,96\n"
-        assert len(list((folder / "new").iterdir())) == 3
+        path = write(folder, records)
+        reader, plain = RecordReader(path, chunk=chunk), RecordReader(path)
+        positions = [rng.randrange(len(records)) for _ in range(100)]
+        assert reader.read_many(positions) == [plain.read_at(i) for i in positions]
+        assert reader.read_many(np.array(positions)) == [dict(records)[int(plain.keys[i])] for i in positions]
+        assert reader.read_at(5) == plain.read_at(5)
+        assert reader.read_many([]) == []
 
-    def test_refused(self, folder):
-        with pytest.raises(ValueError, match="identity 1 has no image"):
-            write_face_records(folder, [[b"a"], []])
-        with pytest.raises(ValueError, match="no identities"):
-            write_face_records(folder, [])
+    def test_a_file_that_has_become_shorter(self, folder):
+        path = write(folder, [(i, bytes(100)) for i in range(5)])
+        reader = RecordReader(path)
+        os.truncate(path, 3 * 108 + 4)
+        assert reader.read_many([0, 2]) == [bytes(100)] * 2
+        for read in (lambda: reader.read_many([1, 3]), lambda: reader.read_at(3)):
+            with pytest.raises(ValueError, match=r"record key 3 at byte 324: .*the file's end \(truncated\)"):
+                read()
 
-    def test_same_bytes_as_the_file_that_mxnet_wrote(self, shared_data, folder):
-        theirs = shared_data / "lfw_train"
-        reader = RecordReader(theirs / "train.rec")
-        in_file_order = [(int(reader.keys[i]), reader.read_at(i)) for i in np.argsort(reader.offsets)]
-        ours = write(folder, in_file_order, "train")
-        for name in ("train.rec", "train.idx"):
-            assert (folder / name).read_bytes() == (theirs / name).read_bytes()
-        assert ours.stat().st_size == 35_128_600
+    @pytest.mark.parametrize("position", [-1, 3])
+    def test_outside(self, folder, position):
+        reader = RecordReader(write(folder, [(i, b"x") for i in range(3)]))
+        with pytest.raises(IndexError, match=f"record {position} of 3"):
+            reader.read_many([0, position, 1])
+
+    def test_a_damaged_record_is_named(self, folder):
+        path = write(folder, [(i, bytes(100)) for i in range(5)])
+        with path.open("r+b") as file:
+            file.seek(3 * 108)
+            file.write(b"JUNK")
+        with pytest.raises(ValueError, match="record key 3 at byte 324: expected the magic"):
+            RecordReader(path).read_many(range(5))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no hints")
+class TestHints:
+    @pytest.fixture
+    def hints(self, monkeypatch):
+        given = []
+        monkeypatch.setattr(os, "posix_fadvise", lambda fd, *args: given.append(args))
+        return given
+
+    def test_none_while_reads_are_fast_and_all_of_a_call_once_they_are_slow(self, folder, hints, monkeypatch):
+        reader = RecordReader(write(folder, [(i, bytes(100)) for i in range(20)]))
+        monkeypatch.setattr("utils.recordio._SLOW_READ_S", 1e9)
+        reader.read_many(range(20))
+        reader.read_many(range(20))
+        assert hints == []
+        monkeypatch.setattr("utils.recordio._SLOW_READ_S", 0.0)
+        reader.read_many(range(20))
+        assert hints == []
+        reader.read_many([7, 3])
+        assert hints == [(7 * 108, 108, os.POSIX_FADV_WILLNEED), (3 * 108, 108, os.POSIX_FADV_WILLNEED)]
+
+    def test_chunks_are_asked_for_whole_and_once(self, folder, hints):
+        reader = RecordReader(write(folder, [(i, bytes(100)) for i in range(20)]), chunk=8)
+        reader.read_many([9, 10, 19])
+        assert hints == [(8 * 108, 8 * 108, os.POSIX_FADV_WILLNEED), (16 * 108, 4 * 108, os.POSIX_FADV_WILLNEED)]
+        reader.read_at(15)
+        assert len(hints) == 2
+        reader.read_at(0)
+        assert hints[2:] == [(0, 8 * 108, os.POSIX_FADV_WILLNEED)]
+
+    def test_no_chunk_where_keys_do_not_follow_the_file(self, folder, hints):
+        reader = RecordReader(write(folder, [(i, b"x") for i in (2, 0, 1)]), chunk=2)
+        assert reader.read_many(range(3)) == [b"x"] * 3
+        assert hints == []
 
 
 class TestDamage:
@@ -321,64 +328,3 @@ class TestProcesses:
         for thread in threads:
             thread.join()
         assert wrong == []
-
-
-@pytest.fixture
-def mxnet(tmp_path):
-    """A function that has commands of mxnet_peer.py run by an interpreter with mxnet."""
-    python = os.environ.get("MXNET_PYTHON", ROOT / ".venv-mxnet/bin/python")
-    if not Path(python).exists():
-        pytest.skip("no interpreter with mxnet 1.9.1: make .venv-mxnet or set MXNET_PYTHON")
-
-    def run(*commands):
-        job, answer = tmp_path / "job", tmp_path / "answer"
-        job.write_bytes(pickle.dumps(commands))
-        script = Path(__file__).with_name("mxnet_peer.py")
-        done = subprocess.run([python, script, job, answer], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return pickle.loads(answer.read_bytes())
-
-    return run
-
-
-def awkward_records():
-    rng = random.Random(1)
-    fixed = [b"", b"x", MAGIC_BYTES, MAGIC_BYTES * 3, b"ab" + MAGIC_BYTES, b"abcd" + MAGIC_BYTES, MAGIC_BYTES + b"a"]
-    mixed = [
-        b"".join(
-            rng.choice([MAGIC_BYTES, MAGIC_BYTES[:3], rng.randbytes(4), b"abc"]) for _ in range(rng.randrange(9))
-        )
-        for _ in range(200)
-    ]
-    keys = rng.sample(range(10**6), len(fixed) + len(mixed) + 1)
-    return list(zip(keys, [*fixed, *mixed, rng.randbytes(20000)], strict=True))
-
-
-@pytest.mark.mxnet
-class TestMxnet:
-    def test_both_directions_byte_for_byte(self, mxnet, folder):
-        records = awkward_records()
-        ours = write(folder, records, "ours")
-        _, (by_key, in_order) = mxnet(("write", (folder / "theirs", records)), ("read", (folder / "ours",)))
-        assert by_key == dict(records)
-        assert in_order == [payload for _, payload in records]
-        theirs = folder / "theirs.rec"
-        assert theirs.read_bytes() == ours.read_bytes()
-        assert theirs.with_suffix(".idx").read_bytes() == ours.with_suffix(".idx").read_bytes()
-        reader = RecordReader(theirs)
-        assert {key: reader.read(key) for key, _ in records} == dict(records)
-
-    def test_headers(self, mxnet):
-        cases = [(3.0, b"image", 7), (0.0, b"", 0), ([5.0], b"i", 2**63), ([1.0, 2.5, -3.0], b"xyz", 1)]
-        ours = [pack(*case) for case in cases]
-        assert mxnet(*(("pack", case) for case in cases)) == ours
-        for payload, theirs in zip(ours, mxnet(*(("unpack", (payload,)) for payload in ours)), strict=True):
-            header, image = unpack(payload)
-            label = header.label.tolist() if header.flag else header.label.item()
-            assert (header.flag, label, header.id, header.id2, bytes(image)) == theirs
-
-    def test_face_records(self, mxnet, folder):
-        write_face_records(folder, [[b"a", MAGIC_BYTES], [b"b"]])
-        ((by_key, _),) = mxnet(("read", (folder / "train",)))
-        reader = RecordReader(folder / "train.rec")
-        assert by_key == {int(key): reader.read(key) for key in reader.keys}

@@ -1,0 +1,113 @@
+"""Which images come in which order: a function of (seed, epoch), the same on any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from utils.shuffle import epoch_permutation
+
+_DRAW = 3  # keeps what is drawn from a set apart from other uses of (seed, epoch)
+Share = tuple[int, float]  # images of a set, and how often each of them comes in an epoch
+
+
+class EpochSampler(Sampler[list[int]]):
+    """The batches of one rank: its slices of a permutation of (seed, epoch).
+
+    Step s of an epoch is the global batch ``permutation[s * G : (s + 1) * G]`` whatever the number of ranks; rank
+    r takes the r-th B of it. The n mod G images left over wait for another epoch.
+
+    The position is where the next iteration starts. Workers that read ahead do not move it: the training loop says
+    how far it has come with ``set_position``, before each epoch and before it saves.
+
+    Args:
+        n: images.
+        batch_size: B.
+        rank: r.
+        world_size: W; G = W * B.
+        seed: of the run.
+        chunk: images that lie together and stay so until they are shuffled within a window of chunks (see
+            ``utils.shuffle``), for disks that seek slowly; 0: all are shuffled among themselves.
+        shares: the ``n`` images as sets, in their order, each with its weight: 1 is each image once an epoch, 0.5
+            half of them, drawn anew each epoch, 2.5 each twice and half of them once more. None: each image once.
+
+    Raises:
+        ValueError: an epoch has fewer images than G.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 2048,
+        *,
+        chunk: int = 0,
+        shares: Sequence[Share] | None = None,
+    ) -> None:
+        assert 0 <= rank < world_size
+        assert shares is None or sum(images for images, _ in shares) == n
+        self.shares = [(n, 1.0)] if shares is None else list(shares)
+        self.n = sum(images_of(share) for share in self.shares)  # images of an epoch
+        self.batch_size, self.rank, self.seed, self.chunk = batch_size, rank, seed, chunk
+        self.global_batch = batch_size * world_size
+        if not 1 <= self.global_batch <= self.n:
+            raise ValueError(
+                f"an epoch of {self.n} images has no global batch of {world_size} ranks x {batch_size} = "
+                f"{self.global_batch}: change batch_size, start fewer ranks, or add images"
+            )
+        self.steps_per_epoch = self.n // self.global_batch
+        self.epoch, self.step = 0, 0
+
+    def set_position(self, epoch: int, step: int = 0) -> None:
+        """Let the next iteration start at this step of this epoch; ValueError if there is no such step."""
+        if epoch < 0 or not 0 <= step <= self.steps_per_epoch:
+            raise ValueError(f"no step {step} of epoch {epoch}: an epoch has {self.steps_per_epoch} steps")
+        self.epoch, self.step = epoch, step
+
+    def __len__(self) -> int:
+        """Batches that the next iteration yields."""
+        return self.steps_per_epoch - self.step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # The position is taken now, not at the first batch: the loop may move it on while this runs.
+        return self._batches(self.epoch, self.step)
+
+    def _batches(self, epoch: int, step: int) -> Iterator[list[int]]:
+        order = epoch_permutation(self.n, self.seed, epoch, max(self.chunk, 1))
+        if any(weight != 1 for _, weight in self.shares):
+            order = _draw(self.shares, self.seed, epoch)[order]
+        for s in range(step, self.steps_per_epoch):
+            start = s * self.global_batch + self.rank * self.batch_size
+            yield order[start : start + self.batch_size].tolist()
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, with the global batch that its step counts in."""
+        return {"epoch": self.epoch, "step": self.step, "global_batch": self.global_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a saved position; under another global batch, to the last step that leaves out no image."""
+        images = state["step"] * state.get("global_batch", self.global_batch)
+        self.set_position(state["epoch"], min(images // self.global_batch, self.steps_per_epoch))
+
+
+def images_of(share: Share) -> int:
+    """How many images of a set come in an epoch; some of them several times where the weight is above 1."""
+    images, weight = share
+    return images * int(weight) + round(images * (weight % 1))
+
+
+def _draw(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
+    """The images of an epoch in the order in which they lie, each as often as its set's weight says."""
+    parts, start = [], 0
+    for number, (images, weight) in enumerate(shares):
+        times = np.full(images, int(weight))
+        drawn = np.random.default_rng([seed, epoch, _DRAW, number]).permutation(images)
+        times[drawn[: round(images * (weight % 1))]] += 1
+        parts.append(np.repeat(np.arange(start, start + images), times))
+        start += images
+    return np.concatenate(parts)

@@ -1,0 +1,288 @@
+"""The data of a run: opened and checked before the first step, the same on every host; what the loop says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dataset import (
+    Batch,
+    EpochSampler,
+    FaceDataset,
+    ImageFolder,
+    JoinedSets,
+    Loader,
+    check_labels,
+    get_dataloader,
+    images_of,
+)
+from utils.config import Config
+from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
+from utils.logging import log
+
+SYNTHETIC_IMAGES = 1_000_000  # of "synthetic" data without num_image
+MAX_DAMAGED_SHARE = 0.01  # of the images, above which there is no skipping any more
+MAX_DAMAGED_FROM = 1000  # images from which on that share counts
+DATA_WAIT_LIMIT = 0.2  # share of time waiting for data above which the log says so
+_HINT_EVERY = 100  # log lines
+
+
+class DataSummary(NamedTuple):
+    """What has to be the same on every host."""
+
+    num_classes: int
+    num_image: int
+    empty_classes: int  # identities without an image
+    unusable: int  # images whose label is damaged, where these are skipped
+    checksum: int  # of the labels in their order, and of the folders' names
+
+
+class DataFacts(NamedTuple):
+    """What one process of a host finds out about the data, for the others."""
+
+    class_counts: tuple[int, ...]  # of each of several sets
+    unusable: NDArray[np.int64]  # see FaceDataset
+    warnings: tuple[str, ...]
+
+
+def open_data(cfg: Config, ranks: Ranks) -> tuple[Loader, Config]:
+    """Open the data and check its labels, once on each host; returns the config with the counts filled in.
+
+    Raises:
+        ValueError: labels outside ``num_classes``, too few images, hosts whose data differ; on every rank.
+        FileNotFoundError: there is no data at ``rec``; on every rank.
+    """
+    if not cfg.rec:
+        raise ValueError("rec is not set: give the folder of the training data, in the config or as rec=FOLDER")
+    error: Exception | None = None
+    found: tuple[DataSummary, DataFacts] | None = None
+    loader: Loader | None = None
+    try:
+        loader = _open_loader(cfg, ranks)
+        if ranks.local_rank == 0:
+            found = examine(_faces(loader), cfg.class_count())
+    except FileNotFoundError as problem:
+        error = FileNotFoundError(f"{problem}. Give the folder of the training data with rec=FOLDER")
+    except (ValueError, OSError) as problem:
+        error = problem
+    reports = all_gather_objects((error, found))
+    for other_error, _ in reports:
+        if other_error is not None:
+            raise other_error
+    examined = [report for _, report in reports if report is not None]
+    summaries = {summary for summary, _ in examined}
+    if len(summaries) != 1:
+        raise ValueError(f"the hosts' data differ, copy the same to all: {'; '.join(map(str, sorted(summaries)))}")
+    assert loader is not None
+    data, facts = examined[0]
+    _adopt(_faces(loader), facts)
+    if data.empty_classes:
+        log.warning("data: %d of %d identities have no image", data.empty_classes, data.num_classes)
+    for warning in facts.warnings:
+        log.warning("data: %s", warning)
+    if data.unusable:
+        log.warning("data: %d of %d images have a damaged label and are left out", data.unusable, data.num_image)
+    if cfg.num_image not in (None, data.num_image):
+        log.warning(
+            "num_image = %d in the config, %d found; the schedule follows the data", cfg.num_image, data.num_image
+        )
+    num_classes = cfg.num_classes if isinstance(cfg.num_classes, tuple) else data.num_classes
+    return loader, dataclasses.replace(cfg, num_classes=num_classes, num_image=data.num_image)
+
+
+def _open_loader(cfg: Config, ranks: Ranks) -> Loader:
+    is_synthetic = cfg.rec == "synthetic"
+    return get_dataloader(
+        cfg.rec,
+        cfg.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=cfg.seed,
+        num_workers=cfg.num_workers,
+        num_classes=cfg.class_count() if is_synthetic else None,
+        num_image=(cfg.num_image or SYNTHETIC_IMAGES) if is_synthetic else None,
+        image_size=cfg.image_size,
+        device=ranks.device,
+        class_map=cfg.class_map,
+        weights=cfg.rec_weights,
+        shuffle_chunk=cfg.shuffle_chunk,
+        on_bad_sample=cfg.on_bad_sample,
+        dali=cfg.dali,
+    )
+
+
+def examine(faces: FaceDataset, num_classes: int | None) -> tuple[DataSummary, DataFacts]:
+    """Read all labels and a few images; ValueError when a label or an image does not fit, and is not skipped."""
+    num_classes = num_classes or faces.num_classes
+    labels = faces.labels
+    unusable = np.empty(0, np.int64)
+    if faces.on_bad_sample == "skip":
+        unusable = faces.find_unusable(num_classes)
+        check_damaged_share(len(unusable), len(faces), f"labels, the first that of {_first(faces, unusable)}")
+        labels = np.delete(labels, unusable)
+    try:
+        check_labels(labels, num_classes)
+    except ValueError as error:
+        raise ValueError(f"{error}; the first is that of {_first(faces, faces.find_unusable(num_classes))}") from None
+    sets = faces.sets if isinstance(faces, JoinedSets) else [faces]
+    counts = faces.class_counts if isinstance(faces, JoinedSets) else ()
+    facts = DataFacts(counts, unusable, tuple(one.warning for one in sets if one.warning))
+    _adopt(faces, facts)
+    for index in np.linspace(0, len(faces) - 1, 8).astype(int):
+        faces[int(index)]
+    names = "\n".join(_folder_names(faces))
+    checksum = zlib.crc32(names.encode(), zlib.crc32(faces.labels.tobytes(), zlib.crc32(unusable.tobytes())))
+    empty = num_classes - len(np.unique(labels))
+    return DataSummary(num_classes, len(faces), empty, len(unusable), checksum), facts
+
+
+def check_damaged_share(damaged: int, images: int, what: str) -> None:
+    """Raise ValueError if so many images are damaged that skipping them would hide a broken file or disk."""
+    if images >= MAX_DAMAGED_FROM and damaged > MAX_DAMAGED_SHARE * images:
+        raise ValueError(
+            f"{damaged} of {images} images are damaged, more than {100 * MAX_DAMAGED_SHARE:g} % ({what}): copy the "
+            "data again, or take out what is damaged"
+        )
+
+
+def _first(faces: FaceDataset, unusable: NDArray[np.int64]) -> str:
+    return faces.where(int(unusable[0])) if len(unusable) else "none"
+
+
+def _adopt(faces: FaceDataset, facts: DataFacts) -> None:
+    """Take over what a process of this host, or of one with the same data, has found out."""
+    faces.unusable = facts.unusable
+    if isinstance(faces, JoinedSets):
+        faces.class_counts = facts.class_counts
+
+
+def _folder_names(faces: FaceDataset) -> list[str]:
+    sets = faces.sets if isinstance(faces, JoinedSets) else [faces]
+    return [name for one in sets if isinstance(one, ImageFolder) for name in one.classes]
+
+
+def _faces(loader: Loader) -> FaceDataset:
+    assert isinstance(loader.dataset, FaceDataset)
+    return loader.dataset
+
+
+def sampler_of(loader: Loader) -> EpochSampler:
+    """The loader's batch sampler, as what it is."""
+    assert isinstance(loader.batch_sampler, EpochSampler)
+    return loader.batch_sampler
+
+
+def data_folder(cfg: Config) -> Path:
+    """Where the verification sets lie: the first set's folder, also when ``rec`` names a file in it."""
+    return _folder_of(cfg.sources()[0])
+
+
+def verification_targets(cfg: Config) -> list[str]:
+    """``val_targets``, those that lie in the folder of a further set as paths."""
+    folders = [_folder_of(source) for source in cfg.sources()]
+    targets = []
+    for target in cfg.val_targets:
+        found = [str(folder / f"{target}.bin") for folder in folders if (folder / f"{target}.bin").is_file()]
+        is_elsewhere = found and Path(found[0]).parent != folders[0]
+        targets.append(found[0] if is_elsewhere and not target.endswith(".bin") else target)
+    return targets
+
+
+def _folder_of(source: str) -> Path:
+    return Path(source).parent if source.endswith(".rec") else Path(source)
+
+
+def describe(loader: Loader) -> list[str]:
+    """Lines for the log: each of several sets with its classes, and what an epoch takes of it."""
+    faces, sampler = _faces(loader), sampler_of(loader)
+    if not isinstance(faces, JoinedSets):
+        if sampler.n == len(faces):
+            return []
+        return [f"weight {sampler.shares[0][1]:g}: {sampler.n} images an epoch, drawn from {len(faces)}"]
+    lines = []
+    for number, (part, share) in enumerate(zip(faces.parts(), sampler.shares, strict=True)):
+        new = part.classes
+        classes = f"classes {new.start} to {new.stop - 1}" if new else "no new class"
+        shared = f", {part.shared} of earlier sets" if part.shared else ""
+        lines.append(
+            f"set {number} ({part.name}): {len(part.images)} images, {classes}{shared}, weight {share[1]:g}: "
+            f"{images_of(share)} images an epoch"
+        )
+    return lines
+
+
+def class_list(loader: Loader) -> Any:
+    """What classes.json holds: the names of the classes in their order; of several sets their ranges too.
+
+    None where no name is known and there is one set.
+    """
+    faces = _faces(loader)
+    names = faces.class_names()
+    if not isinstance(faces, JoinedSets):
+        return names
+    sets = [
+        {
+            "name": part.name,
+            "images": len(part.images),
+            "first_class": part.classes.start,
+            "classes": len(part.classes),
+            "shared_classes": part.shared,
+        }
+        for part in faces.parts()
+    ]
+    return {"sets": sets, "names": names}
+
+
+class DamagedSamples:
+    """How many damaged images others have stood in for, since the start of the process, on this rank."""
+
+    def __init__(self) -> None:
+        self.damaged = self.images = 0
+
+    def count(self, batch: Batch) -> None:
+        """Take a batch into account; log the 1st, 2nd, 4th, 8th ... damaged image.
+
+        Raises:
+            ValueError: there are too many; see :func:`check_damaged_share`.
+        """
+        self.images += len(batch.labels_B)
+        for message in batch.damaged:
+            self.damaged += 1
+            if self.damaged & (self.damaged - 1) == 0:
+                log.warning("skipped damaged image %d of %d so far: %s", self.damaged, self.images, message)
+        if batch.damaged:
+            check_damaged_share(self.damaged, self.images, f"the last: {batch.damaged[-1]}")
+
+    def of_all_ranks(self, device: torch.device) -> int:
+        """The number on all ranks together; one all-reduce of one number."""
+        return int(all_reduce_sum_(torch.tensor(self.damaged, device=device)))
+
+
+class WaitingHint:
+    """Says what to do when training waits for data; at most every 100 log lines, and not at the first one."""
+
+    def __init__(self, cfg: Config, loader: Loader) -> None:
+        faces = _faces(loader)
+        sets = faces.sets if isinstance(faces, JoinedSets) else [faces]
+        ways = [f"raise num_workers ({cfg.num_workers})"]
+        if any(isinstance(one, ImageFolder) for one in sets):
+            ways.append("pack the image folder into records (tools/pack_rec.py)")
+        if faces.is_encoded and not cfg.dali:
+            ways.append("set dali = True where there is a GPU")
+        self.ways = ", ".join([*ways, "move the data to a faster disk"])
+        self.lines = 0
+        self.said_at: int | None = None
+
+    def check(self, waiting: float) -> None:
+        """Take a log line's share of time waiting into account."""
+        self.lines += 1
+        is_due = self.said_at is None or self.lines - self.said_at >= _HINT_EVERY
+        if waiting > DATA_WAIT_LIMIT and is_due and self.lines > 1:  # the first one has the workers' start in it
+            self.said_at = self.lines
+            log.warning("the step waits for data %.0f %% of the time: %s", 100 * waiting, self.ways)

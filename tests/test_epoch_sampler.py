@@ -1,0 +1,77 @@
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epoch_sampler import EpochSampler
+
+
+class TestEpochSampler:
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+    def test_same_global_batches_on_any_number_of_ranks(self, world_size):
+        alone = list(EpochSampler(100, 12))
+        ranks = [list(EpochSampler(100, 12 // world_size, rank, world_size)) for rank in range(world_size)]
+        assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
+
+    @settings(deadline=None)
+    @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
+    def test_full_and_disjoint(self, n, batch_size, world_size, epoch):
+        if n < batch_size * world_size:
+            with pytest.raises(ValueError, match=f"epoch of {n} images .* {world_size} ranks x {batch_size} = "):
+                EpochSampler(n, batch_size, 0, world_size)
+            return
+        seen = []
+        for rank in range(world_size):
+            sampler = EpochSampler(n, batch_size, rank, world_size)
+            sampler.set_position(epoch)
+            batches = list(sampler)
+            assert len(batches) == len(sampler) == sampler.steps_per_epoch == n // (batch_size * world_size)
+            assert all(len(batch) == batch_size for batch in batches)
+            seen += chain(*batches)
+        assert len(set(seen)) == len(seen)
+        assert set(seen) <= set(range(n))
+
+    def test_seed_and_epoch(self):
+        sampler = EpochSampler(50, 5)
+        first = list(sampler)
+        assert list(sampler) == first
+        assert list(EpochSampler(50, 5, seed=1)) != first
+        sampler.set_position(1)
+        assert list(sampler) != first
+
+    def test_resume(self):
+        sampler = EpochSampler(50, 5)
+        sampler.set_position(3)
+        epoch = list(sampler)
+        sampler.set_position(3, 4)
+        other = EpochSampler(50, 5)
+        other.load_state_dict(sampler.state_dict())
+        assert list(other) == epoch[4:]
+        assert len(other) == 6
+
+    def test_resume_under_another_global_batch(self):
+        sampler = EpochSampler(100, 4)
+        sampler.set_position(2, 7)  # after 28 images
+        other = EpochSampler(100, 5, 0, 2)
+        other.load_state_dict(sampler.state_dict())
+        assert (other.epoch, other.step) == (2, 2)  # after 20
+
+    def test_running_iteration_keeps_its_position(self):
+        sampler = EpochSampler(50, 5)
+        whole, running = list(sampler), iter(sampler)
+        sampler.set_position(1, 3)
+        assert list(running) == whole
+
+    def test_no_such_step(self):
+        sampler = EpochSampler(50, 5)
+        sampler.set_position(0, 10)
+        assert list(sampler) == []
+        for epoch, step in ((0, 11), (0, -1), (-1, 0)):
+            with pytest.raises(ValueError, match="an epoch has 10 steps"):
+                sampler.set_position(epoch, step)
+
+    @pytest.mark.parametrize("batch_size", [0, -1])
+    def test_no_batch(self, batch_size):
+        with pytest.raises(ValueError, match="change batch_size"):
+            EpochSampler(5, batch_size)

@@ -1,0 +1,165 @@
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import inference
+from backbones import get_model
+from eval.align import TEMPLATE, align_face
+from pair_stub import face
+from utils.images import to_network_input
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    network = get_model("rtiny", num_features=32)
+    network.train()(torch.rand(16, 3, 112, 112) * 2 - 1)
+    torch.save(network.state_dict(), folder / "model.pt")
+    (folder / "config.json").write_text(json.dumps({"network": "rtiny", "embedding_size": 32}))
+    return folder / "model.pt"
+
+
+def save(path, image):
+    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return str(path)
+
+
+def embedding(model, image, flip=False):
+    network = get_model("rtiny", num_features=32).eval()
+    network.load_state_dict(torch.load(model))
+    x = to_network_input(torch.from_numpy(image)[None])
+    with torch.no_grad():
+        out = network(x) + network(x.flip(-1)) if flip else network(x)
+    return out[0].numpy()
+
+
+def run(model, *argv):
+    return inference.main([*map(str, argv), "--model", str(model), "--device", "cpu"])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_one_aligned_face(model, tmp_path, capsys, flip):
+    path = save(tmp_path / "face.png", face(1))
+    assert run(model, path, *(["--flip"] if flip else [])) == 0
+    captured = capsys.readouterr()
+    np.testing.assert_allclose(json.loads(captured.out), embedding(model, face(1), flip), atol=1e-4)
+    assert "network rtiny, 32 numbers; input RGB, 112 x 112, (x / 255 - 0.5) / 0.5" in captured.err
+    assert f"{path}: taken as aligned" in captured.err
+    assert "warning" not in captured.err
+
+
+def test_two_faces(model, tmp_path, capsys):
+    paths = [save(tmp_path / f"{i}.png", face(i)) for i in (1, 2)]
+    assert run(model, *paths, "--out", tmp_path / "both.npy") == 0
+    first, second = (embedding(model, face(i)).astype(np.float64) for i in (1, 2))
+    wanted = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    assert capsys.readouterr().out == f"cosine {wanted:.4f}\n"
+    found = np.load(tmp_path / "both.npy")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [first, second], atol=1e-4)
+    assert run(model, paths[0], paths[0]) == 0
+    assert capsys.readouterr().out == "cosine 1.0000\n"
+
+
+def photo_of(landmarks, size=(200, 240)):
+    """A photo in which a face lies where the landmarks say: aligning it gives the face back."""
+    matrix = cv2.estimateAffinePartial2D(TEMPLATE.astype(np.float32), np.float32(landmarks))[0]
+    return cv2.warpAffine(cv2.GaussianBlur(face(3), (0, 0), 4), matrix, size[::-1])
+
+
+LANDMARKS = TEMPLATE * 1.4 + (30, 20)
+AS_TEXT = ",".join(f"{x:.3f}" for x in LANDMARKS.ravel())
+
+
+def test_a_photo_is_aligned_by_its_landmarks(model, tmp_path, capsys):
+    photo = photo_of(LANDMARKS)
+    path = save(tmp_path / "photo.png", photo)
+    assert run(model, path, "--landmarks", AS_TEXT, "--out", tmp_path / "out.json") == 0
+    captured = capsys.readouterr()
+    assert f"{path}: aligned by its landmarks" in captured.err
+    assert captured.out == ""
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["network"] == "rtiny"
+    assert report["input"] == "RGB, 112 x 112, (x / 255 - 0.5) / 0.5"
+    assert report["cosine"] is None
+    wanted = embedding(model, align_face(photo, np.round(LANDMARKS, 3)))
+    np.testing.assert_allclose(report["images"][0]["embedding"], wanted, atol=1e-4)
+    # The face that the photo was made from.
+    original = embedding(model, cv2.GaussianBlur(face(3), (0, 0), 4)).astype(np.float64)
+    assert original @ wanted / np.linalg.norm(original) / np.linalg.norm(wanted) > 0.99
+
+
+@pytest.mark.parametrize("form", ["words", "lines", "json", "nested"])
+def test_landmarks_from_a_file(tmp_path, form):
+    pairs = LANDMARKS.round(3).tolist()
+    text = {
+        "words": AS_TEXT.replace(",", " "),
+        "lines": "\n".join(f"{x}\t{y}" for x, y in pairs),
+        "json": json.dumps(LANDMARKS.round(3).ravel().tolist()),
+        "nested": json.dumps(pairs, indent=1),
+    }[form]
+    path = tmp_path / f"points.{'json' if form in ('json', 'nested') else 'txt'}"
+    path.write_text(text)
+    np.testing.assert_array_equal(inference.read_landmarks(str(path)), pairs)
+
+
+def test_an_aligned_face_of_another_size_is_resized_with_a_warning(model, tmp_path, capsys):
+    path = save(tmp_path / "large.png", face(1, 224))
+    assert run(model, path) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"warning: .*large.png: resized from 224 x 224, taken as aligned", captured.err)
+    np.testing.assert_allclose(json.loads(captured.out), embedding(model, face(1)), atol=1e-3)
+
+
+def fails(model, capsys, *argv):
+    assert run(model, *argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("inference.py: error: ")
+    return last
+
+
+def test_what_the_user_got_wrong_is_one_line(model, tmp_path, capsys):
+    good = save(tmp_path / "face.png", face(1))
+    wide = save(tmp_path / "wide.png", np.zeros((100, 150, 3), np.uint8))
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "points.txt").write_text("1 2 3 four")
+    assert "150 x 100 is no aligned face; give its five landmarks" in fails(model, capsys, wide)
+    assert "no image nowhere.png" in fails(model, capsys, "nowhere.png")
+    assert "text.png: not a decodable image" in fails(model, capsys, tmp_path / "text.png")
+    assert "found 3" in fails(model, capsys, good, good, good)
+    assert "found 3 numbers" in fails(model, capsys, good, "--landmarks", "1,2,3")
+    assert "there is no such file" in fails(model, capsys, good, "--landmarks", "nowhere.txt")
+    assert "'four'" in fails(model, capsys, good, "--landmarks", tmp_path / "points.txt")
+    assert "once for each of 2 images" in fails(model, capsys, good, good, "--landmarks", AS_TEXT)
+    assert "all landmarks lie in one point" in fails(model, capsys, good, "--landmarks", ",".join(["5"] * 10))
+    assert "--out must end in .npy or .json" in fails(model, capsys, good, "--out", "face.txt")
+    assert "does not hold the weights of network 'r18'" in fails(model, capsys, good, "--network", "r18")
+    assert "no file nowhere.pt" in fails("nowhere.pt", capsys, good)
+
+
+def test_broken_weights_are_told(tmp_path, capsys):
+    state = get_model("rtiny", num_features=32).state_dict()
+    state["fc.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "model.pt")
+    assert "nan or infinity" in fails(tmp_path / "model.pt", capsys, save(tmp_path / "face.png", face(1)))
+
+
+def test_cosine():
+    assert inference.cosine(np.float32([3, 0]), np.float32([5, 5])) == pytest.approx(np.sqrt(0.5))
+    assert np.isnan(inference.cosine(np.zeros(2, np.float32), np.ones(2, np.float32)))
+
+
+def test_help_states_the_input(capsys):
+    with pytest.raises(SystemExit) as caught:
+        inference.main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "RGB, 112 x 112, ``(x / 255 - 0.5) / 0.5``" in out
+    assert "left eye, right eye, nose" in out

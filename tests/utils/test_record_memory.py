@@ -1,0 +1,77 @@
+"""Reading again and again takes no more memory than reading once, in this process and in workers."""
+
+import multiprocessing
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.recordio import RecordReader, RecordWriter
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
+MIB = 1 << 20
+
+
+def private_bytes():
+    """Memory of this process that it shares with no other."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(int(kb) * 1024 for kb in re.findall(r"^Private_\w+: +(\d+) kB$", text, re.MULTILINE))
+
+
+def read_epochs(reader, epochs):
+    for epoch in range(epochs):
+        order = np.random.default_rng(epoch).permutation(len(reader))
+        for start in range(0, len(order), 128):
+            reader.read_many(order[start : start + 128])
+        for position in order[:200].tolist():
+            reader.read_at(position)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    path = tmp_path_factory.mktemp("memory") / "r.rec"
+    with RecordWriter(path) as writer:
+        for key in range(6000):
+            writer.write(key, bytes(2000 + key % 500))
+    return RecordReader(path)
+
+
+@pytest.mark.parametrize("chunk", [0, 64])
+def test_flat_over_epochs(reader, chunk):
+    reader = RecordReader(reader.rec_path, chunk=chunk)
+    read_epochs(reader, 3)
+    before = private_bytes()
+    read_epochs(reader, 12)  # 160 MB are read
+    assert private_bytes() - before < 4 * MIB
+
+
+def test_forked_workers_share_the_index_and_stay_flat(reader, tmp_path):
+    """Two million entries take 16 MB; a worker that copied them, page by page, would show."""
+    entries = 2_000_000
+    offsets = np.resize(reader.offsets, entries)
+    (tmp_path / "r.idx").write_text("".join(f"{key}\t{offset}\n" for key, offset in enumerate(offsets.tolist())))
+    shared = RecordReader(reader.rec_path, tmp_path / "r.idx")
+    assert shared.index.nbytes == 8 * entries
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    workers = [context.Process(target=touch_everywhere, args=(shared, answer)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    grown = [answer.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    for first, later in grown:
+        assert first < 8 * MIB
+        assert later < 4 * MIB
+
+
+def touch_everywhere(reader, answer):
+    """Read records from all over the index, then as many again and again."""
+    before = private_bytes()
+    for start in range(100):
+        reader.read_many(np.arange(start, len(reader), 20_000))
+    once = private_bytes()
+    for start in range(100, 1000):
+        reader.read_many(np.arange(start, len(reader), 20_000))
+    answer.put((once - before, private_bytes() - once))

@@ -1,0 +1,102 @@
+"""Look through a set of faces before training on it.
+
+    python -m tools.check_data SOURCE [--out FOLDER]
+
+SOURCE is a folder with train.rec, a .rec file, a folder of identity folders, or a verification set (.bin). Every
+image is read and decoded once. Prints what was found and the config lines to use. With --out, leaves
+
+    report.json               the figures
+    problems.jsonl            each problem, with file, record and offset
+    images_per_identity.png   a histogram
+
+Exit status: 0 nothing to see to, 1 problems found, 2 the set cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from prettytable import PrettyTable
+
+from tools.data_checks import Findings, Problem, find_problems
+from tools.data_figure import draw_histogram
+from tools.data_scan import scan
+from tools.face_sources import open_source
+from utils.atomic import open_atomic
+from utils.output import write_json
+
+SHOWN = 5  # problems of one kind that are printed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="check_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder with train.rec, .rec file, image folder, .bin file")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="labels must be below N; default: the data's own"
+    )
+    parser.add_argument(
+        "--image-size", type=int, nargs=2, default=(112, 112), metavar=("H", "W"), help="default: 112 112"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where report, problems and histogram go")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
+    args = parser.parse_args(argv)
+    try:
+        for name in ("num_classes", "workers"):
+            if (value := getattr(args, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if args.out is not None:
+            args.out.mkdir(parents=True, exist_ok=True)
+        source = open_source(args.source)
+        seen = scan(source, args.workers)
+    except (ValueError, OSError) as error:
+        print(f"check_data: error: {error}", file=sys.stderr)
+        return 2
+    findings, problems = find_problems(source, seen, tuple(args.image_size), args.num_classes)
+    print(_table(findings))
+    _print_problems(problems)
+    if findings.config_lines:
+        print("\nFor the config:\n\n" + "\n".join(f"    {line}" for line in findings.config_lines))
+    if args.out is not None:
+        _write(args.out, findings, problems)
+        print(f"\nwritten: {args.out}")
+    return 1 if problems else 0
+
+
+def _table(findings: Findings) -> PrettyTable:
+    table = PrettyTable(["what", "found"], align="l")
+    table.add_rows([list(row) for row in findings.rows.items()])
+    return table
+
+
+def _print_problems(problems: list[Problem]) -> None:
+    for kind, count in Counter(problem.kind for problem in problems).items():
+        print(f"\n{kind}: {count}")
+        for problem in [p for p in problems if p.kind == kind][:SHOWN]:
+            print(f"    {problem}")
+        if count > SHOWN:
+            print(f"    and {count - SHOWN} more (all of them in problems.jsonl with --out)")
+
+
+def _write(out: Path, findings: Findings, problems: list[Problem]) -> None:
+    with open_atomic(out / "problems.jsonl") as file:
+        for problem in problems:
+            file.write((json.dumps(problem.as_dict()) + "\n").encode())
+    if len(findings.counts):
+        with open_atomic(out / "images_per_identity.png") as file:
+            draw_histogram(findings.counts, file)
+    report = dataclasses.asdict(findings) | {"counts": findings.counts.tolist(), "problems": len(problems)}
+    write_json(out / "report.json", report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

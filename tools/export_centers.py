@@ -1,0 +1,193 @@
+"""Merge the class centres of a checkpoint: ``python -m tools.export_centers RUN_OR_CHECKPOINT OUT.npy``.
+
+A checkpoint holds the centres in parts, one for each rank that trained, and only the heads that were updated. OUT
+gets all of them, (C, D): row i is the centre of identity i, which in a run on an image folder is the i-th name in
+classes.json. Centres that no step has touched have the values with which they would start. Memory stays small,
+whatever C is.
+
+Shapes: C classes, D embedding size, L classes per head, n updated heads of one part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from head_storage import CENTRES
+from losses import get_margin
+from partial_fc_mhs import PartialFCMHS
+from utils.atomic import open_atomic, temporary_name
+from utils.checkpoint import list_checkpoints, load_training
+
+BLOCK_BYTES = 16 * 2**20  # of centres in memory at once; making initial ones takes about ten times as much
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank wrote; the arrays are mapped, not read."""
+
+    heads_n: NDArray[np.int64]  # global numbers of the updated heads, ascending
+    visits_n: NDArray[np.int32]  # their updates
+    centres: NDArray[Any]  # L rows for each of them, fewer for the last head of all
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint meant by a run's folder (its newest), by its checkpoints/ folder, or by its own.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if (path / "training.pt").is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        if found := list_checkpoints(folder):
+            return found[-1]
+    raise FileNotFoundError(
+        f"{path} holds no checkpoint: expected a run's folder with checkpoints/step_N in it, or such a step_N; a run "
+        "writes them with save_all_states = True"
+    )
+
+
+def read_parts(folder: Path) -> list[Part]:
+    """Open the parts that the ranks left, in the order of their heads.
+
+    Raises:
+        ValueError: a part is missing or damaged.
+    """
+    paths = sorted(folder.glob("rank_*_of_*"), key=lambda path: int(path.name.split("_")[1]))
+    if not paths or len(paths) != int(paths[0].name.split("_")[3]):
+        raise ValueError(f"{folder} holds {len(paths)} ranks' heads, not all; take an older checkpoint")
+    parts = []
+    for path in paths:
+        try:
+            heads_n, visits_n = np.load(path / "heads.npy"), np.load(path / "visits.npy")
+            mode: Literal["r"] | None = "r" if len(heads_n) else None  # an empty array cannot be mapped
+            parts.append(Part(heads_n, visits_n, np.load(path / f"{CENTRES}.npy", mmap_mode=mode)))
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); take an older checkpoint") from error
+    return parts
+
+
+def _dtype(parts: Sequence[Part]) -> np.dtype[Any]:
+    """The centres' number type; an empty part does not know it."""
+    return next((part.centres.dtype for part in parts if len(part.heads_n)), np.dtype(np.float32))
+
+
+def merged_blocks(
+    parts: Sequence[Part], settings: dict[str, int]
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
+    """Yield consecutive classes' centres (m, D), and the updates of their heads (m,), until all C have come.
+
+    Args:
+        parts: of every rank.
+        settings: the classifier's num_classes, head_size, embedding_size and seed.
+    """
+    C, L, D = (settings[name] for name in ("num_classes", "head_size", "embedding_size"))
+    dtype = torch.from_numpy(np.empty(0, _dtype(parts))).dtype
+    fresh = PartialFCMHS(get_margin("arcface", 64.0), D, C, head_size=L, seed=settings["seed"], dtype=dtype)
+    heads_at_once = max(1, BLOCK_BYTES // (L * D * dtype.itemsize))
+    for first_head in range(0, fresh.num_heads, heads_at_once):
+        start, end = first_head * L, min((first_head + heads_at_once) * L, C)
+        rows_mD = fresh.initial_centres(torch.arange(start, end)).numpy()
+        visits_m = np.zeros(end - start, np.int32)
+        for part in parts:
+            low, high = np.searchsorted(part.heads_n, [first_head, first_head + heads_at_once])
+            if low == high:
+                continue
+            classes = (part.heads_n[low:high, None] * L + np.arange(L)).ravel()
+            classes = classes[classes < C] - start
+            rows_mD[classes] = part.centres[low * L : low * L + len(classes)]
+            visits_m[classes] = np.repeat(part.visits_n[low:high], L)[: len(classes)]
+        yield rows_mD, visits_m
+
+
+def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> tuple[int, int, int]:
+    """Write the merged centres, complete or not at all.
+
+    Args:
+        checkpoint: a folder ``step_N``.
+        out: .npy, or .pt with a dictionary of one tensor, "weight".
+        updates: .npy to fill with the number of updates of each class's head, (C,) int32; 0: still as it started.
+
+    Returns:
+        C, D, and the number of classes that were updated.
+
+    Raises:
+        ValueError: a damaged checkpoint, or another ending.
+        OSError: a file cannot be read or written.
+    """
+    if out.suffix not in (".npy", ".pt") or (updates is not None and updates.suffix != ".npy"):
+        raise ValueError(f"expected OUT as .npy or .pt and --updates as .npy, got {out}, {updates}")
+    settings = load_training(checkpoint)["head"]
+    parts = read_parts(checkpoint / "heads")
+    C, D = settings["num_classes"], settings["embedding_size"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    updated = 0
+    visits_C = np.zeros(C if updates is not None else 0, np.int32)
+    as_npy = out if out.suffix == ".npy" else temporary_name(out).with_suffix(".npy")
+    try:
+        with open_atomic(as_npy) as file:
+            descr = np.lib.format.dtype_to_descr(_dtype(parts))
+            header = {"descr": descr, "fortran_order": False, "shape": (C, D)}
+            np.lib.format.write_array_header_1_0(file, header)
+            done = 0
+            for rows_mD, visits_m in merged_blocks(parts, settings):
+                file.write(rows_mD.data)
+                updated += int(np.count_nonzero(visits_m))
+                if updates is not None:
+                    visits_C[done : done + len(visits_m)] = visits_m
+                done += len(visits_m)
+        if out.suffix == ".pt":
+            with open_atomic(out) as file:  # mapped copy-on-write, so that saving reads it piece by piece
+                torch.save({"weight": torch.from_numpy(np.load(as_npy, mmap_mode="c"))}, file)
+    finally:
+        if as_npy != out:
+            as_npy.unlink(missing_ok=True)
+    if updates is not None:
+        with open_atomic(updates) as file:
+            np.save(file, visits_C)
+    return C, D, updated
+
+
+def names_of_classes(checkpoint: Path, count: int) -> Path | None:
+    """The run's classes.json, if it has one that names ``count`` identities."""
+    path = checkpoint.resolve().parent.parent / "classes.json"
+    try:
+        names = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return path if len(names) == count else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="export_centers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a step_N in it")
+    parser.add_argument("out", type=Path, help='file to write: .npy (C, D), or .pt, a dictionary with "weight"')
+    parser.add_argument("--updates", type=Path, metavar="FILE.npy", help="also the updates of each class's head")
+    options = parser.parse_args(argv)
+    try:
+        checkpoint = find_checkpoint(options.source)
+        C, D, updated = write_centres(checkpoint, options.out, options.updates)
+    except (ValueError, OSError) as error:
+        print(f"export_centers: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {C:,} x {D} centres of {checkpoint}; {updated:,} updated, {C - updated:,} as they started")
+    if names := names_of_classes(checkpoint, C):
+        print(f"row i is the i-th name in {names}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Face images wherever they are, one by one and unchecked: record files, image folders, verification sets.
+
+``dataset.py`` refuses a set that is not sound; here every image can be looked at, and one that cannot be read is
+an error of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.bin_file import load_bin
+from utils.image_folder import identity_folders, image_names
+from utils.record_format import split, unpack
+from utils.recordio import RecordReader
+
+
+class Place(NamedTuple):
+    """Where an item stands."""
+
+    file: str
+    record: int | None = None  # key in a record file, number of the image in a verification set
+    offset: int | None = None  # in bytes
+
+    def __str__(self) -> str:
+        record = "" if self.record is None else f", record {self.record}"
+        return self.file + record + ("" if self.offset is None else f" at byte {self.offset}")
+
+
+class Item(NamedTuple):
+    """An encoded image with what stands beside it."""
+
+    labels: NDArray[np.float64]  # (m,), the identity first; nan in a verification set
+    encoded: bytes | memoryview  # empty: a record without an image
+    id: int = 0  # of a record's header
+    stored: int = 0  # bytes that the record takes in its file
+
+
+class Source(Protocol):
+    """Items that can be read in any order, by any process: a source may be forked and pickled."""
+
+    path: Path
+    form: str  # in words
+
+    def __len__(self) -> int:
+        """Number of items."""
+
+    def read(self, position: int) -> Item:
+        """An item; ValueError or OSError if it cannot be read."""
+
+    def place(self, position: int) -> Place:
+        """Where it stands."""
+
+
+class RecordSource:
+    """Every record of a .rec file, those without an image too."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.form = path, "record file"
+        self.reader = RecordReader(path)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, position: int) -> Item:
+        """Read one record; its place in the file is checked, its image is not."""
+        payload = self.reader.read_at(position)
+        header, encoded = unpack(payload)
+        parts = split(payload)
+        stored = sum(8 + len(part) + -len(part) % 4 for part in parts)
+        return Item(header.label.astype(np.float64), encoded, header.id, stored)
+
+    def place(self, position: int) -> Place:
+        """File, key, offset."""
+        return Place(str(self.path), self.reader.index.key(position), int(self.reader.offsets[position]))
+
+
+class FolderSource:
+    """``root/<identity>/<image>``; label i is the i-th folder by sorted name, as in training."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.form = path, "image folder"
+        self.classes = identity_folders(path)
+        names = [image_names(path / identity) for identity in self.classes]
+        self.others = [
+            _others(path / identity, len(images)) for identity, images in zip(self.classes, names, strict=True)
+        ]
+        self.counts = np.array([len(images) for images in names], np.int64)
+        self.names = np.array([name for images in names for name in images], bytes)
+        self.labels = np.repeat(np.arange(len(names)), self.counts)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, position: int) -> Item:
+        """Read one file."""
+        return Item(self.labels[position : position + 1].astype(np.float64), self._path(position).read_bytes())
+
+    def place(self, position: int) -> Place:
+        """The file."""
+        return Place(str(self._path(position)))
+
+    def _path(self, position: int) -> Path:
+        return self.path / self.classes[int(self.labels[position])] / os.fsdecode(bytes(self.names[position]))
+
+
+class PairSource:
+    """The images of a verification set; images 2i and 2i + 1 are pair i."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.form = path, "verification set"
+        self.pairs = load_bin(path)
+
+    def __len__(self) -> int:
+        return len(self.pairs.encoded)
+
+    def read(self, position: int) -> Item:
+        """Give one image."""
+        return Item(np.array([np.nan]), self.pairs.encoded[position])
+
+    def place(self, position: int) -> Place:
+        """The file and the number of the image."""
+        return Place(str(self.path), position)
+
+
+AnySource = RecordSource | FolderSource | PairSource
+
+
+def open_source(path: str | Path) -> AnySource:
+    """Open what lies there.
+
+    Raises:
+        FileNotFoundError: nothing does, or one of a pair of files is missing.
+        ValueError: an index, a verification set or a folder that cannot be understood.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; expected a folder of faces, a .rec or a .bin file")
+    if path.suffix == ".bin":
+        return PairSource(path)
+    if path.suffix == ".rec" or (path / "train.rec").exists():
+        return RecordSource(path / "train.rec" if path.is_dir() else path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: expected a folder of faces, a .rec or a .bin file, found another kind of file")
+    source = FolderSource(path)
+    if not source.classes:
+        records = sorted(file.name for file in path.glob("*.rec"))
+        hint = f"; give {records[0]} by its own path" if records else ""
+        raise ValueError(f"{path}: neither train.rec with train.idx in it, nor <identity>/<image> below it{hint}")
+    return source
+
+
+def _others(folder: Path, images: int) -> int:
+    """How many visible files and folders in an identity's folder are no images."""
+    with os.scandir(folder) as entries:
+        return sum(not entry.name.startswith(".") for entry in entries) - images

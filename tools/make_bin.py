@@ -1,0 +1,258 @@
+"""Make a verification set in insightface's .bin form.
+
+    python -m tools.make_bin pairs.txt OUT.bin --root FACES     LFW's form: `name i j` or `name1 i name2 j` a line
+    python -m tools.make_bin pairs.csv OUT.bin                  `path1,path2,issame`, paths relative to the list
+    python -m tools.make_bin FACES OUT.bin --pairs 6000         drawn from a folder of identity folders
+    python -m tools.make_bin SET OUT.bin --pairs 6000           drawn from a .rec file or a folder with train.rec
+
+With LFW's form, image i of a person is FACES/name/name_000i.jpg (or .png, ...), and a first line of numbers says how
+many pairs follow. Drawn pairs are half genuine, half impostors, in turn; none comes twice and none is of two images
+that are the same to the byte. An image that has the size already is taken over as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.pair_list import load_csv
+from tools.pack_sources import FolderFiles
+from tools.pair_sampling import Pair, sample_pairs
+from utils.atomic import open_atomic
+from utils.decode import fit_face
+from utils.face_records import find_images, read_labels
+from utils.image_folder import IMAGE_SUFFIXES
+from utils.recordio import RecordReader
+
+_SHOWN = 3  # missing images that are named
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """2n encoded images, and whether images 2i and 2i + 1 show one person."""
+
+    images: list[bytes]
+    issame: list[bool]
+
+
+class _Images(Protocol):
+    """Encoded images with labels."""
+
+    labels: NDArray[np.int64]
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+
+
+class _FolderImages:
+    def __init__(self, root: Path) -> None:
+        files = list(FolderFiles(root))
+        self.paths = np.array([os.fsencode(path) for of_identity in files for path in of_identity])
+        self.labels = np.repeat(np.arange(len(files)), [len(of_identity) for of_identity in files])
+
+    def read(self, index: int) -> bytes:
+        return Path(os.fsdecode(bytes(self.paths[index]))).read_bytes()
+
+
+class _RecordImages:
+    def __init__(self, rec_path: Path) -> None:
+        self.reader = RecordReader(rec_path)
+        span = find_images(self.reader)
+        self.start = span.start
+        self.labels = read_labels(self.reader, span)
+
+    def read(self, index: int) -> bytes:
+        return bytes(self.reader.read_face(self.start + index)[1])
+
+
+def from_lfw_list(path: Path, root: Path) -> EncodedPairs:
+    """Read pairs in LFW's form, and their images.
+
+    Raises:
+        FileNotFoundError: the list is missing, or images are; names the first of them.
+        ValueError: a line of another form, or the first line announces another number of pairs.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; --root is the folder that holds <name>/<name>_0001.jpg")
+    named, announced = _parse_lfw_list(path)
+    files: dict[tuple[str, int], Path | None] = {}
+    for first, second in named:
+        for image in (first, second):
+            if image not in files:
+                files[image] = _lfw_file(root, *image)
+    missing = [image for image, file in files.items() if file is None]
+    if missing:
+        names = ", ".join(f"{name}/{name}_{number:04d}" for name, number in missing[:_SHOWN])
+        raise FileNotFoundError(
+            f"{root}: {len(missing)} of {len(files)} images that {path.name} names are missing: {names}"
+            f"{' and others' if len(missing) > _SHOWN else ''} (with {', '.join(IMAGE_SUFFIXES)})"
+        )
+    if announced is not None and len(named) not in (announced, 2 * announced):
+        raise ValueError(
+            f"{path}: its first line announces {2 * announced} pairs, but {len(named)} follow: the file is cut "
+            "short, or the first line belongs to another one"
+        )
+    encoded = {image: file.read_bytes() for image, file in files.items() if file is not None}
+    return EncodedPairs(
+        [encoded[image] for pair in named for image in pair], [first[0] == second[0] for first, second in named]
+    )
+
+
+def _parse_lfw_list(path: Path) -> tuple[list[tuple[tuple[str, int], tuple[str, int]]], int | None]:
+    """The (name, number) of each pair's images, and what the first line announces: folds times pairs of a kind."""
+    pairs = []
+    announced: int | None = None
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        fields = line.split("\t") if "\t" in line else line.split()
+        fields = [field.strip() for field in fields]
+        if not line.strip():
+            continue
+        if number == 1 and len(fields) <= 2 and all(field.isdecimal() for field in fields):
+            announced = math.prod(map(int, fields))
+            continue
+        if len(fields) == 3:
+            fields.insert(2, fields[0])
+        if len(fields) != 4 or not (fields[1].isdecimal() and fields[3].isdecimal()):
+            raise ValueError(
+                f"{path}: line {number} is {line[:80]!r}, expected `name i j` or `name1 i name2 j` with i and j "
+                "whole numbers; correct or remove it"
+            )
+        pairs.append(((fields[0], int(fields[1])), (fields[2], int(fields[3]))))
+    if not pairs:
+        raise ValueError(f"{path}: no pairs in it, expected lines `name i j` or `name1 i name2 j`")
+    return pairs, announced
+
+
+def _lfw_file(root: Path, name: str, number: int) -> Path | None:
+    paths = (root / name / f"{name}_{number:04d}{suffix}" for suffix in IMAGE_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def drawn(source: Path, pairs: int, seed: int) -> EncodedPairs:
+    """Draw pairs from a folder of identities or a record file; raises as :func:`sample_pairs` and the readers."""
+    is_records = source.suffix == ".rec" or (source / "train.rec").exists()
+    images: _Images
+    if is_records:
+        images = _RecordImages(source / "train.rec" if source.is_dir() else source)
+    else:
+        images = _FolderImages(source)
+
+    def digest(index: int) -> bytes:
+        return hashlib.blake2b(images.read(index), digest_size=16).digest()
+
+    found: list[Pair] = sample_pairs(images.labels, pairs, seed, digest)
+    return EncodedPairs([images.read(index) for a, b, _ in found for index in (a, b)], [same for _, _, same in found])
+
+
+def write_bin(path: Path, pairs: EncodedPairs, size: int, quality: int) -> int:
+    """Write a pickle of (images, issame), each image ``size`` x ``size``.
+
+    Args:
+        path: complete or absent.
+        pairs: with at least one pair.
+        size: in pixels.
+        quality: of the JPEGs of images that are resized.
+
+    Returns:
+        How many images were resized.
+
+    Raises:
+        ValueError: an image does not decode; names its place.
+        OSError: the file cannot be written.
+    """
+    fitted: dict[bytes, bytes] = {}  # an image that is in several pairs is one object, and stands once in the file
+    images, resized = [], 0
+    for i, encoded in enumerate(pairs.images):
+        if encoded not in fitted:
+            try:
+                face = fit_face(encoded, size, ".jpg", quality)
+            except ValueError as error:
+                raise ValueError(f"image {i % 2 + 1} of pair {i // 2 + 1}: {error}; leave the pair out") from None
+            fitted[encoded] = face.encoded
+            resized += face.is_resized
+        images.append(fitted[encoded])
+    with open_atomic(path) as file:
+        pickle.dump((images, pairs.issame), file, protocol=4)
+    return resized
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status, 2 for pairs that cannot be made."""
+    args = _parse(argv)
+    try:
+        pairs = _pairs(args)
+        resized = write_bin(args.out, pairs, args.size, args.quality)
+    except (ValueError, OSError) as error:
+        print(f"make_bin: error: {error}", file=sys.stderr)
+        return 2
+    same = sum(pairs.issame)
+    print(f"{args.out}: {len(pairs.issame):,} pairs, {same:,} genuine and {len(pairs.issame) - same:,} impostor")
+    if resized:
+        print(f"{resized:,} images had another size and were resized: are the faces aligned?")
+    if same in (0, len(pairs.issame)):
+        print("all pairs are of one kind: no accuracy can be had from them")
+    print(f"\nFor the config:\n\n    config.val_targets = [{str(args.out)!r}]")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="make_bin", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="list of pairs, folder of identities, or records")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the .bin file")
+    parser.add_argument("--root", type=Path, metavar="FACES", help="folder of the images that LFW's form names")
+    parser.add_argument("--pairs", type=int, metavar="N", help="how many to draw")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
+    parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels a side (default: 112)")
+    parser.add_argument("--quality", type=int, default=95, metavar="N", help="of JPEG where resized (default: 95)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    return parser.parse_args(argv)
+
+
+def _pairs(args: argparse.Namespace) -> EncodedPairs:
+    for name, low, high in (("pairs", 2, 10**7), ("seed", 0, 2**63), ("size", 1, 4096), ("quality", 1, 100)):
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"--{name} must be {low} to {high}, got {value}")
+    if args.out.suffix != ".bin":
+        raise ValueError(f"{args.out}: verification sets are found by their ending .bin: name it so")
+    if args.out.exists() and not args.overwrite:
+        raise FileExistsError(f"{args.out} exists already: choose another name, or --overwrite")
+    if not args.source.exists():
+        raise FileNotFoundError(f"{args.source}: no such file or folder")
+    is_list = args.source.is_file() and args.source.suffix != ".rec"
+    if is_list and args.pairs is not None:
+        raise ValueError(
+            f"--pairs draws from a folder or records, but {args.source} is a list of pairs: leave it out"
+        )
+    if args.root is not None and (not is_list or args.source.suffix == ".csv"):
+        raise ValueError("--root belongs to a list in LFW's form only; paths in a csv start at the csv's folder")
+    if not is_list:
+        if args.pairs is None:
+            raise ValueError("--pairs N is missing: how many pairs to draw")
+        return drawn(args.source, args.pairs, args.seed)
+    if args.source.suffix == ".csv":
+        listed = load_csv(args.source)
+        if not listed.encoded:
+            raise ValueError(f"{args.source}: no pairs in it, expected lines path1,path2,issame")
+        return EncodedPairs(listed.encoded, listed.issame.tolist())
+    if args.root is None:
+        raise ValueError("--root FACES is missing: the folder that holds <name>/<name>_0001.jpg")
+    return from_lfw_list(args.source, args.root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Make one set of records of several.
+
+    python -m tools.merge_rec A B ... OUT [--class-map FILE]
+
+A, B, ... are .rec files or folders with train.rec, of either family. Labels are numbered on from set to set, just as
+in training on ``rec = [A, B, ...]``. People who are in several sets become one class if --class-map names them, a
+JSON list of entries such as {"0": 17, "1": "ann"}: class 17 of A is the class called ann of B (see joined_sets.py).
+OUT is a folder; it gets train.rec and train.idx in insightface's form, property and, where a set has names,
+classes.json. Encoded images stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from prettytable import PrettyTable
+
+from face_sets import FaceRecords
+from joined_sets import JoinedSets
+from tools.shuffle_rec import check_out
+from utils.atomic import open_atomic
+from utils.face_records import find_images, first_image_size
+from utils.record_format import EXACT_LABELS
+from utils.record_writer import range_record, write_property
+from utils.recordio import RecordReader, RecordWriter, pack, unpack
+
+_READ_AT_ONCE = 256  # records
+
+
+def merge_records(joined: JoinedSets, readers: Sequence[RecordReader], out: Path) -> None:
+    """Write the images of all sets into ``out``/train.rec, in insightface's form.
+
+    Keys follow the classes; in the file, the images stand as in the sets, one set after the other.
+
+    Args:
+        joined: sets of records.
+        readers: theirs.
+        out: made if missing.
+
+    Raises:
+        ValueError: a record is damaged, the images' sizes differ, or there are more classes than a float32 label
+            tells apart.
+        OSError: a file cannot be read or written.
+    """
+    spans = [find_images(reader) for reader in readers]
+    sizes = [first_image_size(reader, span) for reader, span in zip(readers, spans, strict=True)]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"the sets' images are of (height, width) {sizes}: make them one size first")
+    labels_N, classes = joined.labels, joined.num_classes
+    if classes > EXACT_LABELS:
+        raise ValueError(f"{classes:,} classes, but float32 labels are exact up to {EXACT_LABELS:,} only")
+    counts_C = np.bincount(labels_N, minlength=classes)
+    starts_C = np.cumsum([1, *counts_C])  # each class's first key; the last is the end
+    key_N = np.empty(len(labels_N), np.int64)
+    key_N[labels_N.argsort(kind="stable")] = np.arange(1, len(labels_N) + 1)
+    end = len(labels_N) + 1
+    out.mkdir(parents=True, exist_ok=True)
+    with RecordWriter(out / "train.rec") as writer:
+        writer.write(0, range_record(end, end + classes, 0))
+        i = 0  # in all sets
+        for reader, span in zip(readers, spans, strict=True):
+            for start in range(span.start, span.stop, _READ_AT_ONCE):
+                positions = np.arange(start, min(start + _READ_AT_ONCE, span.stop))
+                for payload in reader.read_many(positions):
+                    header, encoded = unpack(payload)
+                    label = [labels_N[i], *header.label[1:]] if header.flag else labels_N[i]
+                    writer.write(int(key_N[i]), pack(label, encoded, int(key_N[i])))
+                    i += 1
+        for c in range(classes):
+            writer.write(end + c, range_record(int(starts_C[c]), int(starts_C[c + 1]), end + c))
+        write_property(out, classes, sizes[0])
+    names = joined.class_names()
+    if names is not None:
+        with open_atomic(out / "classes.json") as file:
+            file.write(json.dumps(names, indent=1).encode() + b"\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status, 2 for sets that cannot be merged."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="merge_rec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a .rec file, or a folder with train.rec")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the new records")
+    parser.add_argument("--class-map", type=Path, metavar="FILE", help="people who are in several sets")
+    parser.add_argument("--overwrite", action="store_true", help="replace records that stand in OUT")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    try:
+        sources = [path / "train.rec" if path.is_dir() else path for path in args.sets]
+        check_out(args.out, sources, args.overwrite)
+        sets = [FaceRecords(source) for source in sources]
+        joined = JoinedSets(sets, [_name(path) for path in args.sets], args.class_map)
+        merge_records(joined, [one.reader for one in sets], args.out)
+    except (ValueError, OSError) as error:
+        print(f"merge_rec: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("merge_rec: interrupted, nothing is written", file=sys.stderr)
+        return 130
+    table = PrettyTable(["set", "images", "its classes", "classes of earlier sets"])
+    table.align = "r"
+    for part in joined.parts():
+        classes = f"{part.classes.start} to {part.classes.stop - 1}" if part.classes else "none"
+        table.add_row([part.name, f"{len(part.images):,}", classes, f"{part.shared:,}"])
+    print(table)
+    seconds = time.perf_counter() - start
+    print(
+        f"{args.out}: {len(joined):,} images of {joined.num_classes:,} classes in {seconds:.1f} s\n"
+        f"\nFor the config:\n\n    config.rec = {str(args.out)!r}\n    config.num_classes = {joined.num_classes}\n"
+        f"    config.num_image = {len(joined)}"
+    )
+    return 0
+
+
+def _name(path: Path) -> str:
+    """What a set is called in messages and in names of its classes."""
+    path = path.resolve()
+    return path.parent.name if path.name == "train.rec" else path.stem
+
+
+if __name__ == "__main__":
+    sys.exit(main())

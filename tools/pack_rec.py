@@ -1,0 +1,248 @@
+"""Pack images of faces into record files in insightface's form.
+
+    python -m tools.pack_rec SRC OUT [options]
+
+SRC is a folder with one folder of aligned face images for each identity; with --list, the folder that the paths of
+the list start from. Leaves in the folder OUT:
+
+    train.rec, train.idx   the records
+    property               identities,height,width
+    classes.json           the identities' names, the i-th for label i
+    unreadable.txt         files that are no images, and identities left without one, if there are any
+
+and prints the lines for the config. The images are streamed: memory does not grow with their number. The same images
+give the same bytes, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools.ordered_map import ordered_map
+from tools.pack_sources import FaceFiles, FolderFiles, ListFiles
+from tools.shuffle_rec import shuffle_records
+from utils.atomic import open_atomic
+from utils.decode import FittedFace, fit_face
+from utils.recordio import FaceRecordWriter
+
+_FILES_A_TASK = 32
+_PROGRESS_S = 10.0
+_SHOWN = 5  # unreadable files that are printed
+OUTPUTS = ("train.rec", "train.idx", "property", "classes.json", "unreadable.txt")
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How images are stored."""
+
+    size: int = 112  # side in pixels
+    encoding: str = ".jpg"  # or ".png"
+    quality: int = 95  # of JPEG
+    copy: bool = False  # keep the bytes of an image that has the size already
+
+
+@dataclass
+class Packed:
+    """What became of the files."""
+
+    images: int = 0
+    classes: list[str] = field(default_factory=list)  # names by label
+    resized: int = 0
+    not_square: int = 0  # of the resized ones
+    unreadable: list[str] = field(default_factory=list)  # the first few, with the reason
+    n_unreadable: int = 0
+    empty: list[str] = field(default_factory=list)  # identities left out
+
+
+def pack_files(files: FaceFiles, out: Path, coding: Coding, workers: int) -> Packed:
+    """Write the records of ``files`` into the folder ``out``.
+
+    An identity without a readable image gets no label; later ones move up.
+
+    Args:
+        files: what to pack.
+        out: made if missing; each file gets its name when it is complete.
+        coding: how images are stored.
+        workers: processes that decode and encode; 1: this one.
+
+    Raises:
+        ValueError: there is no readable image.
+        OSError: a file cannot be written, or a worker died.
+    """
+    result = Packed()
+    work = functools.partial(_fit_files, coding=coding)
+    shown = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    with FaceRecordWriter(out, (coding.size, coding.size)) as writer, open_atomic(out / "unreadable.txt") as report:
+        current = -1  # the identity whose images came last
+        for fitted in ordered_map(work, _tasks(files), workers):
+            for identity, path, face in fitted:
+                if isinstance(face, str):
+                    report.write(os.fsencode(f"{path}\t{face}\n"))
+                    result.n_unreadable += 1
+                    result.unreadable += [f"{path}: {face}"][: _SHOWN - len(result.unreadable)]
+                    continue
+                if identity != current:
+                    current = identity
+                    result.classes.append(files.names[identity])
+                writer.add(len(result.classes) - 1, face.encoded)
+                result.images += 1
+                result.resized += face.is_resized
+                result.not_square += not face.was_square
+            if time.perf_counter() - shown > _PROGRESS_S:
+                shown = time.perf_counter()
+                print(f"{result.images:,} images, {current + 1:,} of {len(files.names):,} identities", flush=True)
+        if result.images == 0:
+            first = f"; the first: {result.unreadable[0]}" if result.unreadable else ""
+            raise ValueError(f"none of {result.n_unreadable} files could be read as an image{first}")
+        packed = set(result.classes)
+        result.empty = [name for name in files.names if name not in packed]
+        for name in result.empty:
+            report.write(os.fsencode(f"{name}\tidentity without a readable image, left out\n"))
+        with open_atomic(out / "classes.json") as file:
+            file.write(json.dumps(result.classes, indent=1).encode() + b"\n")
+    if not (result.n_unreadable or result.empty):
+        (out / "unreadable.txt").unlink()
+    return result
+
+
+def _tasks(files: FaceFiles) -> Iterator[list[tuple[int, str]]]:
+    """Yield identity and path of so many files at a time."""
+    task = []
+    for identity, paths in enumerate(files):
+        for path in paths:
+            task.append((identity, path))
+            if len(task) == _FILES_A_TASK:
+                yield task
+                task = []
+    if task:
+        yield task
+
+
+def _fit_files(task: list[tuple[int, str]], coding: Coding) -> list[tuple[int, str, FittedFace | str]]:
+    """Put the face, or what is wrong with the file, beside each."""
+    return [(identity, path, _fit_file(path, coding)) for identity, path in task]
+
+
+def _fit_file(path: str, coding: Coding) -> FittedFace | str:
+    try:
+        encoded = Path(path).read_bytes()
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        return fit_face(encoded, coding.size, coding.encoding, coding.quality, coding.copy)
+    except ValueError as error:
+        return str(error)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status, 2 for input that cannot be packed."""
+    args = _parse(argv)
+    start = time.perf_counter()
+    try:
+        coding = Coding(args.size, args.encoding, args.quality, args.copy)
+        _check(args)
+        files = FolderFiles(args.src) if args.list is None else ListFiles(args.list, args.src)
+        if args.shuffle is None:
+            packed = pack_files(files, args.out, coding, args.workers)
+        else:
+            args.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".pack_rec.", dir=args.out) as folder:
+                packed = pack_files(files, Path(folder), coding, args.workers)
+                shuffle_records(Path(folder) / "train.rec", args.out, args.shuffle)
+                for name in ("classes.json", "unreadable.txt"):
+                    if (Path(folder) / name).exists():
+                        (Path(folder) / name).replace(args.out / name)
+    except (ValueError, OSError) as error:
+        print(f"pack_rec: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pack_rec: interrupted, nothing is written", file=sys.stderr)
+        return 130
+    _report(packed, args.out, time.perf_counter() - start)
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="pack_rec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("src", type=Path, metavar="SRC", help="folder of identity folders, or what paths start from")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the records")
+    parser.add_argument(
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="lines `path identity`, path<TAB>identity, im2rec's index<TAB>label<TAB>path, or insightface's "
+        "1<TAB>path<TAB>label",
+    )
+    parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels a side (default: 112)")
+    parser.add_argument("--encoding", choices=(".jpg", ".png"), default=".jpg", help="default: .jpg")
+    parser.add_argument("--quality", type=int, default=95, metavar="N", help="of JPEG, 1 to 100 (default: 95)")
+    parser.add_argument("--copy", action="store_true", help="keep the bytes of images that have the size already")
+    parser.add_argument(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="mix the identities in the file, for disks that seek slowly (im2rec's form, see tools.shuffle_rec)",
+    )
+    workers = min(8, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=workers, metavar="N", help=f"processes (default: {workers})")
+    parser.add_argument("--overwrite", action="store_true", help="replace record files that stand in OUT")
+    return parser.parse_args(argv)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ValueError or FileExistsError for what can be seen before any work."""
+    for name, low, high in (("size", 1, 4096), ("quality", 1, 100), ("workers", 1, 1024), ("shuffle", 0, None)):
+        value = getattr(args, name)
+        if value is not None and not (low <= value and (high is None or value <= high)):
+            allowed = f"at least {low}" if high is None else f"{low} to {high}"
+            raise ValueError(f"--{name} must be {allowed}, got {value}")
+    if not args.src.is_dir():
+        raise FileNotFoundError(f"{args.src}: no such folder")
+    if args.out.exists() and not args.out.is_dir():
+        raise FileExistsError(f"{args.out} is a file: give the folder that the records go to")
+    if args.list is None and args.out.resolve().is_relative_to(args.src.resolve()):
+        raise ValueError(f"{args.out} lies in {args.src}, whose folders are identities: choose a folder outside")
+    found = [name for name in OUTPUTS if (args.out / name).exists()]
+    if found and not args.overwrite:
+        raise FileExistsError(f"{args.out} holds {', '.join(found)} already: choose another folder, or --overwrite")
+
+
+def _report(packed: Packed, out: Path, seconds: float) -> None:
+    print(
+        f"{out}: {packed.images:,} images of {len(packed.classes):,} identities in {seconds:.1f} s, "
+        f"{packed.images / seconds:,.0f} a second"
+    )
+    if packed.resized:
+        distorted = f", {packed.not_square:,} of them not square before and distorted" if packed.not_square else ""
+        print(f"{packed.resized:,} images had another size and were resized{distorted}: are the faces aligned?")
+    if packed.n_unreadable:
+        where = out / "unreadable.txt"
+        print(f"{packed.n_unreadable:,} files are unreadable and left out, all in {where}; the first:")
+        print("\n".join(f"    {line}" for line in packed.unreadable))
+    if packed.empty:
+        more = f" and {len(packed.empty) - _SHOWN} more" if len(packed.empty) > _SHOWN else ""
+        print(
+            f"{len(packed.empty):,} identities have no readable image and no label: "
+            f"{', '.join(packed.empty[:_SHOWN])}{more}"
+        )
+    print(
+        f"\nFor the config:\n\n    config.rec = {str(out)!r}\n    config.num_classes = {len(packed.classes)}\n"
+        f"    config.num_image = {packed.images}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

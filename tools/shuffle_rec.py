@@ -1,0 +1,158 @@
+"""Mix the records of a file, so that reading it from front to back meets images in random order.
+
+    python -m tools.shuffle_rec IN OUT --seed 0
+
+Files are usually written identity by identity. On disks that seek slowly, images are best read in the order of the
+file, and then this order has to be a random one; see ``utils/shuffle.py``. Both families are read. What is written to
+the folder OUT is im2rec's form: every record an image, keys 0, 1, 2, ... in the order of the file. Insightface's
+header and identity records name ranges of keys, which mean nothing after mixing, and are left out; every image's
+payload, its label in it, stays as it is to the byte.
+
+Reads and writes run from front to back. Files larger than --memory-mb go through temporary files in OUT, so that
+twice their size must be free there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.face_records import find_images, first_image_size, read_labels
+from utils.record_writer import write_property
+from utils.recordio import RecordReader, RecordWriter
+
+_SPILLED = struct.Struct("<QQ")  # place in the new order, length
+_READ_AT_ONCE = 256  # records
+
+
+def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024) -> int:
+    """Write the images of a record file into ``out``/train.rec, mixed, and property beside it.
+
+    The result depends on the file and the seed only.
+
+    Args:
+        rec_path: a .rec file of either family.
+        out: made if missing.
+        seed: of the order.
+        memory_mb: what may be held in memory of the records.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be read, or the result cannot be written.
+    """
+    reader = RecordReader(rec_path)
+    span = find_images(reader)
+    labels_N = read_labels(reader, span)
+    n = len(labels_N)
+    in_file_order = reader.offsets[span.start : span.stop].argsort(kind="stable") + span.start  # (N,) positions
+    place_N = np.random.default_rng(seed).permutation(n)  # of the i-th image in the file
+    out.mkdir(parents=True, exist_ok=True)
+    parts = -(-rec_path.stat().st_size // (memory_mb << 20))
+    with RecordWriter(out / "train.rec") as writer:
+        for key, payload in enumerate(_in_new_order(reader, in_file_order, place_N, parts, out)):
+            writer.write(key, payload)
+        write_property(out, int(labels_N.max()) + 1, first_image_size(reader, span))
+    return n
+
+
+def _in_new_order(
+    reader: RecordReader, positions: NDArray[np.int64], place_N: NDArray[np.int64], parts: int, folder: Path
+) -> Iterator[bytes]:
+    """Yield the payloads by place, holding one of ``parts`` equal shares of the places in memory at a time."""
+    share = -(-len(place_N) // parts)
+    if parts == 1:
+        yield from _sorted(_by_file(reader, positions, place_N), 0, share)
+        return
+    with ExitStack() as stack:
+        spills = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]
+        for place, payload in _by_file(reader, positions, place_N):
+            spills[place // share].write(_SPILLED.pack(place, len(payload)) + payload)
+        for part, spill in enumerate(spills):
+            spill.seek(0)
+            yield from _sorted(_unspill(spill.read()), part * share, share)
+            spill.truncate(0)  # room for what is still to be written
+
+
+def _by_file(
+    reader: RecordReader, positions: NDArray[np.int64], place_N: NDArray[np.int64]
+) -> Iterator[tuple[int, bytes]]:
+    for start in range(0, len(positions), _READ_AT_ONCE):
+        payloads = reader.read_many(positions[start : start + _READ_AT_ONCE])
+        yield from zip(place_N[start : start + _READ_AT_ONCE].tolist(), map(bytes, payloads), strict=True)
+
+
+def _unspill(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(data):
+        place, length = _SPILLED.unpack_from(data, at)
+        at += _SPILLED.size + length
+        yield place, data[at - length : at]
+
+
+def _sorted(placed: Iterator[tuple[int, bytes]], first: int, share: int) -> Iterator[bytes]:
+    payloads: list[bytes | None] = [None] * share
+    for place, payload in placed:
+        payloads[place - first] = payload
+    for i, kept in enumerate(payloads):
+        if kept is not None:  # the last share may be short
+            yield kept
+        payloads[i] = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status, 2 for input that cannot be mixed."""
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="shuffle_rec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="a .rec file, or a folder with train.rec")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the new records")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: 0)")
+    parser.add_argument("--memory-mb", type=int, default=1024, metavar="N", help="for records (default: 1024)")
+    parser.add_argument("--overwrite", action="store_true", help="replace records that stand in OUT")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    try:
+        for name, low in (("seed", 0), ("memory_mb", 1)):
+            if getattr(args, name) < low:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
+        source = args.source / "train.rec" if args.source.is_dir() else args.source
+        check_out(args.out, [source], args.overwrite)
+        n = shuffle_records(source, args.out, args.seed, args.memory_mb)
+        if (source.parent / "classes.json").is_file():
+            shutil.copyfile(source.parent / "classes.json", args.out / "classes.json")
+    except (ValueError, OSError) as error:
+        print(f"shuffle_rec: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("shuffle_rec: interrupted, nothing is written", file=sys.stderr)
+        return 130
+    print(f"{args.out}: {n:,} images mixed in {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
+    """Raise FileExistsError if ``out`` is a file, a source's folder, or holds records that may not be replaced."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: give the folder that the records go to")
+    if any(source.resolve().parent == out.resolve() for source in sources):
+        raise FileExistsError(f"{out} holds what is to be read: choose another folder")
+    if (out / "train.rec").exists() and not overwrite:
+        raise FileExistsError(f"{out} holds train.rec already: choose another folder, or --overwrite")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Files that are complete or absent: written under a temporary name, renamed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside ``path``, this process's own."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """Open for writing; the file gets its name when the block ends, and is removed if an exception leaves it.
+
+    Raises:
+        OSError: the folder is missing or cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("w+b") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

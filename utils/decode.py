@@ -1,0 +1,65 @@
+"""Encoded face images to arrays and back, without torch: packing runs it in processes that start fast."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_KEPT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # first bytes of JPEG and PNG, which every reader of records takes
+
+
+def decode_rgb(encoded: bytes | memoryview | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Decode one JPEG or PNG file to RGB.
+
+    Returns:
+        (H, W, 3) uint8, grey images repeated over the channels.
+
+    Raises:
+        ValueError: the bytes are no image that OpenCV reads.
+    """
+    data = np.frombuffer(encoded, np.uint8)
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+    except cv2.error:  # a damaged header that announces more pixels than OpenCV takes
+        image = None
+    if image is None:
+        raise ValueError(f"not a decodable image: {len(data)} bytes starting {data[:8].tobytes().hex(' ')!r}")
+    return image.astype(np.uint8, copy=False)
+
+
+class FittedFace(NamedTuple):
+    """A face in the size asked for, and what was done to it."""
+
+    encoded: bytes
+    is_resized: bool
+    was_square: bool
+
+
+def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 95, keep: bool = True) -> FittedFace:
+    """Bring an encoded image to ``size`` x ``size`` pixels.
+
+    Args:
+        encoded: an image in any format that OpenCV reads.
+        size: side in pixels.
+        encoding: ".jpg" or ".png" of what is written anew.
+        quality: of JPEG, 1 to 100.
+        keep: leave a JPEG or PNG file that has the size already as it is, instead of coding it again.
+
+    Raises:
+        ValueError: ``encoded`` is no image.
+    """
+    image = decode_rgb(encoded)
+    height, width = image.shape[:2]
+    is_resized = (height, width) != (size, size)
+    if not is_resized and keep and encoded.startswith(_KEPT):
+        return FittedFace(encoded, False, True)
+    if is_resized:
+        how = cv2.INTER_AREA if max(height, width) > size else cv2.INTER_LINEAR
+        image = cv2.resize(image, (size, size), interpolation=how).astype(np.uint8, copy=False)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if encoding == ".jpg" else []
+    done, out = cv2.imencode(encoding, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    assert done
+    return FittedFace(out.tobytes(), is_resized, height == width)

@@ -1,0 +1,60 @@
+"""Which records of a file are images, and whose: the same questions for both families."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.decode import decode_rgb
+from utils.record_check import check_records, find_stop
+from utils.recordio import RecordReader
+
+
+class ImageSpan(NamedTuple):
+    """The images are records ``keys[start:stop]``."""
+
+    is_insightface: bool  # record 0 is the header record, and identity records follow the images
+    start: int
+    stop: int
+
+
+def find_images(reader: RecordReader) -> ImageSpan:
+    """Tell the family, and where the images lie; headers are read, no image.
+
+    Raises:
+        ValueError: no record holds an image.
+    """
+    first = reader.scan_headers(0, 1, damaged="mark")
+    is_insightface = int(first.flags[0]) == 2 and not first.has_image[0]
+    start, stop = int(is_insightface), find_stop(reader)
+    if stop <= start:
+        raise ValueError(f"{reader.rec_path}: none of its {len(reader)} records holds an image")
+    return ImageSpan(is_insightface, start, stop)
+
+
+def read_labels(reader: RecordReader, span: ImageSpan) -> NDArray[np.int64]:
+    """The label of each image in ``span``, of a vector the first; one pass over the headers.
+
+    Returns:
+        (N,) in the order of the keys.
+
+    Raises:
+        ValueError: a record is damaged, has no image or a label that is no identity, or file and index disagree;
+            names file, key and offset.
+    """
+    check = check_records(reader, span.start, span.stop)
+    if problem := check.problem or check.unlisted:
+        raise ValueError(problem)
+    return check.labels_N
+
+
+def first_image_size(reader: RecordReader, span: ImageSpan) -> tuple[int, int]:
+    """(height, width) of the first image; ValueError if it does not decode."""
+    _, encoded = reader.read_face(span.start)
+    try:
+        height, width = decode_rgb(encoded).shape[:2]
+    except ValueError as error:
+        raise ValueError(f"{reader.where(span.start)}: {error}") from None
+    return height, width
