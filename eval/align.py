@@ -63,6 +63,10 @@ def align_face(image: NDArray[np.uint8], landmarks: ArrayLike, image_size: int =
     Returns:
         (image_size, image_size, 3), bilinear, black where the photo ends.
     """
-    matrix = similarity_transform(landmarks, TEMPLATE * (image_size / 112))
+    return warp_face(image, similarity_transform(landmarks, TEMPLATE * (image_size / 112)), image_size)
+
+
+def warp_face(image: NDArray[np.uint8], matrix: NDArray[np.float64], image_size: int = 112) -> NDArray[np.uint8]:
+    """Warp a photo by one (2, 3) matrix of :func:`similarity_transform`; see :func:`align_face`."""
     warped = cv2.warpAffine(image, matrix, (image_size, image_size), flags=cv2.INTER_LINEAR, borderValue=0.0)
     return warped.astype(np.uint8, copy=False)

@@ -6,7 +6,7 @@ Shapes: N images, B batch, D embedding size, H height, W width.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -35,20 +35,44 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _batches(load: LoadBatch, n: int, batch_size: int, threads: int) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-    """Yield (start, end, images) in order, while ``threads`` threads load the batches that come next."""
-    blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+def embedded_blocks(
+    embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    load: LoadBatch,
+    blocks: Sequence[tuple[int, int]],
+    threads: int = 1,
+    progress: str = "",
+) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    """Embed blocks of images in order, while ``threads`` threads load those that come next.
+
+    Host memory: ``threads + 2`` blocks of uint8 images.
+
+    Args:
+        embed: (B, H, W, 3) uint8 RGB to embeddings, a row an image.
+        load: (start, end) to the images of that block; called from other threads.
+        blocks: (start, end) of each.
+        threads: background threads that load.
+        progress: label of a progress bar with the time left, "" for none.
+
+    Yields:
+        start, end, and the block's embeddings.
+
+    Raises:
+        ValueError: whatever ``load`` or ``embed`` raises.
+    """
     pool = ThreadPoolExecutor(threads)
     ahead: deque[tuple[int, int, Future[NDArray[np.uint8]]]] = deque()
+    total = sum(end - start for start, end in blocks)
     try:
-        for start, end in blocks[: threads + 1]:
-            ahead.append((start, end, pool.submit(load, start, end)))
-        for following in range(len(ahead), len(blocks) + len(ahead)):
-            start, end, future = ahead.popleft()
-            images = future.result()
-            if following < len(blocks):
-                ahead.append((*blocks[following], pool.submit(load, *blocks[following])))
-            yield start, end, images
+        with tqdm(total=total, desc=progress, unit="img", disable=not progress) as bar:
+            for start, end in blocks[: threads + 1]:
+                ahead.append((start, end, pool.submit(load, start, end)))
+            for following in range(len(ahead), len(blocks) + len(ahead)):
+                start, end, future = ahead.popleft()
+                images_BHW3 = future.result()
+                if following < len(blocks):
+                    ahead.append((*blocks[following], pool.submit(load, *blocks[following])))
+                yield start, end, embed(images_BHW3)
+                bar.update(end - start)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -86,17 +110,21 @@ def embed_batches(
     """
     if batch_size < 1 or threads < 1:
         raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
-    if isinstance(backbone, DistributedDataParallel):
-        backbone = backbone.module
+    network = backbone.module if isinstance(backbone, DistributedDataParallel) else backbone
+
+    def embed(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        x: Tensor = to_network_input(torch.from_numpy(images_BHW3).to(device))  # (B, 3, H, W)
+        embedding_BD: Tensor = network(x).float()
+        if flip:
+            embedding_BD = embedding_BD + network(x.flip(-1)).float()
+        out: NDArray[np.float32] = embedding_BD.cpu().numpy()
+        return out
+
+    blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     out_ND: NDArray[np.float32] | None = None
-    with evaluation_mode(backbone), tqdm(total=n, desc=progress, unit="img", disable=not progress) as bar:
-        for start, end, images_BHW3 in _batches(load, n, batch_size, threads):
-            x: Tensor = to_network_input(torch.from_numpy(images_BHW3).to(device))  # (B, 3, H, W)
-            embedding_BD = backbone(x).float()
-            if flip:
-                embedding_BD = embedding_BD + backbone(x.flip(-1)).float()
+    with evaluation_mode(network):
+        for start, end, embedding_BD in embedded_blocks(embed, load, blocks, threads, progress):
             if out_ND is None:
                 out_ND = np.empty((n, embedding_BD.shape[1]), np.float32)
-            out_ND[start:end] = embedding_BD.cpu().numpy()
-            bar.update(end - start)
+            out_ND[start:end] = embedding_BD
     return np.empty((0, 0), np.float32) if out_ND is None else out_ND

@@ -1,10 +1,14 @@
 """Verification of pairs of faces: is it the same person? Cross-validated accuracy, as lfw defines it.
 
-Shapes: n pairs, N = 2n images (rows 2i and 2i + 1 are pair i), D embedding size, F folds, T = 400 thresholds.
+``python -m eval.pairs --model work_dirs/run/model.pt --data DIR`` evaluates a model; --help tells the rest.
+
+Shapes: n pairs, N = 2n images (rows 2i and 2i + 1 are pair i), D embedding size, F folds, T = 400 thresholds,
+K = 4 false accept rates.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,31 +24,53 @@ from eval.embed import LoadBatch, embed_batches
 from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, share
 from utils.images import decode_rgb
 
-__all__ = ["PairResult", "PairSet", "embed_images", "evaluate_pairs", "load_bin", "verify"]
+__all__ = [
+    "FARS",
+    "PairResult",
+    "PairSet",
+    "embed_images",
+    "evaluate_embeddings",
+    "evaluate_pairs",
+    "load_bin",
+    "pair_loader",
+    "sample_pairs",
+    "verify",
+]
 
 # On the squared distance of L2-normalised embeddings, which is 2 - 2 * cosine.
 THRESHOLDS: NDArray[np.float64] = np.arange(0, 4, 0.01)  # (T,)
+FARS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)  # false accept rates whose true accept rate is reported
 
 
 def _nan_curve() -> NDArray[np.float64]:
     return np.full(len(THRESHOLDS), np.nan)
 
 
+def _nan_points() -> NDArray[np.float64]:
+    return np.full(len(FARS), np.nan)
+
+
 @dataclass(frozen=True)
 class PairResult:
     """What verification of one set found. Figures that could not be computed are nan; ``message`` says why."""
 
+    pairs: int = 0  # n
     accuracy: float = float("nan")  # mean over folds, 0 to 1
     accuracy_std: float = float("nan")  # over folds
     accuracy_per_fold: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # (F,)
     tpr: NDArray[np.float64] = field(default_factory=_nan_curve)  # (T,) true positive rate, mean over folds
     fpr: NDArray[np.float64] = field(default_factory=_nan_curve)  # (T,) false positive rate, mean over folds
+    tar: NDArray[np.float64] = field(default_factory=_nan_points)  # (K,) at FARS; nan below one impostor pair
     genuine_cosine: float = float("nan")  # mean over pairs of the same person
     impostor_cosine: float = float("nan")  # mean over pairs of two persons
     spread: float = float("nan")  # standard deviation of the embeddings, mean over dimensions
-    norm: float = float("nan")  # mean length before L2 normalisation; only verify() knows it
+    norm: float = float("nan")  # mean length before L2 normalisation; evaluate_pairs() leaves it out
     non_finite: int = 0  # embeddings that hold a nan or an infinity
     message: str = ""  # why a figure is missing or rests on fewer folds
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know, most often nothing."""
+        return [note for note in (self.message, self.hint()) if note]
 
     def hint(self) -> str:
         """Say what is probably wrong, or "" if nothing stands out."""
@@ -53,24 +79,32 @@ class PairResult:
                 f"{self.non_finite} embeddings hold nan or infinity: training has diverged or a precision "
                 "overflows; look at the learning rate, the loss scale and the logged loss"
             )
-        spread = f"(spread {self.spread:.2e})"
-        same = self.impostor_cosine > 0.98 or (np.isnan(self.impostor_cosine) and self.spread < 1e-3)
-        if same:
+        if self.impostor_cosine > 0.98 or self.spread < 1e-3:  # unrelated embeddings of 512 numbers have 0.044
             return (
-                f"all embeddings are nearly the same {spread}: the network has collapsed, its weights were not "
-                "loaded, or its input is constant; accuracy means nothing here"
+                f"all embeddings are nearly the same (spread {self.spread:.2e}): the network has collapsed, its "
+                "weights were not loaded, or its input is constant; accuracy means nothing here"
             )
+        cosines = f"(mean cosines {self.genuine_cosine:.3f} and {self.impostor_cosine:.3f})"
         gap = self.genuine_cosine - self.impostor_cosine
+        if gap < -0.05:
+            return (
+                f"genuine pairs are less alike than impostor pairs {cosines}: the set's flags are inverted, or its "
+                "images are not in the order of its pairs"
+            )
         if gap < 0.02:
             return (
-                f"genuine and impostor pairs look alike (mean cosines {self.genuine_cosine:.3f} and "
-                f"{self.impostor_cosine:.3f}): usual before training; later it means labels that do not match "
-                "the images, a loss that does not move, or images aligned or coloured unlike this set's"
+                f"genuine and impostor pairs look alike {cosines}: usual before training; later it means labels that "
+                "do not match the images, a loss that does not move, or images aligned or coloured unlike this set's"
             )
         return ""
 
 
-def _decoder(encoded: Sequence[bytes], image_size: int) -> LoadBatch:
+def pair_loader(encoded: Sequence[bytes], image_size: int = 112) -> LoadBatch:
+    """Make a function from (start, end) to those images, decoded and resized: (end - start, H, W, 3) uint8 RGB.
+
+    It raises ValueError for an image that does not decode or is not square; the message gives its index.
+    """
+
     def load(start: int, end: int) -> NDArray[np.uint8]:
         out = np.empty((end - start, image_size, image_size, 3), np.uint8)
         for row, index in enumerate(range(start, end)):
@@ -114,7 +148,7 @@ def embed_images(
     Raises:
         ValueError: an image that does not decode or is not square; the message gives its index.
     """
-    load = _decoder(encoded, image_size)
+    load = pair_loader(encoded, image_size)
     return embed_batches(backbone, load, len(encoded), device, batch_size, flip)
 
 
@@ -129,6 +163,16 @@ def _fold_counts(
 
 def _mean_cosine(cosines: NDArray[np.float64], keep: NDArray[np.bool_]) -> float:
     return float(cosines[keep].mean()) if keep.any() else float("nan")
+
+
+def _tar_at_fars(cosines: NDArray[np.float64], issame: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """True accept rate at each of FARS, nan where that is less than one impostor pair: (K,)."""
+    if issame.all() or not issame.any():
+        return _nan_points()
+    from eval.roc import roc  # slow to import, and not every run verifies
+
+    curve = roc(issame, cosines)
+    return np.array([curve.tar_at(far) if curve.resolves(far) else np.nan for far in FARS])
 
 
 def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: int = 10) -> PairResult:
@@ -164,6 +208,7 @@ def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: i
     cosines = np.einsum("nd,nd->n", first_nD, second_nD)
     known = issame[finite_n]
     result = PairResult(
+        pairs=n,
         genuine_cosine=_mean_cosine(cosines, known),
         impostor_cosine=_mean_cosine(cosines, ~known),
         spread=float(np.std(embeddings[finite_N], axis=0, dtype=np.float64).mean())
@@ -198,8 +243,45 @@ def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: i
         accuracy_per_fold=accuracy,
         tpr=(accepted_genuine / np.maximum(genuine, 1)).mean(axis=0),
         fpr=(accepted_impostor / np.maximum(impostor, 1)).mean(axis=0),
+        tar=_tar_at_fars(cosines, issame),
         message=message,
     )
+
+
+def evaluate_embeddings(embeddings: NDArray[np.float32], issame: NDArray[np.bool_], folds: int = 10) -> PairResult:
+    """Bring embeddings to length 1 and evaluate them; their mean length is kept in the result.
+
+    Args:
+        embeddings: (2n, D), as the network gives them; a row of zeros stays one.
+        issame: (n,).
+        folds: see :func:`evaluate_pairs`, which also says what it raises.
+    """
+    embeddings_ND = embeddings.astype(np.float64)
+    finite_N = np.isfinite(embeddings_ND).all(axis=1)
+    norm_N1 = np.full((len(embeddings_ND), 1), np.nan)
+    norm_N1[finite_N] = np.linalg.norm(embeddings_ND[finite_N], axis=1, keepdims=True)
+    normalised_ND = np.divide(embeddings_ND, norm_N1, out=embeddings_ND.copy(), where=norm_N1 > 0)
+    result = evaluate_pairs(normalised_ND, issame, folds)
+    return replace(result, norm=float(norm_N1[finite_N].mean()) if finite_N.any() else float("nan"))
+
+
+def sample_pairs(pair_set: PairSet, n: int) -> PairSet:
+    """Take ``n`` pairs, spread evenly over those of one person and over those of two, half of each if there are.
+
+    A set of at most ``n`` pairs is returned as it is. The choice is the same on every rank.
+    """
+    if len(pair_set.issame) <= n:
+        return pair_set
+    kinds = np.flatnonzero(pair_set.issame), np.flatnonzero(~pair_set.issame)
+    genuine = min(len(kinds[0]), max(n // 2, n - len(kinds[1])))
+    chosen = [
+        kind[np.linspace(0, len(kind) - 1, count).round().astype(int)]
+        for kind, count in zip(kinds, (genuine, n - genuine), strict=True)
+        if count
+    ]
+    pairs = np.sort(np.concatenate(chosen))
+    encoded = [pair_set.encoded[i] for pair in pairs for i in (2 * pair, 2 * pair + 1)]
+    return PairSet(pair_set.name, encoded, pair_set.issame[pairs])
 
 
 def verify(
@@ -230,7 +312,7 @@ def verify(
     start, end = share(n_images, get_rank(), get_world_size())
     part_ND, error = np.empty((0, 0), np.float32), ""
     try:
-        load = _decoder(pair_set.encoded, image_size)
+        load = pair_loader(pair_set.encoded, image_size)
         part_ND = embed_batches(backbone, lambda a, b: load(start + a, start + b), end - start, device, batch_size)
     except ValueError as problem:
         error = f"verification set {pair_set.name}, {problem}"
@@ -241,10 +323,10 @@ def verify(
     all_ND = torch.zeros((n_images, max(size for size, _ in reports)), device=device)
     if end > start:
         all_ND[start:end] = torch.from_numpy(part_ND).to(device)
-    embeddings = all_reduce_sum_(all_ND).cpu().numpy().astype(np.float64)
-    finite = np.isfinite(embeddings).all(axis=1)
-    norm = np.full((n_images, 1), np.nan)
-    norm[finite] = np.linalg.norm(embeddings[finite], axis=1, keepdims=True)
-    normalised = np.divide(embeddings, norm, out=embeddings.copy(), where=norm > 0)
-    result = evaluate_pairs(normalised, pair_set.issame, folds)
-    return replace(result, norm=float(norm[finite].mean()) if finite.any() else float("nan"))
+    return evaluate_embeddings(all_reduce_sum_(all_ND).cpu().numpy(), pair_set.issame, folds)
+
+
+if __name__ == "__main__":
+    from eval.pairs_command import main
+
+    sys.exit(main())

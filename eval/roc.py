@@ -5,7 +5,9 @@ Shapes: P pairs, K points of the curve.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+_MANY = 1 << 20  # scores that are sorted in threads
+_SAMPLE = 10_000  # of them, to part them by
 FAR_GRID: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -36,7 +40,10 @@ class Roc:
 
 
 def roc(labels: ArrayLike, scores: ArrayLike) -> Roc:
-    """Build the curve with ``sklearn.metrics.roc_curve``.
+    """Build the curve: the very points of ``sklearn.metrics.roc_curve``, equal scores and dropped points included.
+
+    It differs from that in sorting impostor and genuine scores apart, values only. Memory beyond the inputs: about
+    56 bytes a pair for a moment.
 
     Args:
         labels: (P,), 1 for a pair of one person, 0 for two.
@@ -45,18 +52,64 @@ def roc(labels: ArrayLike, scores: ArrayLike) -> Roc:
     Raises:
         ValueError: only one kind of pair, or scores that are not finite.
     """
-    from sklearn.metrics import roc_curve  # slow to import, and training does not need it
-
-    labels_P, scores_P = np.asarray(labels), np.asarray(scores)
-    genuine = int(np.count_nonzero(labels_P))
-    impostor = len(labels_P) - genuine
+    is_genuine, scores_P = np.asarray(labels).astype(bool), np.asarray(scores, np.float64)
+    genuine = int(np.count_nonzero(is_genuine))
+    impostor = len(is_genuine) - genuine
     if genuine == 0 or impostor == 0:
         raise ValueError(f"a ROC needs pairs of both kinds, found {genuine} genuine and {impostor} impostor")
-    bad = int(len(scores_P) - np.isfinite(scores_P).sum())
+    bad = int(len(scores_P) - np.count_nonzero(np.isfinite(scores_P)))
     if bad:
         raise ValueError(f"{bad} of {len(scores_P)} scores are not finite")
-    far, tar, _ = roc_curve(labels_P, scores_P, pos_label=1)
-    return Roc(far, tar, genuine, impostor)
+    false_K, true_K = _accepted(_sorted(scores_P[~is_genuine]), _sorted(scores_P[is_genuine]))
+    if len(false_K) > 2:
+        corner = np.ones(len(false_K), bool)
+        corner[1:-1] = (np.diff(false_K, 2) != 0) | (np.diff(true_K, 2) != 0)
+        false_K, true_K = false_K[corner], true_K[corner]
+    return Roc(np.r_[0, false_K] / impostor, np.r_[0, true_K] / genuine, genuine, impostor)
+
+
+def _sorted(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sort many values in threads, each those of one range."""
+    workers = min(4, os.cpu_count() or 1)
+    if len(scores) < _MANY or workers == 1:
+        return np.sort(scores)
+    sample = np.sort(scores[:: len(scores) // _SAMPLE])
+    limits = [-np.inf, *(sample[len(sample) * i // workers] for i in range(1, workers)), np.inf]
+    with ThreadPoolExecutor(workers) as pool:
+        ranges = pool.map(
+            lambda low, high: np.sort(scores[(scores > low) & (scores <= high)]), limits[:-1], limits[1:]
+        )
+        return np.concatenate(list(ranges))
+
+
+def _accepted(
+    impostor: NDArray[np.float64], genuine: NDArray[np.float64]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Count the pairs of both kinds at or above each score that occurs, the highest score first.
+
+    Args:
+        impostor: scores, growing.
+        genuine: scores, growing.
+    """
+    impostor_values, false_K = _distinct(impostor)
+    genuine_values, true_g = _distinct(genuine)
+    # Impostor scores from `place` on lie at or below each genuine one, so that one is counted among the accepted.
+    place = len(impostor_values) - np.searchsorted(impostor_values[::-1], genuine_values, side="right")
+    spans = np.diff(np.r_[0, place, len(false_K)])
+    true_K = np.repeat(np.r_[np.int32(0), true_g], spans)
+    following = impostor_values[np.minimum(place, len(impostor_values) - 1)]
+    alone = (place == len(impostor_values)) | (following != genuine_values)  # no impostor pair has that score
+    before = np.r_[np.int32(0), false_K][place[alone]]
+    return np.insert(false_K, place[alone], before), np.insert(true_K, place[alone], true_g[alone])
+
+
+def _distinct(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Each score that occurs in a growing array, the highest first, and how many lie at or above it."""
+    falling = scores[::-1]
+    last = np.flatnonzero(np.r_[falling[1:] != falling[:-1], True])
+    if len(last) == len(falling):
+        return falling, np.arange(1, len(falling) + 1, dtype=np.int32)
+    return falling[last], (last + 1).astype(np.int32)
 
 
 def plot_roc(curves: dict[str, Roc], title: str, fars: Sequence[float] = FAR_GRID) -> Figure:

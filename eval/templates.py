@@ -1,79 +1,136 @@
 """Templates: many images of one person become one vector, and pairs of templates become scores.
 
-Shapes: N images, d embedding size, U templates, P pairs.
+The order and the type of every sum are those of arcface_torch's evaluator, so that features equal its own to the last
+bit and ties stay ties; what differs is that whole arrays are worked on instead of one template at a time.
+
+Shapes: N images, D embedding size, M media, U templates, P pairs.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_IMAGES_PER_CHUNK = 16_384
-_PAIRS_PER_CHUNK = 1_024  # two chunks of gathered rows stay in the processor's cache
+_WIDEST_TABLE = 1 << 24  # of template ids
+_IMAGES_PER_BLOCK = 4_096
+_IDS_PER_BLOCK = 1 << 18
+_PAIRS_PER_BLOCK = 256  # two blocks of gathered rows stay in the processor's cache
+_FEW_PAIRS = 2_000_000  # up to here they are scored one by one
+_PRODUCTS_PER_PAIR = 16  # a matrix product gives so many entries in the time of one pair by itself
+_ROWS_PER_PRODUCT = 256
+
+
+@dataclass(frozen=True)
+class FeatureMode:
+    """What an image's feature is made of; the defaults are those of insightface's evaluator."""
+
+    flip: bool = True  # add the embedding of the mirror image
+    norm_score: bool = True  # keep the embedding's length as a weight; otherwise it is brought to 1
+    detector_score: bool = True  # multiply by the face detector's score
+
+    def __str__(self) -> str:
+        return (
+            f"{'straight + mirrored' if self.flip else 'straight only'}, "
+            f"{'norm used' if self.norm_score else 'normalised'}, "
+            f"{'detector score used' if self.detector_score else 'no detector score'}"
+        )
+
+
+def image_features(
+    halves: NDArray[np.float32], detector_scores: NDArray[np.float32], mode: FeatureMode
+) -> NDArray[np.float32]:
+    """Make the features of images from the embeddings of themselves and of their mirror images.
+
+    Args:
+        halves: (N, 2 * D), straight and mirrored side by side.
+        detector_scores: (N,).
+        mode: what counts.
+
+    Returns:
+        (N, D).
+    """
+    size = halves.shape[1] // 2
+    features_ND = halves[:, :size] + halves[:, size:] if mode.flip else halves[:, :size].copy()
+    if not mode.norm_score:
+        length = np.sqrt(np.sum(features_ND**2, -1, keepdims=True))
+        length[length == 0] = 1
+        features_ND /= length
+    if mode.detector_score:
+        features_ND *= detector_scores[:, None]
+    return features_ND
 
 
 def template_features(
-    features_Nd: NDArray[np.float32], detector_scores: ArrayLike, template_ids: ArrayLike, media_ids: ArrayLike
+    features_ND: NDArray[np.float32], template_ids: ArrayLike, media_ids: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Average the images of each media, add up a template's media, and bring the sum to length 1.
 
-    An image counts as its feature times its detector score, not normalised. A media number means one media
-    within one template. Source: the IJB protocol as arcface_torch runs it, equal on ``ijb_11.npz``.
-    Memory beyond the inputs: U * d float64 for the result and under 0.2 GiB of scratch at d = 512.
+    A media number means one media within one template. Source: the IJB protocol as arcface_torch runs it, equal on
+    ``ijb_11.npz``. Memory beyond the inputs: U * D float64 for the result and a few blocks of scratch.
 
     Args:
-        features_Nd: (N, d) sum of straight and mirrored embedding, as :func:`eval.embed.embed_batches` gives it.
-        detector_scores: (N,).
+        features_ND: (N, D) of :func:`image_features`.
         template_ids: (N,) integers.
         media_ids: (N,) integers.
 
     Returns:
-        unique template ids (U,), growing, and their features (U, d). A template whose sum is zero stays zero.
+        unique template ids (U,), growing, and their features (U, D). A template whose sum is zero stays zero.
 
     Raises:
         ValueError: lengths that differ, or no images.
     """
-    scores = np.asarray(detector_scores, np.float64)
     templates, media = np.asarray(template_ids), np.asarray(media_ids)
-    n = len(features_Nd)
-    if not n == len(scores) == len(templates) == len(media):
-        raise ValueError(
-            f"lengths differ: {n} features, {len(scores)} detector scores, {len(templates)} template ids, "
-            f"{len(media)} media ids"
-        )
+    n = len(features_ND)
+    if not n == len(templates) == len(media):
+        raise ValueError(f"lengths differ: {n} features, {len(templates)} template ids, {len(media)} media ids")
     if n == 0:
         raise ValueError("no images to make templates of")
-    order = np.lexsort((media, templates))
+    order = np.lexsort((media, templates))  # stable: a media's images keep their order
     templates, media = templates[order], media[order]
     new_template = np.r_[True, templates[1:] != templates[:-1]]
     new_media = new_template | np.r_[True, media[1:] != media[:-1]]
-    # A sum of media means is one weighted sum over images: weight = score / images of that media.
-    group = np.cumsum(new_media) - 1
-    weight = scores[order] / np.bincount(group)[group]
-    row_of_image = np.cumsum(new_template) - 1  # (N,) in sorted order
+    media_starts = np.r_[np.flatnonzero(new_media), n]  # (M + 1,) in images
+    of_template = np.flatnonzero(new_template[media_starts[:-1]])
+    template_starts = np.r_[of_template, len(media_starts) - 1]  # (U + 1,) in media
     unique = templates[new_template].astype(np.int64)
+    out_UD = np.empty((len(unique), features_ND.shape[1]))
 
-    out_Ud = np.zeros((len(unique), features_Nd.shape[1]))
-    for start in range(0, n, _IMAGES_PER_CHUNK):
-        chunk = slice(start, start + _IMAGES_PER_CHUNK)
-        weighted = features_Nd[order[chunk]] * weight[chunk, None]
-        rows = row_of_image[chunk]
-        starts = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
-        out_Ud[rows[starts]] += np.add.reduceat(weighted, starts, axis=0)  # a template may cross two chunks
-    length = np.linalg.norm(out_Ud, axis=1, keepdims=True)
-    return unique, np.divide(out_Ud, length, out=out_Ud, where=length > 0)
+    def pool(block: tuple[int, int]) -> None:
+        """Make the templates of rows [first, last)."""
+        first, last = block
+        own_media = media_starts[template_starts[first] : template_starts[last] + 1]
+        rows = features_ND[order[own_media[0] : own_media[-1]]]
+        means_MD = _sums_of_runs(rows, own_media - own_media[0])
+        means_MD /= np.diff(own_media)[:, None].astype(np.float32)
+        starts = template_starts[first : last + 1]
+        out_UD[first:last] = _sums_of_runs(means_MD, starts - starts[0])
+        length = np.sqrt(np.einsum("ud,ud->u", out_UD[first:last], out_UD[first:last]))
+        length[length < 10 * np.finfo(np.float64).eps] = 1.0  # zero, to the eye of sklearn's normalize
+        out_UD[first:last] /= length[:, None]
+
+    _in_threads(pool, _whole_templates(media_starts[template_starts]))
+    return unique, out_UD
 
 
 def pair_scores(
-    features_Ud: NDArray[np.float64],
+    features_UD: NDArray[np.float64],
     unique_templates: NDArray[np.int64],
     template_1: ArrayLike,
     template_2: ArrayLike,
 ) -> NDArray[np.float64]:
-    """Give the cosine of each pair of templates, chunk by chunk; memory beyond the inputs is O(P).
+    """Give the cosine of each pair of templates; memory beyond the inputs is O(P), and under 0.1 GiB.
+
+    A score depends on its two rows alone, not on their order or on where the pair stands: equal pairs tie. Up to two
+    million pairs its sum runs in the field's order and equals the field's to the last bit. Beyond that, where the
+    pairs are a good part of all first templates times all second ones, matrix products give it to within 1e-14.
 
     Args:
-        features_Ud: (U, d), rows of length 1.
+        features_UD: (U, D), rows of length 1.
         unique_templates: (U,), growing: the template of each row.
         template_1: (P,) template ids.
         template_2: (P,) template ids.
@@ -81,20 +138,153 @@ def pair_scores(
     Raises:
         ValueError: a pair names a template that has no row.
     """
-    row_1, row_2 = (_rows(unique_templates, np.asarray(ids)) for ids in (template_1, template_2))
-    if len(row_1) != len(row_2):
-        raise ValueError(f"lengths differ: {len(row_1)} first and {len(row_2)} second templates")
+    row_1, row_2 = (template_rows(unique_templates, ids) for ids in (template_1, template_2))
+    n = len(row_1)
+    if n != len(row_2):
+        raise ValueError(f"lengths differ: {n} first and {len(row_2)} second templates")
+    if n > _FEW_PAIRS:
+        used_1, used_2 = (_used(len(features_UD), rows) for rows in (row_1, row_2))
+        if np.count_nonzero(used_1) * np.count_nonzero(used_2) < _PRODUCTS_PER_PAIR * n:
+            return _scores_by_products(features_UD, row_1, row_2, used_1 & used_2)
+    return _scores_one_by_one(features_UD, row_1, row_2)
+
+
+def template_rows(unique: NDArray[np.int64], ids: ArrayLike) -> NDArray[np.int32]:
+    """Row of each template id in the growing array ``unique``.
+
+    Raises:
+        ValueError: an id is not there.
+    """
+    ids = np.asarray(ids)
+    rows = np.empty(len(ids), np.int32)
+    low, high = int(unique[0]), int(unique[-1])
+    table = np.full(high - low + 1 if high - low < _WIDEST_TABLE else 0, -1, np.int32)
+    if len(table):
+        table[unique - low] = np.arange(len(unique), dtype=np.int32)
+
+    def find(block: tuple[int, int]) -> None:
+        own = ids[slice(*block)]
+        if len(table):  # much faster than a search for each id
+            found = table.take(own - low, mode="clip")
+            unknown = (found < 0) | (own < low) | (own > high)
+        else:
+            found = np.minimum(np.searchsorted(unique, own), len(unique) - 1)
+            unknown = unique[found] != own
+        if unknown.any():
+            raise ValueError(f"template {own[unknown.argmax()]} is in a list, but has no images")
+        rows[slice(*block)] = found
+
+    _in_threads(find, _even_blocks(len(ids), _IDS_PER_BLOCK))
+    return rows
+
+
+def _scores_one_by_one(
+    features_UD: NDArray[np.float64], row_1: NDArray[np.int32], row_2: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Multiply and add in the order that the field's evaluator does."""
     out = np.empty(len(row_1))
-    for start in range(0, len(out), _PAIRS_PER_CHUNK):
-        chunk = slice(start, start + _PAIRS_PER_CHUNK)
-        np.einsum("pd,pd->p", features_Ud[row_1[chunk]], features_Ud[row_2[chunk]], out=out[chunk])
+
+    def score(block: tuple[int, int]) -> None:
+        a, b = np.empty((2, _PAIRS_PER_BLOCK, features_UD.shape[1]))
+        for start, end in _even_blocks(block[1] - block[0], _PAIRS_PER_BLOCK):
+            pairs = slice(block[0] + start, block[0] + end)
+            first, second = a[: end - start], b[: end - start]
+            features_UD.take(row_1[pairs], axis=0, out=first, mode="clip")
+            features_UD.take(row_2[pairs], axis=0, out=second, mode="clip")
+            np.multiply(first, second, out=first)
+            np.add.reduce(first, axis=1, out=out[pairs])
+
+    _in_threads(score, _even_blocks(len(out), 64 * _PAIRS_PER_BLOCK))
     return out
 
 
-def _rows(unique: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Row of each id in the growing array ``unique``."""
-    rows = np.minimum(np.searchsorted(unique, ids), len(unique) - 1)
-    unknown = unique[rows] != ids
-    if unknown.any():
-        raise ValueError(f"template {ids[unknown.argmax()]} is in a pair, but has no images")
-    return rows
+def _scores_by_products(
+    features_UD: NDArray[np.float64],
+    row_1: NDArray[np.int32],
+    row_2: NDArray[np.int32],
+    in_both_U: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """Multiply all first templates, a block at a time, by all second ones, and pick the pairs.
+
+    Two entries of a matrix product may be rounded unlike each other though their vectors are the same. So that equal
+    pairs tie, equal rows are made one, and a pair that stands in both orders is put in one.
+    """
+    one = _first_equal_row(features_UD)
+    if (one != np.arange(len(one))).any():
+        row_1, row_2 = one[row_1], one[row_2]
+        in_both_U = _used(len(one), row_1) & _used(len(one), row_2)
+    if in_both_U.any():
+        turn = in_both_U[row_1] & in_both_U[row_2] & (row_1 > row_2)
+        row_1, row_2 = np.where(turn, row_2, row_1), np.where(turn, row_1, row_2)
+    place_1, rows_1 = _places(len(one), row_1)
+    place_2, rows_2 = _places(len(one), row_2)
+    order: NDArray[np.int64] | slice = slice(None)
+    if (place_1[1:] < place_1[:-1]).any():
+        order = np.argsort(place_1, kind="stable")
+        place_1, place_2 = place_1[order], place_2[order]
+    second_DV = np.ascontiguousarray(features_UD[rows_2]).T
+    ends = np.searchsorted(place_1, np.arange(0, len(rows_1) + _ROWS_PER_PRODUCT, _ROWS_PER_PRODUCT))
+    scores = np.empty(len(place_1))
+    for block, (start, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+        first = block * _ROWS_PER_PRODUCT
+        product = features_UD[rows_1[first : first + _ROWS_PER_PRODUCT]] @ second_DV
+        at = (place_1[start:end].astype(np.int64) - first) * len(rows_2) + place_2[start:end]
+        product.take(at, out=scores[start:end], mode="clip")
+    if isinstance(order, slice):
+        return scores
+    out = np.empty_like(scores)
+    out[order] = scores
+    return out
+
+
+def _used(n: int, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which of ``n`` rows occur."""
+    used = np.zeros(n, bool)
+    used[rows] = True
+    return used
+
+
+def _places(n: int, rows: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Number the rows that occur: the number of each, and the row of each number."""
+    occurring = np.flatnonzero(_used(n, rows))
+    number = np.zeros(n, np.int32)
+    number[occurring] = np.arange(len(occurring), dtype=np.int32)
+    return number[rows], occurring
+
+
+def _first_equal_row(features_UD: NDArray[np.float64]) -> NDArray[np.int32]:
+    """The first row that holds the same numbers, (U,)."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(features_UD)], np.int32)
+
+
+def _sums_of_runs(rows_ND: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Add up each run of rows, one after the other as a loop would; runs are [starts[i], starts[i + 1])."""
+    counts = np.diff(starts)
+    out = rows_ND[starts[:-1]]
+    longest_first = np.argsort(-counts, kind="stable")
+    growing = -counts[longest_first]
+    for j in range(1, int(counts.max())):
+        live = longest_first[: np.searchsorted(growing, -j)]  # the runs that have a row j
+        out[live] += rows_ND[starts[live] + j]
+    return out
+
+
+def _whole_templates(starts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Cut templates, which start at these images, into ranges of about a block of images."""
+    first = 0
+    while first < len(starts) - 1:
+        last = int(np.searchsorted(starts, starts[first] + _IMAGES_PER_BLOCK, side="right")) - 1
+        last = max(last, first + 1)
+        yield first, last
+        first = last
+
+
+def _even_blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _in_threads(do: Callable[[tuple[int, int]], None], blocks: Iterator[tuple[int, int]]) -> None:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(do, blocks):
+            pass

@@ -9,9 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval.pairs import PairSet, load_bin, verify
-from utils.distributed import all_gather_objects, get_rank
+from eval.pair_list import find_pairs, load_pairs
+from eval.pairs import FARS, PairResult, PairSet, pair_loader, sample_pairs, verify
+from utils.distributed import all_gather_objects, get_rank, get_world_size, share, together
 from utils.logging import MetricsWriter, log
+
+# Before training, a set of more pairs than this is only looked at: every image is decoded, a few pairs are embedded.
+WHOLE_AT_START = 1_500
+PAIRS_AT_START = 150
 
 
 class Verification:
@@ -20,11 +25,11 @@ class Verification:
     Collectives when made: one object gather, so that every rank has the same sets.
 
     Args:
-        targets: names of sets, ``<folder>/<name>.bin``, or paths that end in .bin.
+        targets: names of sets, ``<folder>/<name>.bin`` or .csv, or paths that end in .bin or .csv.
         folder: where named sets lie.
         device: where the backbone lives.
         batch_size: images of one rank in one forward.
-        metrics: takes accuracy and mean cosines of each set.
+        metrics: takes the figures of each set.
     """
 
     def __init__(
@@ -35,9 +40,8 @@ class Verification:
         loaded: dict[str, PairSet] = {}
         problems: dict[str, str] = {}
         for target in targets:
-            path = Path(target) if target.endswith(".bin") else folder / f"{target}.bin"
             try:
-                loaded[target] = load_bin(path)
+                loaded[target] = load_pairs(find_pairs(target, folder))
             except (OSError, ValueError, MemoryError) as error:
                 problems[target] = str(error) or type(error).__name__
         on_ranks = all_gather_objects((problems, {target: len(pairs.encoded) for target, pairs in loaded.items()}))
@@ -49,31 +53,76 @@ class Verification:
             if problem is None:
                 self.sets.append(loaded[target])
                 self.best[loaded[target].name] = metrics.highest(f"{loaded[target].name}/accuracy")
-            elif get_rank() == 0:
-                log.warning("verification set %s is left out: %s", target, problem)
+            else:
+                _warn(f"verification set {target} is left out: {problem}")
 
     def __call__(self, backbone: nn.Module, step: int) -> None:
-        """Evaluate every set and log accuracy, its best so far and the mean cosines.
+        """Evaluate every set, log what was found and hand it to the metrics.
 
-        All ranks call it with the same weights and buffers. Collectives: those of ``eval.pairs.verify`` for each set.
+        At step 0, before training, large sets are only looked at, and one with a broken image is left out for good.
+
+        All ranks call it with the same weights and buffers. Collectives: those of ``eval.pairs.verify`` for each
+        set, at step 0 one object gather more for a large one.
         """
-        for pairs in self.sets:
+        for pairs in list(self.sets):
             tag = f"[{pairs.name}][{step}]"
+            chosen = pairs
             try:
-                result = verify(backbone, pairs, self.device, self.batch_size)
+                if step == 0 and len(pairs.issame) > WHOLE_AT_START:
+                    chosen = sample_pairs(pairs, PAIRS_AT_START)
+                    together(lambda pairs=pairs: _decode_share(pairs))  # type: ignore[misc]
+                result = verify(backbone, chosen, self.device, self.batch_size)
             except ValueError as error:  # the same on every rank
-                log.warning("%sverification failed: %s", tag, error)
+                if step == 0:
+                    self.sets.remove(pairs)
+                _warn(f"verification set {pairs.name} is left out: {error}" if step == 0 else f"{tag}failed: {error}")
                 continue
-            best = self.best[pairs.name] = float(np.fmax(self.best[pairs.name], result.accuracy))
-            log.info("%sNorm of straight + mirrored: %f", tag, result.norm)
-            log.info("%sAccuracy-Flip: %1.5f+-%1.5f", tag, result.accuracy, result.accuracy_std)
+            if chosen is not pairs:
+                log.info("%sA look at %d of %d pairs before training", tag, len(chosen.issame), len(pairs.issame))
+            else:
+                self.best[pairs.name] = float(np.fmax(self.best[pairs.name], result.accuracy))
+                self.metrics.write(step, {f"{pairs.name}/{name}": value for name, value in _figures(result).items()})
+            self._log(tag, result, self.best[pairs.name], is_trained=step > 0)
+
+    def _log(self, tag: str, result: PairResult, best: float, is_trained: bool) -> None:
+        log.info("%sNorm of straight + mirrored: %f", tag, result.norm)
+        log.info("%sAccuracy-Flip: %1.5f+-%1.5f", tag, result.accuracy, result.accuracy_std)
+        if not np.isnan(best):
             log.info("%sAccuracy-Highest: %1.5f", tag, best)
-            log.info("%sCosine: genuine %.4f, impostor %.4f", tag, result.genuine_cosine, result.impostor_cosine)
-            if hint := result.message or (result.hint() if step else ""):
-                log.warning("%s%s", tag, hint)
-            values = {
-                "accuracy": result.accuracy,
-                "genuine_cosine": result.genuine_cosine,
-                "impostor_cosine": result.impostor_cosine,
-            }
-            self.metrics.write(step, {f"{pairs.name}/{name}": value for name, value in values.items()})
+        tar = ", ".join(f"{t:.4f} at FAR {far:g}" for far, t in zip(FARS, result.tar, strict=True) if not np.isnan(t))
+        if tar:
+            log.info("%sTAR: %s", tag, tar)
+        log.info(
+            "%sCosine: genuine %.4f, impostor %.4f, spread %.4f",
+            tag,
+            result.genuine_cosine,
+            result.impostor_cosine,
+            result.spread,
+        )
+        for note in result.notes():
+            if is_trained or note == result.message:
+                _warn(f"{tag}{note}")
+
+
+def _warn(text: str) -> None:
+    """Warn once of what every rank has found."""
+    if get_rank() == 0:
+        log.warning(text)
+
+
+def _figures(result: PairResult) -> dict[str, float]:
+    """What the metrics take of one set."""
+    names = ("accuracy", "genuine_cosine", "impostor_cosine", "spread", "norm")
+    tar = {f"tar_at_far_{far:g}": float(t) for far, t in zip(FARS, result.tar, strict=True) if not np.isnan(t)}
+    return {name: getattr(result, name) for name in names} | tar
+
+
+def _decode_share(pairs: PairSet, at_once: int = 64) -> None:
+    """Decode this rank's share of the images; ValueError for the first that does not decode or is not square."""
+    load = pair_loader(pairs.encoded)
+    start, end = share(len(pairs.encoded), get_rank(), get_world_size())
+    try:
+        for first in range(start, end, at_once):
+            load(first, min(first + at_once, end))
+    except ValueError as error:
+        raise ValueError(f"verification set {pairs.name}, {error}") from None

@@ -1,0 +1,211 @@
+"""Embed one face, or compare two: ``python inference.py --model work_dirs/run/model.pt FACE [FACE]``.
+
+The network's input is an aligned face: RGB, 112 x 112, ``(x / 255 - 0.5) / 0.5``. A photo is brought there by five
+landmarks (left eye, right eye, nose, left and right corner of the mouth, x and y in pixels; left as one sees it).
+There is no detector here. A square image without landmarks counts as aligned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.align import align_face
+from eval.model import Embedder, load_embedder
+from utils.atomic import open_atomic
+from utils.images import decode_rgb
+from utils.output import write_json
+
+LANDMARKS = "ten numbers x1,y1,...,x5,y5, or a file of them (.json: also [[x, y], ...])"
+
+
+@dataclass(frozen=True)
+class Face:
+    """An aligned face, and how it came to be one."""
+
+    path: Path
+    image: NDArray[np.uint8]  # (H, W, 3) RGB, H = W the network's
+    how: str
+    doubtful: bool  # the way is no good one
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; on a wrong one, print what is wrong and exit with status 2."""
+    parser = argparse.ArgumentParser(
+        prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="FACE", help="one image, or two to compare")
+    parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
+    parser.add_argument("--network", help="its name (default: from config.json beside model.pt, else the weights)")
+    parser.add_argument(
+        "--landmarks", action="append", default=[], help=f"{LANDMARKS}; once for each image, in their order"
+    )
+    parser.add_argument("--flip", action="store_true", help="add the mirror image's embedding, as evaluation does")
+    parser.add_argument(
+        "--out", type=Path, help="write the embeddings there: .npy (images, D) float32, or .json with everything"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    return parser.parse_args(argv)
+
+
+def read_landmarks(given: str) -> NDArray[np.float64]:
+    """Read the landmarks of one face from the command line, or from the file that it names.
+
+    Returns:
+        (5, 2) x, y in pixels.
+
+    Raises:
+        ValueError: not ten numbers.
+        OSError: the file cannot be read.
+    """
+    text, source = given, "--landmarks"
+    if re.search(r"[^\d\s.,;eE+-]", given):  # letters: a file's name
+        path = Path(given)
+        if not path.is_file():
+            raise FileNotFoundError(f"--landmarks {given}: expected {LANDMARKS}; there is no such file")
+        text, source = path.read_text(encoding="utf-8", errors="replace"), given
+    try:
+        numbers = [float(word) for word in re.split(r"[\s,;\[\]]+", text) if word]
+    except ValueError as error:
+        raise ValueError(f"{source}: expected {LANDMARKS}; {error}") from None
+    if len(numbers) != 10:
+        raise ValueError(f"{source}: expected {LANDMARKS}, found {len(numbers)} numbers")
+    return np.array(numbers).reshape(5, 2)
+
+
+def load_face(path: Path, landmarks: NDArray[np.float64] | None, image_size: int = 112) -> Face:
+    """Read an image and align it, or take it as aligned.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no image, landmarks that cannot be used, or a photo that needs landmarks.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no image {path}")
+    try:
+        photo = decode_rgb(path.read_bytes())
+        if landmarks is not None:
+            return Face(path, align_face(photo, landmarks, image_size), "aligned by its landmarks", doubtful=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    height, width = photo.shape[:2]
+    if height == width == image_size:
+        return Face(path, photo, "taken as aligned", doubtful=False)
+    if height != width:
+        raise ValueError(
+            f"{path}: {width} x {height} is no aligned face; give its five landmarks with --landmarks, or align it "
+            f"to {image_size} x {image_size} first"
+        )
+    how = cv2.INTER_AREA if height > image_size else cv2.INTER_LINEAR
+    resized = cv2.resize(photo, (image_size, image_size), interpolation=how).astype(np.uint8, copy=False)
+    return Face(path, resized, f"resized from {width} x {height}, taken as aligned", doubtful=True)
+
+
+def embed_faces(embedder: Embedder, faces: Sequence[Face], flip: bool = False) -> NDArray[np.float32]:
+    """Embed faces, with ``flip`` as the sum with their mirror images: (faces, D), not normalised.
+
+    Raises:
+        ValueError: the network gives nan or infinity.
+    """
+    images_BHW3 = np.stack([face.image for face in faces])
+    if flip:
+        straight_BD, mirrored_BD = np.split(embedder.embed_halves(images_BHW3), 2, axis=1)
+        embeddings_BD: NDArray[np.float32] = straight_BD + mirrored_BD
+    else:
+        embeddings_BD = embedder.embed(images_BHW3)
+    if not np.isfinite(embeddings_BD).all():
+        raise ValueError("the embedding holds nan or infinity: the weights are broken, or training had diverged")
+    return embeddings_BD
+
+
+def cosine(first_D: NDArray[np.float32], second_D: NDArray[np.float32]) -> float:
+    """The cosine of two embeddings, nan where one is zero."""
+    lengths = np.linalg.norm(first_D.astype(np.float64)) * np.linalg.norm(second_D.astype(np.float64))
+    return float(first_D.astype(np.float64) @ second_D / lengths) if lengths > 0 else float("nan")
+
+
+def write_out(path: Path, embeddings_BD: NDArray[np.float32], report: dict[str, Any]) -> None:
+    """Write the embeddings as .npy, or them and the report as .json; complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        write_json(path, report)
+    else:
+        with open_atomic(path) as file:
+            np.save(file, embeddings_BD)
+
+
+def describe_input(embedder: Embedder) -> str:
+    """What the network takes, in words."""
+    mean, std = getattr(embedder, "mean", 127.5), getattr(embedder, "std", 127.5)  # an ONNX file may have its own
+    scaling = "(x / 255 - 0.5) / 0.5" if mean == std == 127.5 else f"(x - {mean:g}) / {std:g}"
+    return f"RGB, {embedder.image_size} x {embedder.image_size}, {scaling}"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Embed, print, write; raises ValueError and OSError for what the user can mend."""
+    n = len(options.images)
+    if n > 2:
+        raise ValueError(f"expected one image, or two to compare, found {n}")
+    if options.landmarks and len(options.landmarks) != n:
+        raise ValueError(f"--landmarks is needed once for each of {n} images, found {len(options.landmarks)}")
+    if options.out is not None and options.out.suffix not in (".npy", ".json"):
+        raise ValueError(f"--out must end in .npy or .json, got {options.out}")
+    landmarks: list[NDArray[np.float64] | None] = [read_landmarks(given) for given in options.landmarks]
+    landmarks += [None] * (n - len(landmarks))
+    embedder = load_embedder(options.model, options.network, options.device)
+    faces = [
+        load_face(Path(path), points, embedder.image_size)
+        for path, points in zip(options.images, landmarks, strict=True)
+    ]
+    for face in faces:
+        print(f"{'warning: ' if face.doubtful else ''}{face.path}: {face.how}", file=sys.stderr)
+    embeddings_BD = embed_faces(embedder, faces, options.flip)
+    contract = describe_input(embedder)
+    print(
+        f"{options.model}: network {embedder.name}, {embedder.embedding_size} numbers; input {contract}",
+        file=sys.stderr,
+    )
+    similarity = cosine(embeddings_BD[0], embeddings_BD[1]) if n == 2 else None
+    if options.out is not None:
+        report = {
+            "model": str(options.model),
+            "sha256": embedder.sha256,
+            "network": embedder.name,
+            "input": contract,
+            "flip": options.flip,
+            "images": [
+                {"path": str(face.path), "how": face.how, "embedding": row.tolist()}
+                for face, row in zip(faces, embeddings_BD, strict=True)
+            ],
+            "cosine": similarity,
+        }
+        write_out(options.out, embeddings_BD, report)
+    elif n == 1:
+        print(json.dumps([float(f"{value:.6g}") for value in embeddings_BD[0]]))
+    if similarity is not None:
+        print(f"cosine {similarity:.4f}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
+    options = parse_arguments(argv)
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"inference.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
