@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from utils import hashing
+from utils.transfer import to_device
 
 HeadScope = Literal["batch", "own"]
+_HOST = torch.device("cpu")
 
 
 @dataclass
@@ -66,7 +68,7 @@ def draw_heads(shard: Shard, rate: float, key: int) -> Tensor:
 
 
 def select_heads(
-    shard: Shard, labels_G: Tensor, drawn_h: Tensor, scope: HeadScope, device: torch.device | str = "cpu"
+    shard: Shard, labels_G: Tensor, drawn_h: Tensor, scope: HeadScope, device: torch.device = _HOST
 ) -> Selection:
     """The heads of this rank that hold a label, and the drawn ones.
 
@@ -95,11 +97,11 @@ def select_heads(
         heads_h = torch.cat((head_of_label_G[here_G], drawn_h)).unique()
     classes_S = shard.classes_of(heads_h)
     place_G = torch.searchsorted(heads_h, head_of_label_G) * L + labels_G % L
-    columns_G = torch.where(here_G, place_G, -1).to(device)
+    columns_G = to_device(torch.where(here_G, place_G, -1), device)
     hidden_GS = None
     if scope == "own":
         head_of_column_S = classes_S // L
-        is_drawn_S = torch.isin(head_of_column_S, drawn_h).to(device)
-        hidden_GS = head_of_label_G.to(device).unsqueeze(1) != head_of_column_S.to(device)
+        is_drawn_S = to_device(torch.isin(head_of_column_S, drawn_h), device)
+        hidden_GS = to_device(head_of_label_G, device).unsqueeze(1) != to_device(head_of_column_S, device)
         hidden_GS &= ~is_drawn_S
     return Selection(heads_h - shard.head_start, classes_S - shard.class_start, columns_G, hidden_GS)

@@ -31,6 +31,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from utils.transfer import to_device
+
 Place = Literal["device", "host", "file"]
 Rows = dict[str, Tensor]  # array name -> (S, D)
 CENTRES = "weight"
@@ -149,9 +151,10 @@ class HeadStorage:
             both = (
                 fetch.rows_S[place_S] == newer_S if len(fetch.rows_S) else torch.zeros_like(newer_S, dtype=torch.bool)
             )
-            here, there = place_S[both].to(self.device), both.nonzero().squeeze(1).to(self.device)
+            here = to_device(place_S[both], self.device)
+            there = to_device(both.nonzero().squeeze(1), self.device)
             for name in rows:
-                rows[name][here] = values[name][there]
+                rows[name][here] = values[name].to(self.device)[there]  # what restore() was given is on the host
         return rows
 
     def forget(self, fetch: Fetch) -> None:
@@ -239,20 +242,20 @@ class HeadStorage:
         if len(initial) == len(rows_S):
             return {name: initial if name == CENTRES else torch.zeros_like(initial) for name in names}
         written = self._read_written(heads_h[~fresh_h], rows_S[~fresh_S], names)
+        old, new = (to_device(mask_S.nonzero().squeeze(1), self.home) for mask_S in (~fresh_S, fresh_S))
         rows = {}
         for name in names:
             rows[name] = torch.zeros((len(rows_S), self.width), dtype=self.dtype, device=self.home)
-            rows[name][~fresh_S] = written[name]
+            rows[name][old] = written[name]
             if name == CENTRES:
-                rows[name][fresh_S] = initial
+                rows[name][new] = initial
         return rows
 
     def _read_written(self, heads_h: Tensor, rows_S: Tensor, names: Sequence[str]) -> Rows:
         if self.place == "file":
-            rows = self._read_files(heads_h.tolist(), len(rows_S), names)
-        else:
-            rows = {name: self.arrays[name].index_select(0, rows_S.to(self.home)) for name in names}
-        return rows
+            return self._read_files(heads_h.tolist(), len(rows_S), names)
+        here_S = to_device(rows_S, self.home)
+        return {name: self.arrays[name].index_select(0, here_S) for name in names}
 
     def _read_files(self, heads: list[int], S: int, names: Sequence[str]) -> Rows:
         for name in names:
@@ -273,7 +276,7 @@ class HeadStorage:
         """Read, in the background, and move to the training device beside what it computes."""
         rows = self._read(heads_h, rows_S, fresh_h, names)
         if self._stream is None:
-            return rows
+            return {name: value.to(self.device) for name, value in rows.items()}
         with torch.cuda.stream(self._stream):
             moved = {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in rows.items()}
         self._stream.synchronize()
@@ -298,14 +301,16 @@ class HeadStorage:
         try:
             if made is not None:
                 values = self._fetch_back(values, made)
+            values = {name: value.to(self.home) for name, value in values.items()}
             if self.place == "file":
                 for name, descriptor in self._files.items():
                     data = _bytes_of(values[name].contiguous())
                     for i, head in enumerate(heads_h.tolist()):
                         _write_all(descriptor, data[i * self._block : (i + 1) * self._block], head * self._block)
             else:
+                here_S = to_device(rows_S, self.home)
                 for name, array in self.arrays.items():
-                    array.index_copy_(0, rows_S.to(self.home), values[name].to(self.home))
+                    array.index_copy_(0, here_S, values[name])
         except Exception as error:
             self._failed = error
             if self._worker is None:

@@ -38,6 +38,7 @@ from utils.distributed import (
     get_world_size,
     share,
 )
+from utils.transfer import to_device
 
 INITIAL_STD = 0.01  # of a centre's elements
 _FOR_CENTRES, _FOR_NEGATIVES = 1, 2  # what a random draw is for, so that draws for two purposes differ
@@ -120,6 +121,8 @@ class PartialFCMHS(nn.Module):
         if head_scope not in ("batch", "own"):
             raise ValueError(f"head_scope must be 'batch' or 'own', got {head_scope!r}")
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.margin_loss = margin_loss.to(self.device)
         self.embedding_size = embedding_size
         self.num_classes = num_classes
@@ -140,7 +143,7 @@ class PartialFCMHS(nn.Module):
             embedding_size,
             dtype,
             self.device,
-            lambda rows_S: self.initial_centres(rows_S.to(self.storage.home) + self.class_start),
+            lambda rows_S: self.initial_centres(to_device(rows_S + self.class_start, self.storage.home)),
             head_storage,
             head_folder,
         )
@@ -200,14 +203,24 @@ class PartialFCMHS(nn.Module):
         if not is_training or not self._announced:
             selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration)
             return selection, self.storage.take(self.storage.fetch(selection.heads_h, selection.rows_S))
-        announced, selection, fetch = self._announced.popleft()
-        if announced is not local_labels and not torch.equal(announced, local_labels):
+        announced, selection, fetch = self._announced[0]
+        if announced is not local_labels and not torch.equal(announced.cpu(), local_labels.cpu()):
             raise ValueError("the labels differ from those announced by prefetch; announce forwards in their order")
+        self._announced.popleft()
         return selection, self.storage.take(fetch)
 
     def centres(self, classes_N: Tensor) -> Tensor:
-        """The centres (N, D) of some of this rank's classes, given by their global numbers; no collective."""
+        """The centres (N, D) of some of this rank's classes, given by their global numbers; no collective.
+
+        Raises:
+            ValueError: a class that is not here.
+        """
         classes_N = classes_N.cpu()
+        if len(classes_N) and not self.class_start <= int(classes_N.min()) <= int(classes_N.max()) < self.class_end:
+            raise ValueError(
+                f"this rank holds classes [{self.class_start}, {self.class_end}), asked for "
+                f"{int(classes_N.min())} to {int(classes_N.max())}"
+            )
         heads_h = (classes_N // self.head_size).unique()
         classes_S = self.shard.classes_of(heads_h)
         fetch = self.storage.fetch(heads_h - self.head_start, classes_S - self.class_start)
@@ -215,9 +228,19 @@ class PartialFCMHS(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The centres (classes of this rank, D) in memory; rows of heads without an update hold zeros still."""
+        """The centres (classes of this rank, D) in memory; rows of heads without an update hold zeros still.
+
+        Raises:
+            ValueError: they are in a file.
+        """
+        return self._arrays()[CENTRES]
+
+    def _arrays(self) -> Rows:
+        """The centres and the optimizer's state, all written."""
+        if self.storage.place == "file":
+            raise ValueError("heads in files are no tensor: see centres(), and head_checkpoint.py for saving them")
         self.storage.flush()
-        return self.storage.arrays[CENTRES]
+        return self.storage.arrays
 
     @property
     def visits(self) -> Tensor:
@@ -226,7 +249,7 @@ class PartialFCMHS(nn.Module):
 
     def updates_of(self, rows_S: Tensor) -> Tensor:
         """How often the head of each local class number was updated, (S,) int32 on the training device."""
-        return self.visits[rows_S // self.head_size].to(self.device)
+        return to_device(self.visits[rows_S // self.head_size], self.device)
 
     def initial_centres(self, classes_N: Tensor) -> Tensor:
         """The values (N, D) with which the centres of the given classes start: normal(0, 0.01)."""
@@ -285,7 +308,7 @@ class PartialFCMHS(nn.Module):
         if penalty_G is not None:  # each row counts once: on the rank that holds its target
             penalty = torch.where(selection.columns_G >= 0, penalty_G, 0).sum() / len(penalty_G)
         counts = torch.tensor([len(selection.heads_h), len(selection.rows_S), 0.0], dtype=penalty.dtype)
-        counts = counts.to(penalty.device)
+        counts = to_device(counts, penalty.device)
         counts[2] = penalty.detach()
 
         def reduce_sum_(sums_2G: Tensor) -> Tensor:
@@ -325,15 +348,24 @@ class PartialFCMHS(nn.Module):
             raise ValueError(f"labels must be int64, got {labels.dtype}; use labels.long()")
 
     def get_extra_state(self) -> dict[str, Any]:
-        """This rank's centres and visits, for ``state_dict``; head_checkpoint.py saves for any number of ranks."""
-        if self.storage.place == "file":
-            raise ValueError("heads in files have no state_dict; head_checkpoint.py saves them")
-        return {CENTRES: self.weight, "visits": self.visits, **self.settings()}
+        """This rank's centres, optimizer state and visits, for ``state_dict``.
+
+        head_checkpoint.py saves for any number of ranks, and heads in files too.
+        """
+        return {**self._arrays(), "visits": self.visits, **self.settings()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`get_extra_state` gave, on the same rank of as many."""
+        """Take over what :meth:`get_extra_state` gave, on the same rank of as many.
+
+        Raises:
+            ValueError: it lacks the state of this run's optimizer, or belongs to another classifier.
+        """
+        arrays = self._arrays()
+        if missing := arrays.keys() - state.keys():
+            raise ValueError(f"the classifier was saved without {', '.join(sorted(missing))}: with another optimizer")
         self.load_settings(state)
-        self.weight.copy_(state[CENTRES])
+        for name, array in arrays.items():
+            array.copy_(state[name])
         self.visits.copy_(state["visits"])
 
     def clear_pending(self) -> None:
@@ -347,7 +379,7 @@ class PartialFCMHS(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def load_settings(self, saved: dict[str, int]) -> None:
-        """Go on from the draws of :meth:`settings`.
+        """Go on from the draws of :meth:`settings`; forwards announced before are forgotten.
 
         Raises:
             ValueError: they belong to other classes, heads, embedding size or seed.
@@ -358,4 +390,5 @@ class PartialFCMHS(nn.Module):
                     f"the checkpoint's classifier has {name} = {saved[name]}, this run has {own}; resume with the "
                     "settings that it was trained with"
                 )
+        self.forget_prefetched()
         self.iteration = saved["iteration"]

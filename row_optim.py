@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from head_storage import CENTRES, Rows
 from partial_fc_mhs import PartialFCMHS, Pending
+from utils.transfer import to_device
 
 
 class RowOptimizer(Optimizer):
@@ -177,7 +178,7 @@ def _joined(pending: list[Pending]) -> tuple[Tensor, Tensor, Rows, Tensor]:
     done = 0
     for p in pending:
         assert p.leaf_SD.grad is not None
-        there = place[done : done + len(p.selection.rows_S)]
+        there = to_device(place[done : done + len(p.selection.rows_S)], p.leaf_SD.device)
         done += len(there)
         if grad_SD is None:
             grad_SD = p.leaf_SD.new_zeros((len(rows_S), p.leaf_SD.shape[1])).detach()

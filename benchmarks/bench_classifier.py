@@ -93,15 +93,14 @@ def measure_all(cases: Sequence[Case], rounds: int, keep: Callable[[list[Record]
         for case in cases:
             if case in failed or (number and case.method != "mhs"):
                 continue
-            name = f"{case.method}, {case.storage}, {case.classes:,} classes, L {case.head_size}, B {case.batch}"
             try:
                 record = run_case(case)
             except RuntimeError as error:
                 failed.add(case)
-                print(f"{name}: failed: {error}", flush=True)
+                print(f"{case}: failed: {error}", flush=True)
                 continue
             found.setdefault(case, []).append(record)
-            print(f"round {number + 1}: {name}: {record['step_ms']:.1f} ms", flush=True)
+            print(f"round {number + 1}: {case}: {record['step_ms']:.1f} ms", flush=True)
             records = [merge(found[c]) for c in cases if c in found]
             keep(records)
     return records
@@ -281,7 +280,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
                 if obstacle is None:
                     cases.append(case)
                 else:
-                    print(f"{method}, {storage}, {classes:,} classes: skipped: {obstacle}")
+                    print(f"{case}: skipped: {obstacle}")
     return cases
 
 
@@ -297,12 +296,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     p.add_argument("--quick", action="store_true", help="two sizes and few steps, under a minute")
     p.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write the records, one a line")
-    p.add_argument("--figure", type=Path, metavar="FILE.png")
+    p.add_argument("--figure", type=Path, metavar="FILE.png", help="of the first L and batch")
     p.add_argument("--read", type=Path, nargs="+", metavar="FILE.jsonl", help="show earlier records, measure nothing")
     p.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     p.add_argument("--classes", nargs="+", type=_count, help="default 1e4 1e5 1e6 1e7 1e8")
-    p.add_argument("--head-size", type=_count, nargs="+", default=[12])
-    p.add_argument("--batch", type=_count, nargs="+", default=[128], help="samples of one rank")
+    p.add_argument("--head-size", type=_count, nargs="+", default=[12], help="L; several for a grid")
+    p.add_argument("--batch", type=_count, nargs="+", default=[128], help="samples of one rank; several for a grid")
     p.add_argument("--dim", type=_count, default=512)
     p.add_argument("--storage", nargs="+", choices=STORAGES, default=["device"], help="of mhs")
     p.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for --storage file")

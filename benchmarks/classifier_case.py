@@ -68,6 +68,9 @@ class Case:
     budget_s: float  # of the timed steps; at least three are made
     folder: str = ""  # of head_storage = "file"
 
+    def __str__(self) -> str:
+        return f"{self.method}, {self.storage}, {self.classes:,} classes, L {self.head_size}, B {self.batch}"
+
     @property
     def amp_dtype(self) -> torch.dtype | None:
         """The type of the products; None is float32."""
@@ -256,6 +259,7 @@ def measure(case: Case) -> Record | None:
         "dim": case.dim,
         "ranks": case.ranks,
         "amp": case.amp,
+        "identities": case.identities,
         "even_labels": case.even_labels,
         "step_ms": float(np.median(step_ms)),
         "step_ms_p10": float(np.percentile(step_ms, 10)),
@@ -275,7 +279,7 @@ def floor_step_ms(case: Case, selected: int, repeats: int) -> float:
     """What no step can avoid: three products on S rows, one read and one write of these rows and their momentum.
 
     Rows are moved as whole heads between buffers that exist already and where they live: arrays in memory as large as
-    what the labels touch, or with ``storage`` "file" files that hold as much, read and written by plain calls.
+    what the ``identities`` touch, or with ``storage`` "file" files as large, read and written by plain calls.
     """
     L, D, G = case.head_size, case.dim, case.ranks * case.batch
     heads = max(1, min(selected // L, case.classes // L))

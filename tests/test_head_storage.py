@@ -216,6 +216,8 @@ def test_labels_other_than_announced_are_an_error(tmp_path):
     head.prefetch(labels[0])
     with pytest.raises(ValueError, match="differ from those announced"):
         head(x[0], labels[1])
+    head(x[0], labels[0].clone())
+    assert not head.has_announced
 
 
 def test_forgetting_what_was_announced(tmp_path, reference):
@@ -223,6 +225,46 @@ def test_forgetting_what_was_announced(tmp_path, reference):
     head.prefetch(torch.tensor([50, 50, 50, 1, 2, 3]))
     head.forget_prefetched()
     assert train(head, OPTIMIZERS["sgd"](head), 1) == reference("sgd")[0]
+
+
+def test_a_checkpoint_takes_the_place_of_what_was_announced(tmp_path):
+    """The announced heads were drawn for another iteration."""
+    head = make("host", tmp_path, negative_rate=0.4)
+    x, labels = batches()
+    head.prefetch(labels[0])
+    head.load_settings({**head.settings(), "iteration": 7})
+    head(x[0], labels[0])
+    want = head.select(labels[0], 7).heads_h
+    assert torch.equal(head.pending[0].selection.heads_h, want)
+    assert not torch.equal(head.select(labels[0], 0).heads_h, want)
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_a_state_dict_holds_centres_optimizer_state_and_visits(tmp_path, place):
+    head = make(place, tmp_path)
+    train(head, OPTIMIZERS["adamw"](head))
+    copy = make("host", tmp_path)
+    RowAdamW(copy, 0.05)
+    copy.load_state_dict(head.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(everything(copy), everything(head), strict=True))
+    assert copy.iteration == head.iteration == STEPS
+    other = make("host", tmp_path)
+    RowSGD(other, 0.1)
+    with pytest.raises(ValueError, match="saved without momentum_buffer: with another optimizer"):
+        other.load_state_dict(head.state_dict())
+
+
+def test_heads_in_files_are_no_tensor(tmp_path):
+    head = make("file", tmp_path)
+    for use in (lambda: head.weight, head.state_dict, lambda: head.set_extra_state({})):
+        with pytest.raises(ValueError, match=r"no tensor: see centres\(\), and head_checkpoint"):
+            use()
+
+
+@pytest.mark.parametrize("classes", [[0, C], [-1, 2]])
+def test_centres_of_classes_that_are_not_here(tmp_path, classes):
+    with pytest.raises(ValueError, match=rf"holds classes \[0, {C}\), asked for {classes[0]} to {classes[1]}"):
+        make("device", tmp_path).centres(torch.tensor(classes))
 
 
 def test_evaluation_does_not_use_up_announcements(tmp_path):

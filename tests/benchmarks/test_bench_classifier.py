@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import bench_classifier, classifier_case
-from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax
+from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax, NormalisedMHS
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
 from row_optim import RowSGD
@@ -22,6 +22,8 @@ KEYS = {
     "dim",
     "ranks",
     "amp",
+    "identities",
+    "even_labels",
     "step_ms",
     "step_ms_p10",
     "step_ms_p90",
@@ -51,10 +53,11 @@ def with_weight(dense, weight):
     ("make_dense", "head_size", "negative_rate"),
     [
         (lambda m: DenseMHS(m, D, C, head_size=L, dtype=torch.float64), L, 0.0),
+        (lambda m: NormalisedMHS(m, D, C, head_size=L, dtype=torch.float64), L, 0.0),
         (lambda m: DensePartialFC(m, D, C, sample_rate=1.0, dtype=torch.float64), 1, 1.0),
         (lambda m: FullSoftmax(m, D, C, dtype=torch.float64), 1, 1.0),
     ],
-    ids=["mhs_dense", "partial_fc", "full_softmax"],
+    ids=["mhs_dense", "mhs_normalised", "partial_fc", "full_softmax"],
 )
 def test_a_first_step_equals_ours(make_dense, head_size, negative_rate):
     """Loss, gradient of the embeddings, and the selected rows after one update."""
@@ -130,7 +133,59 @@ def test_writes_its_records(tmp_path, capsys):
         assert record["peak_mib"] > record["baseline_mib"] > 0
     assert [r["first_visit_ms"] is not None for r in records] == [True, True, False]
     printed = capsys.readouterr().out
-    assert "mhs_dense, device, 600,000,000,000,000 classes: skipped: needs " in printed
+    assert "mhs_dense, device, 600,000,000,000,000 classes, L 12, B 8: skipped: needs " in printed
     assert "mhs_dense / step" in printed
     assert figure.stat().st_size > 10_000
     assert not list(tmp_path.glob("bench_heads_*"))
+
+
+def record(method, classes, head_size, batch, step_ms, peak_mib):
+    return {
+        "method": method,
+        "storage": "device",
+        "classes": classes,
+        "head_size": head_size,
+        "batch": batch,
+        "dim": 512,
+        "ranks": 1,
+        "amp": "none",
+        "even_labels": False,
+        "step_ms": step_ms,
+        "step_ms_p10": step_ms,
+        "step_ms_p90": step_ms,
+        "first_visit_ms": None,
+        "floor_ms": 4.0,
+        "disk_wait_share": None,
+        "peak_mib": peak_mib,
+        "baseline_mib": 500.0,
+        "selected_classes": 7,
+    }
+
+
+def test_a_grid_asks_for_each_head_size_and_batch_once(tmp_path):
+    line = f"--head-size 12 100 --batch 8 16 --classes 1e4 --dim 8 --folder {tmp_path}"
+    cases = bench_classifier.cases_of(bench_classifier.parse(line.split()))
+    asked = [(case.method, case.head_size, case.batch) for case in cases]
+    assert len(asked) == len(set(asked)) == 3 * 4 + 2 * 2
+    assert {(L, B) for method, L, B in asked if method == "full_softmax"} == {(12, 8), (12, 16)}
+
+
+def test_shows_records_of_several_settings_apart_and_in_a_grid(tmp_path, capsys):
+    raw = tmp_path / "grid.jsonl"
+    records = [
+        record("mhs", 10_000, 12, 8, 8.0, 700.0),
+        record("mhs", 100_000, 12, 8, 10.0, 800.0),
+        record("mhs", 100_000, 100, 8, 60.0, 900.0),
+        record("mhs_normalised", 100_000, 12, 8, 250.0, 2500.0),
+        record("full_softmax", 100_000, 12, 8, 500.0, 3500.0),
+    ]
+    raw.write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert bench_classifier.main(["--read", str(raw)]) == records
+    printed = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    grid = {(row[0], row[2]): row[4:] for row in printed if len(row) == 6}
+    assert grid["method", "L"] == ["10,000", "100,000"]
+    assert grid["mhs", "12"] == ["8.0 / 200", "10.0 / 300"]
+    assert grid["mhs", "100"] == ["", "60.0 / 400"]
+    assert grid["full_softmax", "-"] == ["", "500.0 / 3,000"]
+    (flat,) = (row for row in printed if row[:3] == ["mhs", "device", "100,000"] and row[3] == "10.0")
+    assert flat[5:9] == ["1.25", "", "25.0", "2.50"]  # to the smallest, to both dense forms, to the floor

@@ -1,0 +1,183 @@
+"""Any calls give the same bits wherever heads live; host and device tensors meet only where GPUs let them."""
+
+from concurrent.futures import Future
+from contextlib import nullcontext
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import head_storage
+from head_checkpoint import load_heads, save_heads
+from losses import ArcFace, get_margin
+from partial_fc_mhs import PartialFCMHS
+from pretend_device import NAME, PretendDevice
+from row_optim import RowAdamW, RowSGD
+
+C, L, D, B = 23, 4, 4, 3
+PLACES = ("device", "host", "file")
+OPTIMIZERS = {
+    "sgd": lambda head: RowSGD(head, 0.5, 0.9, 5e-2, nesterov=True),
+    "adamw": lambda head: RowAdamW(head, 0.05, weight_decay=0.1),
+}
+
+
+class Run:
+    """A classifier and its optimizer, driven by names of calls; every result is kept."""
+
+    def __init__(self, place, folder, optimizer, rate, scope):
+        self.place, self.folder, self.optimizer_name = place, folder, optimizer
+        self.options = {"negative_rate": rate, "head_scope": scope}
+        self.found = []
+        self.saved = 0
+        self.make()
+
+    def make(self):
+        self.head = PartialFCMHS(
+            ArcFace(8.0, 0.3), D, C, head_size=L, head_storage=self.place, head_folder=self.folder, **self.options
+        )
+        self.optimizer = OPTIMIZERS[self.optimizer_name](self.head)
+        self.waiting = []
+
+    def prefetch(self, labels):
+        self.head.prefetch(labels)
+        self.waiting.append(labels)
+
+    def forward(self, labels):
+        labels = self.waiting.pop(0) if self.waiting else labels
+        x = torch.randn(B, D, generator=torch.Generator().manual_seed(int(labels.sum()))).requires_grad_()
+        loss = self.head(x, labels)
+        loss.backward()
+        self.found += [loss.detach(), x.grad]
+
+    def evaluate(self, labels):
+        with torch.no_grad():
+            self.found.append(self.head(torch.ones(B, D), labels))
+
+    def step(self, labels):
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def skip(self, labels):
+        self.optimizer.zero_grad()
+
+    def forget(self, labels):
+        self.head.forget_prefetched()
+        self.waiting.clear()
+
+    def look(self, labels):
+        self.found += [self.head.centres(labels), self.head.visits.clone()]
+
+    def resume(self, labels):
+        self.saved += 1
+        save_heads(self.head, self.folder / f"{self.place}_{self.saved}")
+        counted = self.head.settings()
+        self.head.storage.close()
+        self.make()
+        self.head.load_settings(counted)
+        load_heads(self.head, self.folder / f"{self.place}_{self.saved}")
+
+    def back(self, labels):
+        """To the last checkpoint, in the midst of a run: heads that it does not hold stay as they are."""
+        if self.saved:
+            load_heads(self.head, self.folder / f"{self.place}_{self.saved}")
+
+
+CALLS = ("prefetch", "forward", "step", "evaluate", "skip", "forget", "look", "resume", "back")
+labels = st.lists(st.integers(0, C - 1), min_size=B, max_size=B)
+often = st.sampled_from(["prefetch", "forward", "step", *CALLS])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    course=st.lists(st.tuples(often, labels), min_size=1, max_size=25),
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    rate=st.sampled_from([0.0, 0.3, 1.0]),
+    scope=st.sampled_from(["batch", "own"]),
+)
+def test_any_course_of_calls_gives_the_same_bits_everywhere(tmp_path_factory, course, optimizer, rate, scope):
+    folder = tmp_path_factory.mktemp("heads")
+    results = {}
+    for place in PLACES:
+        run = Run(place, folder, optimizer, rate, scope)
+        for call, numbers in [*course, ("step", [0] * B), ("look", list(range(B)))]:
+            getattr(run, call)(torch.tensor(numbers))
+        run.look(torch.arange(C))
+        run.head.storage.close()
+        results[place] = run.found
+    for place in PLACES[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[place], results["device"], strict=True)), place
+
+
+class AtOnce:
+    """An executor that works in the caller's thread, the only one where the pretended device is there."""
+
+    def submit(self, do, *args):
+        done = Future()
+        try:
+            done.set_result(do(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def shutdown(self, wait):
+        pass
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("loss", "scope", "optimizer"),
+    [
+        ("arcface", "batch", "sgd"),
+        ("cosface", "own", "adamw"),
+        ("adaface", "batch", "adamw"),
+        ("magface", "own", "sgd"),
+        ("curricularface", "batch", "sgd"),
+        ("combined", "own", "sgd"),
+    ],
+)
+def test_on_a_device_of_its_own(tmp_path, monkeypatch, loss, scope, optimizer, place):
+    """The same bits as on the CPU, nothing that a GPU would refuse, and no waiting for the device."""
+    monkeypatch.setattr(head_storage, "_single_threaded_worker", lambda device: AtOnce())
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # it knows real devices only
+    results, waits = [], []
+    for device in ("cpu", NAME):
+        with PretendDevice() as pretended:
+            found = []
+            head = PartialFCMHS(
+                get_margin(loss, 8.0, margin_list=(1.0, 0.3, 0.1) if loss == "combined" else None),
+                D,
+                C,
+                head_size=L,
+                head_storage=place,
+                head_folder=tmp_path,
+                head_scope=scope,
+                negative_rate=0.3,
+                device=device,
+            )
+            row_optimizer = OPTIMIZERS[optimizer](head)
+            g = torch.Generator().manual_seed(1)
+            x = torch.randn(9, B, D, generator=g)
+            batches = torch.randint(0, C, (9, B), generator=g).unbind()
+            head.prefetch(batches[0])
+            for i, numbers in enumerate(batches):
+                x_BD = x[i].to(device).requires_grad_()
+                pretended.waits.clear()
+                if i < 8:
+                    head.prefetch(batches[i + 1])
+                value = head(x_BD, numbers)
+                value.backward()
+                if i % 3:  # steps of one forward and of two
+                    row_optimizer.step()
+                    row_optimizer.zero_grad()
+                waits += pretended.waits if device == NAME and place == "device" else []
+                found += [value.detach().cpu(), x_BD.grad.cpu()]
+            save_heads(head, tmp_path / f"saved_{device}")
+            head.prefetch(batches[0])
+            load_heads(head, tmp_path / f"saved_{device}")
+            found += [head(x[0].to(device).requires_grad_(), batches[0]).detach().cpu()]
+            found += [head.centres(torch.arange(C)).cpu(), head.visits.clone()]
+            results.append(found)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert not waits
