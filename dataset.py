@@ -138,7 +138,8 @@ def open_faces(
         return FaceRecords(path, image_size, on_bad_sample, shuffle_chunk)
     if not path.is_dir():
         several = "; several sets are written [A,B]" if "," in str(source) else ""
-        raise FileNotFoundError(f'{source}: no such folder; expected a folder, a .rec file or "synthetic"{several}')
+        found = "another kind of file" if path.exists() else "no such folder"
+        raise FileNotFoundError(f'{source}: {found}; expected a folder, a .rec file or "synthetic"{several}')
     if identity_folders(path):
         return ImageFolder(path, image_size, on_bad_sample)
     records = sorted(file.name for file in path.glob("*.rec"))

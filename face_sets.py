@@ -224,17 +224,8 @@ class FaceRecords(FaceDataset):
         return check.labels_N
 
     def class_names(self) -> Sequence[str | None] | None:
-        """The list in classes.json beside the records; ValueError if the file holds something else."""
-        path = self.reader.rec_path.with_name("classes.json")
-        if not path.is_file():
-            return None
-        try:
-            names = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path}: no JSON ({error}): pack the faces again, or remove the file") from None
-        if not isinstance(names, list) or not all(isinstance(name, str | None) for name in names):
-            raise ValueError(f"{path}: expected a list of the classes' names: pack the faces again, or remove it")
-        return names
+        """The list in classes.json beside the records; see :func:`read_class_names`."""
+        return read_class_names(self.reader.rec_path)
 
     def check(self) -> RecordCheck:
         """Every label, and whether headers, identity records and index agree."""
@@ -334,6 +325,20 @@ class SyntheticFaces(FaceDataset):
         """Image ``index`` and its label; see ``FaceDataset.load``."""
         piece = self._noise[index * 40503 % 65537 :]  # a prime modulus: 65537 images until one comes again
         return piece[: len(self._noise) - 65537].reshape(*self.image_size, 3), int(self.labels[index])
+
+
+def read_class_names(rec_path: Path) -> list[str | None] | None:
+    """The list in classes.json beside a record file, None without one; ValueError if it holds something else."""
+    path = rec_path.with_name("classes.json")
+    if not path.is_file():
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error}): pack the faces again, or remove the file") from None
+    if not isinstance(names, list) or not all(isinstance(name, str | None) for name in names):
+        raise ValueError(f"{path}: expected a list of the classes' names: pack the faces again, or remove it")
+    return names
 
 
 def check_labels(labels: ArrayLike, num_classes: int) -> None:

@@ -272,7 +272,7 @@ class WaitingHint:
         sets = faces.sets if isinstance(faces, JoinedSets) else [faces]
         ways = [f"raise num_workers ({cfg.num_workers})"]
         if any(isinstance(one, ImageFolder) for one in sets):
-            ways.append("pack the image folder into records (tools/pack_rec.py)")
+            ways.append("pack the image folder into records (python -m tools.pack_rec)")
         if faces.is_encoded and not cfg.dali:
             ways.append("set dali = True where there is a GPU")
         self.ways = ", ".join([*ways, "move the data to a faster disk"])

@@ -28,6 +28,7 @@ from tools.data_checks import Findings, Problem, find_problems
 from tools.data_figure import draw_histogram
 from tools.data_scan import scan
 from tools.face_sources import open_source
+from tools.record_output import print_config
 from utils.atomic import open_atomic
 from utils.output import write_json
 
@@ -51,21 +52,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
     args = parser.parse_args(argv)
     try:
-        for name in ("num_classes", "workers"):
-            if (value := getattr(args, name)) is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        if args.out is not None:
-            args.out.mkdir(parents=True, exist_ok=True)
-        source = open_source(args.source)
-        seen = scan(source, args.workers)
+        return _check(args)
     except (ValueError, OSError) as error:
         print(f"check_data: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("check_data: interrupted", file=sys.stderr)
+        return 130
+
+
+def _check(args: argparse.Namespace) -> int:
+    for name in ("num_classes", "workers"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if min(args.image_size) < 1:
+        raise ValueError(f"--image-size must be at least 1 1, got {args.image_size[0]} {args.image_size[1]}")
+    source = open_source(args.source)
+    if args.out is not None:
+        if args.out.exists() and not args.out.is_dir():
+            raise FileExistsError(f"{args.out} is a file: --out takes the folder that the report goes to")
+        args.out.mkdir(parents=True, exist_ok=True)
+    seen = scan(source, args.workers)
     findings, problems = find_problems(source, seen, tuple(args.image_size), args.num_classes)
     print(_table(findings))
     _print_problems(problems)
     if findings.config_lines:
-        print("\nFor the config:\n\n" + "\n".join(f"    {line}" for line in findings.config_lines))
+        print_config(findings.config_lines)
     if args.out is not None:
         _write(args.out, findings, problems)
         print(f"\nwritten: {args.out}")

@@ -40,6 +40,14 @@ def contact_sheet(rows: Sequence[Row]) -> NDArray[np.uint8]:
     return sheet
 
 
+def check_png(path: Path) -> None:
+    """Raise ValueError or FileNotFoundError if a picture cannot be written under this name."""
+    if path.suffix != ".png":
+        raise ValueError(f"the picture is a PNG: expected a name that ends in .png, got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder for {path.name}: make it first")
+
+
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an RGB image (H, W, 3), complete or not at all; OSError if it cannot be written."""
     done, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tools.data_scan import Seen
 from tools.face_sources import AnySource, FolderSource, PairSource, Place, RecordSource
+from tools.record_output import config_lines, pair_config_lines
 from utils.record_format import EXACT_LABELS
 
 FOLDS = 10  # of the cross-validation of a verification set
@@ -64,10 +65,11 @@ def find_problems(
     found.rows = {"source": str(source.path), "form": source.form, "images": f"{found.images:,}"}
     problems = [Problem("unreadable", text, (source.place(i),)) for i, text in seen.unreadable]
     problems += [Problem("undecodable", text, (source.place(i),)) for i, text in seen.undecodable]
+    problems += _without_image(source, seen)
     problems += _sizes(source, seen, image_size, found)
     if isinstance(source, PairSource):
         problems += _pairs(source, seen, found)
-        found.config_lines = [f'config.val_targets = ["{source.path}"]']
+        found.config_lines = pair_config_lines(source.path)
     else:
         problems += _labels(source, seen, found, num_classes)
         problems += _duplicates(source, seen, found)
@@ -75,20 +77,21 @@ def find_problems(
             problems += _index(source, seen) + _header(source, seen, found) + _property(source, found, image_size)
         else:
             problems += _folder(source)
-        found.config_lines = [
-            f'config.rec = "{_config_path(source)}"',
-            f"config.num_classes = {num_classes or found.num_classes}",
-            f"config.num_image = {found.images}",
-        ]
+        is_usual = source.path.name == "train.rec"
+        rec = source.path.parent if is_usual else source.path
+        found.config_lines = config_lines(rec, num_classes or found.num_classes, found.images)
     if found.images == 0:
+        found.config_lines = []
         problems.append(Problem("no images", "there is nothing to train on", (Place(str(source.path)),)))
     found.rows["problems"] = f"{len(problems):,}" if problems else "none"
     return found, problems
 
 
-def _config_path(source: AnySource) -> str:
-    is_usual = source.path.name == "train.rec"
-    return str((source.path.parent if is_usual else source.path).resolve())
+def _without_image(source: AnySource, seen: Seen) -> list[Problem]:
+    """Empty files, and records of labels alone where no header record says that there are any."""
+    if isinstance(source, RecordSource) and any(position == 0 for position, _, _ in seen.ranges):
+        return []
+    return [Problem("undecodable", "there is no image in it", (source.place(i),)) for i, _, _ in sorted(seen.ranges)]
 
 
 def _sizes(source: AnySource, seen: Seen, image_size: Size, found: Findings) -> list[Problem]:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from eval.pair_list import load_csv
 from tools.pack_sources import FolderFiles
 from tools.pair_sampling import Pair, sample_pairs
+from tools.record_output import pair_config_lines, print_config
 from utils.atomic import open_atomic
 from utils.decode import fit_face
 from utils.face_records import find_images, read_labels
@@ -113,7 +114,11 @@ def _parse_lfw_list(path: Path) -> tuple[list[tuple[tuple[str, int], tuple[str, 
     """The (name, number) of each pair's images, and what the first line announces: folds times pairs of a kind."""
     pairs = []
     announced: int | None = None
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: no text in UTF-8, expected lines `name i j` or `name1 i name2 j`") from None
+    for number, line in enumerate(text.splitlines(), 1):
         fields = line.split("\t") if "\t" in line else line.split()
         fields = [field.strip() for field in fields]
         if not line.strip():
@@ -202,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{resized:,} images had another size and were resized: are the faces aligned?")
     if same in (0, len(pairs.issame)):
         print("all pairs are of one kind: no accuracy can be had from them")
-    print(f"\nFor the config:\n\n    config.val_targets = [{str(args.out)!r}]")
+    print_config(pair_config_lines(args.out))
     return 0
 
 
@@ -229,6 +234,8 @@ def _pairs(args: argparse.Namespace) -> EncodedPairs:
             raise ValueError(f"--{name} must be {low} to {high}, got {value}")
     if args.out.suffix != ".bin":
         raise ValueError(f"{args.out}: verification sets are found by their ending .bin: name it so")
+    if not args.out.parent.is_dir():
+        raise FileNotFoundError(f"{args.out.parent}: no such folder for {args.out.name}: make it first")
     if args.out.exists() and not args.overwrite:
         raise FileExistsError(f"{args.out} exists already: choose another name, or --overwrite")
     if not args.source.exists():

@@ -12,7 +12,6 @@ classes.json. Encoded images stay as they are.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -23,8 +22,7 @@ from prettytable import PrettyTable
 
 from face_sets import FaceRecords
 from joined_sets import JoinedSets
-from tools.shuffle_rec import check_out
-from utils.atomic import open_atomic
+from tools.record_output import check_out, config_lines, print_config, write_classes
 from utils.face_records import find_images, first_image_size
 from utils.record_format import EXACT_LABELS
 from utils.record_writer import range_record, write_property
@@ -75,10 +73,7 @@ def merge_records(joined: JoinedSets, readers: Sequence[RecordReader], out: Path
         for c in range(classes):
             writer.write(end + c, range_record(int(starts_C[c]), int(starts_C[c + 1]), end + c))
         write_property(out, classes, sizes[0])
-    names = joined.class_names()
-    if names is not None:
-        with open_atomic(out / "classes.json") as file:
-            file.write(json.dumps(names, indent=1).encode() + b"\n")
+    write_classes(out, joined.class_names())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,11 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row([part.name, f"{len(part.images):,}", classes, f"{part.shared:,}"])
     print(table)
     seconds = time.perf_counter() - start
-    print(
-        f"{args.out}: {len(joined):,} images of {joined.num_classes:,} classes in {seconds:.1f} s\n"
-        f"\nFor the config:\n\n    config.rec = {str(args.out)!r}\n    config.num_classes = {joined.num_classes}\n"
-        f"    config.num_image = {len(joined)}"
-    )
+    print(f"{args.out}: {len(joined):,} images of {joined.num_classes:,} classes in {seconds:.1f} s")
+    print_config(config_lines(args.out, joined.num_classes, len(joined)))
     return 0
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import sys
 import tempfile
@@ -29,15 +28,16 @@ from pathlib import Path
 
 from tools.ordered_map import ordered_map
 from tools.pack_sources import FaceFiles, FolderFiles, ListFiles
+from tools.record_output import check_out, config_lines, print_config, write_classes
 from tools.shuffle_rec import shuffle_records
 from utils.atomic import open_atomic
 from utils.decode import FittedFace, fit_face
+from utils.image_folder import IMAGE_SUFFIXES
 from utils.recordio import FaceRecordWriter
 
 _FILES_A_TASK = 32
 _PROGRESS_S = 10.0
 _SHOWN = 5  # unreadable files that are printed
-OUTPUTS = ("train.rec", "train.idx", "property", "classes.json", "unreadable.txt")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def pack_files(files: FaceFiles, out: Path, coding: Coding, workers: int) -> Pac
             if time.perf_counter() - shown > _PROGRESS_S:
                 shown = time.perf_counter()
                 print(f"{result.images:,} images, {current + 1:,} of {len(files.names):,} identities", flush=True)
+        if result.images + result.n_unreadable == 0:
+            raise ValueError(f"no image in any of {len(files.names)} identity folders ({', '.join(IMAGE_SUFFIXES)})")
         if result.images == 0:
             first = f"; the first: {result.unreadable[0]}" if result.unreadable else ""
             raise ValueError(f"none of {result.n_unreadable} files could be read as an image{first}")
@@ -108,8 +110,7 @@ def pack_files(files: FaceFiles, out: Path, coding: Coding, workers: int) -> Pac
         result.empty = [name for name in files.names if name not in packed]
         for name in result.empty:
             report.write(os.fsencode(f"{name}\tidentity without a readable image, left out\n"))
-        with open_atomic(out / "classes.json") as file:
-            file.write(json.dumps(result.classes, indent=1).encode() + b"\n")
+        write_classes(out, result.classes)
     if not (result.n_unreadable or result.empty):
         (out / "unreadable.txt").unlink()
     return result
@@ -160,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 packed = pack_files(files, Path(folder), coding, args.workers)
                 shuffle_records(Path(folder) / "train.rec", args.out, args.shuffle)
                 for name in ("classes.json", "unreadable.txt"):
+                    (args.out / name).unlink(missing_ok=True)
                     if (Path(folder) / name).exists():
                         (Path(folder) / name).replace(args.out / name)
     except (ValueError, OSError) as error:
@@ -211,13 +213,9 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be {allowed}, got {value}")
     if not args.src.is_dir():
         raise FileNotFoundError(f"{args.src}: no such folder")
-    if args.out.exists() and not args.out.is_dir():
-        raise FileExistsError(f"{args.out} is a file: give the folder that the records go to")
     if args.list is None and args.out.resolve().is_relative_to(args.src.resolve()):
         raise ValueError(f"{args.out} lies in {args.src}, whose folders are identities: choose a folder outside")
-    found = [name for name in OUTPUTS if (args.out / name).exists()]
-    if found and not args.overwrite:
-        raise FileExistsError(f"{args.out} holds {', '.join(found)} already: choose another folder, or --overwrite")
+    check_out(args.out, [], args.overwrite)
 
 
 def _report(packed: Packed, out: Path, seconds: float) -> None:
@@ -238,10 +236,7 @@ def _report(packed: Packed, out: Path, seconds: float) -> None:
             f"{len(packed.empty):,} identities have no readable image and no label: "
             f"{', '.join(packed.empty[:_SHOWN])}{more}"
         )
-    print(
-        f"\nFor the config:\n\n    config.rec = {str(out)!r}\n    config.num_classes = {len(packed.classes)}\n"
-        f"    config.num_image = {packed.images}"
-    )
+    print_config(config_lines(out, len(packed.classes), packed.images))
 
 
 if __name__ == "__main__":

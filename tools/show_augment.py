@@ -22,7 +22,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from augment import OPERATIONS, PRESETS, Augmentation
-from tools.contact_sheet import FACE, Row, contact_sheet, write_png
+from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.face_sources import open_source
 from utils.images import decode_rgb
 from utils.platform import prepare_device
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.columns < 1:
             raise ValueError(f"--columns must be at least 1, got {args.columns}")
-        if args.out.suffix != ".png":
-            raise ValueError(f"the picture is a PNG: expected a name that ends in .png, got {args.out}")
+        check_png(args.out)
         faces = read_faces(args.source, BATCH)
         write_png(args.out, contact_sheet(draw_rows(faces, args.columns, args.seed)))
     except (ValueError, OSError) as error:
@@ -60,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_faces(path: str, count: int) -> Tensor:
     """(n, 112, 112, 3) uint8 faces spread over the source, at most ``count``; ValueError if there are none."""
     source = open_source(path)
+    if len(source) == 0:
+        raise ValueError(f"{path}: no images in it")
     found: list[NDArray[np.uint8]] = []
     for position in np.unique(np.linspace(0, len(source) - 1, 2 * count).round().astype(int)):
         encoded = source.read(int(position)).encoded

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.contact_sheet import FACE, Row, contact_sheet, write_png
+from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.face_sources import AnySource, FolderSource, PairSource, RecordSource, open_source
 from utils.face_records import find_images, read_labels
 from utils.images import decode_rgb
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--per-identity", type=int, default=10, metavar="M", help="images of each (default: 10)")
     args = parser.parse_args(argv)
     try:
-        if args.out.suffix != ".png":
-            raise ValueError(f"the picture is a PNG: expected a name that ends in .png, got {args.out}")
+        check_png(args.out)
         if args.per_identity < 1:
             raise ValueError(f"--per-identity must be at least 1, got {args.per_identity}")
         source = open_source(args.source)
@@ -63,6 +62,8 @@ def draw_rows(source: AnySource, identities: str, per_identity: int) -> list[Row
     Raises:
         ValueError: an identity that is not there; a record that cannot be read.
     """
+    if len(source) == 0:
+        raise ValueError(f"{source.path}: no images in it")
     if isinstance(source, PairSource):
         which = _chosen(identities, np.arange(len(source.pairs.issame)), [], "pair")
         same = source.pairs.issame

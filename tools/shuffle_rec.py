@@ -15,7 +15,6 @@ twice their size must be free there.
 from __future__ import annotations
 
 import argparse
-import shutil
 import struct
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from face_sets import read_class_names
+from tools.record_output import check_out, config_lines, print_config, write_classes
 from utils.face_records import find_images, first_image_size, read_labels
 from utils.record_writer import write_property
 from utils.recordio import RecordReader, RecordWriter
@@ -35,7 +36,7 @@ _SPILLED = struct.Struct("<QQ")  # place in the new order, length
 _READ_AT_ONCE = 256  # records
 
 
-def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024) -> int:
+def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024) -> tuple[int, int]:
     """Write the images of a record file into ``out``/train.rec, mixed, and property beside it.
 
     The result depends on the file and the seed only.
@@ -47,7 +48,7 @@ def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024)
         memory_mb: what may be held in memory of the records.
 
     Returns:
-        The number of images.
+        The number of images, and that of classes.
 
     Raises:
         ValueError: the file is damaged.
@@ -64,8 +65,9 @@ def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024)
     with RecordWriter(out / "train.rec") as writer:
         for key, payload in enumerate(_in_new_order(reader, in_file_order, place_N, parts, out)):
             writer.write(key, payload)
-        write_property(out, int(labels_N.max()) + 1, first_image_size(reader, span))
-    return n
+        classes = int(labels_N.max()) + 1
+        write_property(out, classes, first_image_size(reader, span))
+    return n, classes
 
 
 def _in_new_order(
@@ -131,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
         source = args.source / "train.rec" if args.source.is_dir() else args.source
         check_out(args.out, [source], args.overwrite)
-        n = shuffle_records(source, args.out, args.seed, args.memory_mb)
-        if (source.parent / "classes.json").is_file():
-            shutil.copyfile(source.parent / "classes.json", args.out / "classes.json")
+        names = read_class_names(source)
+        n, classes = shuffle_records(source, args.out, args.seed, args.memory_mb)
+        write_classes(args.out, names)
     except (ValueError, OSError) as error:
         print(f"shuffle_rec: error: {error}", file=sys.stderr)
         return 2
@@ -141,17 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("shuffle_rec: interrupted, nothing is written", file=sys.stderr)
         return 130
     print(f"{args.out}: {n:,} images mixed in {time.perf_counter() - start:.1f} s")
+    print_config([*config_lines(args.out, classes, n), "config.shuffle_chunk = 512  # on a disk that seeks slowly"])
     return 0
-
-
-def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
-    """Raise FileExistsError if ``out`` is a file, a source's folder, or holds records that may not be replaced."""
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file: give the folder that the records go to")
-    if any(source.resolve().parent == out.resolve() for source in sources):
-        raise FileExistsError(f"{out} holds what is to be read: choose another folder")
-    if (out / "train.rec").exists() and not overwrite:
-        raise FileExistsError(f"{out} holds train.rec already: choose another folder, or --overwrite")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from tools.check_data import main
+from tools.data_checks import find_problems
+from tools.data_scan import scan
+from tools.face_sources import open_source
 from utils.recordio import RecordReader, RecordWriter, pack, write_face_records
 
 
@@ -52,7 +55,7 @@ class TestSoundSets:
         assert report["counts"] == [2, 1, 3]
         printed = capsys.readouterr().out
         assert "insightface's form" in printed
-        assert f'config.rec = "{tmp_path / "data"}"' in printed
+        assert f"config.rec = {str(tmp_path / 'data')!r}" in printed
         assert "config.num_classes = 3\n    config.num_image = 6" in printed
         picture = cv2.imread(str(tmp_path / "report" / "images_per_identity.png"))
         assert picture.shape[1] > 600
@@ -76,7 +79,7 @@ class TestSoundSets:
         status, report, problems = check(tmp_path / "faces")
         assert (status, problems) == (0, [])
         assert report["counts"] == [2, 1]
-        assert f'config.rec = "{tmp_path / "faces"}"' in capsys.readouterr().out
+        assert f"config.rec = {str(tmp_path / 'faces')!r}" in capsys.readouterr().out
 
     def test_verification_set(self, tmp_path, capsys):
         bins = [face(value) for value in range(40)]
@@ -84,7 +87,7 @@ class TestSoundSets:
         status, report, problems = check(tmp_path / "pairs.bin")
         assert (status, problems) == (0, [])
         assert report["rows"]["pairs"] == "20: 10 of one person, 10 of two"
-        assert "config.val_targets = [" in capsys.readouterr().out
+        assert f"config.val_targets = [{str(tmp_path / 'pairs.bin')!r}]" in capsys.readouterr().out
 
     def test_several_processes_see_the_same(self, tmp_path):
         faces = [[face(i % 250), face((i * 7) % 250 + 1, (100, 112))] for i in range(1200)]
@@ -123,6 +126,22 @@ class TestImages:
             assert problem["places"] == [place]
         assert "90 x 80 pixels, expected 112 x 112" in problems[1]["detail"]
         assert report["rows"]["undecodable"] == "1"
+
+    def test_images_of_no_bytes(self, tmp_path):
+        (tmp_path / "faces" / "ann").mkdir(parents=True)
+        (tmp_path / "faces" / "ann" / "1.png").write_bytes(face(1))
+        (tmp_path / "faces" / "ann" / "2.png").touch()
+        (tmp_path / "pairs.bin").write_bytes(pickle.dumps(([face(i) for i in range(39)] + [b""], [True, False] * 10)))
+        for source, where in (
+            (im2rec(tmp_path / "data", [(0, face(1)), (0, b""), (1, face(2))]), "train.rec, record 1 at byte"),
+            (tmp_path / "faces", "2.png"),
+            (tmp_path / "pairs.bin", "pairs.bin, record 39"),
+        ):
+            found, problems = find_problems(open_source(source), scan(open_source(source), 1))
+            assert [problem.kind for problem in problems] == ["undecodable"]
+            assert where in str(problems[0])
+            assert "there is no image in it" in str(problems[0])
+            assert found.rows["problems"] == "1"
 
     def test_another_size_may_be_the_right_one(self, tmp_path):
         source = im2rec(tmp_path / "data", [(0, face(1, (60, 50))), (0, face(2, (60, 50)))])
@@ -306,3 +325,18 @@ class TestCannotBeRead:
     def test_numbers_below_1(self, tmp_path, capsys, option):
         assert main([str(tmp_path), option, "0"]) == 2
         assert f"{option} must be at least 1, got 0" in capsys.readouterr().err
+
+    def test_options_that_cannot_be(self, tmp_path, capsys):
+        source = records(tmp_path / "set")
+        (tmp_path / "file").write_text("x")
+        assert main([str(source), "--image-size", "112", "-1"]) == 2
+        assert "--image-size must be at least 1 1, got 112 -1" in capsys.readouterr().err
+        assert main([str(source), "--out", str(tmp_path / "file")]) == 2
+        assert "file is a file: --out takes the folder" in capsys.readouterr().err
+
+    def test_no_config_lines_for_a_set_without_images(self, tmp_path, capsys):
+        (tmp_path / "faces" / "ann").mkdir(parents=True)
+        assert main([str(tmp_path / "faces")]) == 1
+        printed = capsys.readouterr().out
+        assert "there is nothing to train on" in printed
+        assert "config." not in printed

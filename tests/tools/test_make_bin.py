@@ -170,7 +170,8 @@ class TestMistakes:
             ((tmp_path / "pairs.txt", out, "--root", faces, "--pairs", 5), "--pairs draws from a folder or records"),
             ((tmp_path / "pairs.txt", tmp_path / "my.pkl", "--root", faces), "ending .bin"),
             ((tmp_path / "pairs.txt", tmp_path / "old.bin", "--root", faces), "exists already"),
-            ((tmp_path / "pairs.txt", tmp_path / "no" / "my.bin", "--root", faces), "No such file"),
+            ((faces / "p0" / "p0_0001.jpg", out, "--root", faces), "p0_0001.jpg: no text in UTF-8"),
+            ((tmp_path / "pairs.txt", tmp_path / "no" / "my.bin", "--root", faces), "no such folder for my.bin"),
         ):
             assert run(*argv) == 2
             error = capsys.readouterr().err

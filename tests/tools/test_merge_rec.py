@@ -103,7 +103,7 @@ def test_mistakes(sets, tmp_path, capsys):
     for argv, message in (
         ((sets[0], tmp_path / "none", out), "no such file"),
         ((*sets, sets[1]), "holds what is to be read"),
-        ((*sets, tmp_path / "small"), "holds train.rec already"),
+        ((*sets, tmp_path / "small"), "holds train.rec, train.idx, property already"),
         ((sets[0], tmp_path / "small", out), "the sets' images are of (height, width) [(112, 112), (64, 64)]"),
         ((*sets, out, "--class-map", tmp_path / "none.json"), "none.json: no such file"),
         ((*sets, out, "--class-map", tmp_path / "bad.json"), "entry 0: no class 7; the set has 0 to 2"),
@@ -151,3 +151,12 @@ def test_real_faces(shared_data, tmp_path):
     counts = np.bincount(merged.labels)
     assert counts.min() >= 1
     assert merged.check().problem == ""
+
+
+def test_names_of_older_records_do_not_stay(sets, tmp_path):
+    out = tmp_path / "out"
+    assert run(*sets, out) == 0
+    assert (out / "classes.json").exists()
+    (sets[0] / "classes.json").unlink()
+    assert run(*sets, out, "--overwrite") == 0
+    assert not (out / "classes.json").exists()

@@ -165,6 +165,17 @@ class TestUnreadable:
         error = capsys.readouterr().err
         assert error.startswith("pack_rec: error: none of 1 files could be read as an image; the first: ")
         assert contents(tmp_path / "out") == {}
+        (src / "a" / "1.jpg").unlink()
+        assert run(src, tmp_path / "out") == 2
+        assert capsys.readouterr().err.startswith("pack_rec: error: no image in any of 2 identity folders (.jpg")
+
+    def test_shuffled_over_an_older_list(self, tmp_path):
+        src = make_folder(tmp_path / "faces", {"a": {"1.png": encode(1), "2.png": b"x"}, "b": {"1.png": encode(2)}})
+        assert run(src, tmp_path / "out", "--shuffle", 0) == 0
+        assert (tmp_path / "out" / "unreadable.txt").exists()
+        (src / "a" / "2.png").unlink()
+        assert run(src, tmp_path / "out", "--shuffle", 0, "--overwrite") == 0
+        assert not (tmp_path / "out" / "unreadable.txt").exists()
 
 
 class TestList:

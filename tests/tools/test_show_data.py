@@ -133,6 +133,14 @@ class TestShowAugment:
         assert show_augment.main([str(tmp_path / "small"), str(tmp_path / "x.png"), "--columns", "0"]) == 2
 
 
+@pytest.mark.parametrize("command", [main, show_augment.main])
+def test_identities_without_images(tmp_path, capsys, command):
+    (tmp_path / "faces" / "ann").mkdir(parents=True)
+    assert command([str(tmp_path / "faces"), str(tmp_path / "x.png")]) == 2
+    assert "faces: no images in it" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_write_png_is_rgb(tmp_path):
     image = np.zeros((3, 4, 3), np.uint8)
     image[..., 0] = 255

@@ -49,7 +49,7 @@ def test_the_same_payloads_in_another_order(source, tmp_path, memory_mb, by_file
     assert not after.is_insightface
     assert sorted(after.labels.tolist()) == sorted(before.labels.tolist())
     assert (out / "property").read_text() == (source / "property").read_text()
-    assert (out / "classes.json").read_text() == (source / "classes.json").read_text()
+    assert json.loads((out / "classes.json").read_text()) == [f"n{i}" for i in range(20)]
     assert sorted(contents(out)) == ["classes.json", "property", "train.idx", "train.rec"]
 
 
@@ -135,3 +135,28 @@ def test_mxnet_reads_it(source, tmp_path):
     assert [key for key, _, _ in found] == list(range(sum(map(len, FACES))))
     expected = [(label, image) for label, images in enumerate(FACES) for image in images]
     assert sorted((label, image) for _, label, image in found) == sorted(expected)
+
+
+def test_names_of_older_records_do_not_stay(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(source, out) == 0
+    assert f"config.rec = {str(out)!r}\n    config.num_classes = 20\n" in capsys.readouterr().out
+    assert (out / "classes.json").exists()
+    (source / "classes.json").unlink()
+    assert run(source, out, "--overwrite") == 0
+    assert not (out / "classes.json").exists()
+
+
+def test_a_folder_with_names_of_something_else_is_kept(source, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "classes.json").write_text("[]")
+    assert run(source, tmp_path / "run") == 2
+    assert "holds classes.json already" in capsys.readouterr().err
+    assert contents(tmp_path / "run") == {"classes.json": b"[]"}
+
+
+def test_names_that_are_none_are_an_error_before_any_work(source, tmp_path, capsys):
+    (source / "classes.json").write_text("{}")
+    assert run(source, tmp_path / "out") == 2
+    assert "classes.json: expected a list of the classes' names" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
