@@ -98,10 +98,8 @@ class FaceDataset(Dataset[Batch]):
         try:
             image = decode_rgb(encoded)
         except ValueError as error:
-            raise ValueError(
-                f"{self.where(index)}: {error}; the file is damaged: replace it, leave it out, or set "
-                'on_bad_sample = "skip"'
-            ) from None
+            way = '; replace it, leave it out, or set on_bad_sample = "skip"' if self.on_bad_sample == "stop" else ""
+            raise ValueError(f"{self.where(index)}: {error}: the file is damaged{way}") from None
         if image.shape[:2] != self.image_size:
             raise ValueError(
                 f"{self.where(index)}: the image's (height, width) is {image.shape[:2]}, expected "

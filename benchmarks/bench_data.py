@@ -47,6 +47,7 @@ from utils.recordio import RecordReader, write_face_records
 
 Record = dict[str, Any]
 WORKERS = (0, 1, 2, 4)  # of --config
+AHEAD = 2  # batches that a worker of torch's DataLoader makes ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +248,7 @@ def _records(row: Row, seconds: dict[tuple[str, str], list[float]], common: Reco
 def measure_config(config: str, overrides: Sequence[str], batches: int) -> list[Record]:
     """The loader of a recipe alone, with each number of workers; ``ratio`` is to none.
 
-    The first batch of each is not counted: it waits for processes to start.
+    The first batches of each are not counted: they wait for processes to start, and were made ahead meanwhile.
 
     Raises:
         ValueError, OSError: the recipe or its data are not sound.
@@ -256,13 +257,16 @@ def measure_config(config: str, overrides: Sequence[str], batches: int) -> list[
     for workers in WORKERS:
         cfg = dataclasses.replace(get_config(config, overrides), num_workers=workers)
         loader, cfg = open_data(cfg, Ranks(0, 1, 0, torch.device("cpu")))
-        steps = min(batches, sampler_of(loader).steps_per_epoch - 1)
+        ahead = 1 + workers * AHEAD
+        steps = min(batches, sampler_of(loader).steps_per_epoch - ahead)
         if steps < 1:
             raise ValueError(
-                f"{cfg.num_image} images are less than two batches of {cfg.batch_size}: lower batch_size"
+                f"{cfg.num_image} images are {sampler_of(loader).steps_per_epoch} batches of {cfg.batch_size}, and "
+                f"{workers} workers need more than {ahead}: lower batch_size"
             )
         arriving = iter(loader)
-        next(arriving)
+        for _ in range(ahead):
+            next(arriving)
         start = time.perf_counter()
         for _ in range(steps):
             next(arriving)
