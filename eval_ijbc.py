@@ -3,7 +3,8 @@
 python eval_ijbc.py --model-prefix work_dirs/run/model.pt --image-path ijb/IJBC --result-dir results
 torchrun --nproc_per_node=8 eval_ijbc.py --model-prefix ... --image-path ... --protocol both
 
-Memory for IJB-C at D = 512 is stated in benchmarks/README.md. Shapes: N images, D embedding size, P pairs.
+Memory for IJB-C at D = 512: 1.7 GiB and the network (benchmarks/bench_ijb.py measures it), and 1.8 GiB of disk for
+the embeddings. Shapes: P pairs, U templates, D embedding size.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 
 from eval.ijb import PROTOCOLS, TARGETS, IJBTree, read_ijb
 from eval.ijb_results import IJBReport, write_results
-from eval.ijb_run import Embedded, embedded_tree, identify_tree, read_features, verify_scores
+from eval.ijb_run import Embedded, embedded_tree, identify_tree, tree_templates, verify_scores
 from eval.model import Embedder, choose_device, load_embedder
-from eval.templates import FeatureMode, pair_scores, template_features
+from eval.templates import FeatureMode, pair_scores
 from utils.distributed import close_ranks, get_rank, get_world_size, init_ranks, together
 from utils.platform import prepare_device
 
@@ -46,7 +47,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--image-path", required=True, help="the folder that holds meta/ and loose_crop/")
     parser.add_argument("--result-dir", default=".", help="where RESULT_DIR/TARGET/JOB.* are written")
-    parser.add_argument("--batch-size", type=int, default=128, help="images per forward pass (default 128)")
+    parser.add_argument(
+        "--batch-size", type=int, default=128, help="images per forward pass, 256 at most (default 128)"
+    )
     parser.add_argument(
         "--network",
         help="the network's name (default: the one in config.json beside model.pt, else the one the weights fit)",
@@ -106,9 +109,7 @@ def evaluate(options: argparse.Namespace, device: torch.device | None = None) ->
             return None
         embed_s = time.monotonic() - embed_start_s
         _tell_cache(embedded, len(tree.names), options.cache)
-        features_ND = read_features(embedded.cache, tree, mode)
-    unique, templates_UD = template_features(features_ND, tree.template_ids, tree.media_ids)
-    del features_ND  # the largest array
+        unique, templates_UD = tree_templates(embedded.cache, tree, mode)
     report = IJBReport(options.job, tree, mode, folder / options.job)
     _run_protocols(options.protocol, report, unique, templates_UD)
     new = len(tree.names) - embedded.reused

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -65,7 +66,7 @@ def reference_features(case: Case) -> Outcome:
     from benchmarks import ijb_reference as reference
     from eval.embedding_cache import EmbeddingCache
 
-    halves = EmbeddingCache(Path(case.embeddings), case.images).read()
+    halves = EmbeddingCache(Path(case.embeddings), case.images).read(0, case.images)
     meta = Path(case.tree) / "meta"
     stage = Stages()
     templates, media, first, second, labels = stage(
@@ -73,8 +74,8 @@ def reference_features(case: Case) -> Outcome:
         lambda: reference.read_lists(meta / "ijbc_face_tid_mid.txt", meta / "ijbc_template_pair_label.txt"),
     )
     _, detector = stage("landmarks to matrices", lambda: reference.read_landmarks(meta / "ijbc_name_5pts_score.txt"))
-    features = stage("image features", lambda: reference.image_features(halves, detector))
-    pooled, unique = stage("templates", lambda: reference.template_features(features, templates, media))
+    features = stage("features and templates", lambda: reference.image_features(halves, detector))
+    pooled, unique = stage("features and templates", lambda: reference.template_features(features, templates, media))
     scores = stage("pair scores", lambda: reference.pair_scores(pooled, unique, first, second))
     table = stage("ROC and table", lambda: reference.tar_table("net-IJBC", labels, scores))
     return _outcome(stage, scores, table) | {"list_reader": reference.list_reader()[0]}
@@ -85,19 +86,16 @@ def our_features(case: Case) -> Outcome:
     from eval.align import similarity_transform
     from eval.embedding_cache import EmbeddingCache
     from eval.ijb import read_lists
-    from eval.ijb_run import read_features, tar_table, verify_scores
-    from eval.templates import FeatureMode, pair_scores, template_features
+    from eval.ijb_run import tar_table, tree_templates, verify_scores
+    from eval.templates import FeatureMode, pair_scores
+    from utils.platform import prepare_device
 
+    prepare_device(torch.device("cpu"))
     stage = Stages()
     tree = stage("read lists", lambda: read_lists(case.tree, "IJBC"))
     stage("landmarks to matrices", lambda: similarity_transform(tree.landmarks))
     cache = EmbeddingCache(Path(case.embeddings), case.images)
-
-    def pool() -> Any:
-        features = stage("image features", lambda: read_features(cache, tree, FeatureMode()))
-        return stage("templates", lambda: template_features(features, tree.template_ids, tree.media_ids))
-
-    unique, pooled = pool()  # the features end with it
+    unique, pooled = stage("features and templates", lambda: tree_templates(cache, tree, FeatureMode()))
     scores = stage("pair scores", lambda: pair_scores(pooled, unique, tree.pair_template_1, tree.pair_template_2))
     found = stage("ROC and table", lambda: verify_scores(tree.pair_label, scores))
     table = stage("ROC and table", lambda: tar_table("net-IJBC", found.tar).get_string())

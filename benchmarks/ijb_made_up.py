@@ -111,8 +111,10 @@ def write_photo_tree(root: Path, images: int, data: Path | None, seed: int = 0) 
     bin_file = None if data is None else data / "lfw_train" / "lfw.bin"
     if bin_file is not None and bin_file.is_file():
         pairs = load_bin(bin_file)
-        encoded = [bytes(pairs.encoded[i % len(pairs.encoded)]) for i in range(images)]
-        same = [bool(pairs.issame[i % len(pairs.issame)]) for i in range(images // 2)]
+        n = len(pairs.issame)
+        chosen = [i * max(1, 2 * n // images) % n for i in range(images // 2)]
+        encoded = [bytes(pairs.encoded[2 * i + side]) for i in chosen for side in (0, 1)]
+        same = [bool(pairs.issame[i]) for i in chosen]
         source = "crops of lfw.bin"
     else:
         encoded, same = _made_up_photos(images, np.random.default_rng(seed))

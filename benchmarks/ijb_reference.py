@@ -9,6 +9,7 @@ Shapes: N images, D embedding size, U templates, P pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _PAIRS_PER_BATCH = 100_000
 def list_reader() -> tuple[str, Callable[[Path], NDArray[Any]]]:
     """The reader of space-separated lists: pandas, as in the field, or numpy where pandas is not installed."""
     try:
-        import pandas
+        pandas = import_module("pandas")
     except ImportError:
         return "numpy", lambda path: np.loadtxt(path, dtype=object, encoding="utf-8", delimiter=" ", ndmin=2)
     return "pandas", lambda path: np.asarray(pandas.read_csv(path, sep=" ", header=None).values)
@@ -111,6 +112,7 @@ def _fill(batch: NDArray[np.float64], place: int, image_folder: Path, line: str)
     """Put one face and its mirror image into the batch; its detector score."""
     name, points, score = landmarks_of_line(line)
     image = cv2.imread(str(image_folder / name))
+    assert image is not None
     face = cv2.warpAffine(image, umeyama(points), (112, 112), borderValue=0.0)
     face = cv2.cvtColor(face, cv2.COLOR_BGR2RGB)
     batch[2 * place] = np.transpose(face, (2, 0, 1))

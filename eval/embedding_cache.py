@@ -10,7 +10,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from utils.atomic import open_atomic
 
 IMAGES_PER_PART = 256
-Fold = Callable[[int, NDArray[np.float32]], NDArray[np.float32]]
-
 _FORMAT = 1  # goes up when embeddings of the same key would differ: alignment, input, layout of a part
 
 
@@ -38,7 +36,7 @@ def cache_key(facts: Mapping[str, Any], names: list[str], *arrays: NDArray[Any])
     digest.update("\n".join(names).encode())
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
 
 
@@ -55,6 +53,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path, n_images: int) -> None:
         self.folder, self.n_images = folder, n_images
+        self._paths: dict[str, Path] = {}  # by start and end, once reading has begun
 
     def open(self, facts: Mapping[str, Any]) -> None:
         """Make the folder, with a note for people of what it holds.
@@ -99,39 +98,26 @@ class EmbeddingCache:
         with open_atomic(self.folder / name) as file:
             file.write(data)
 
-    def read(self, fold: Fold | None = None) -> NDArray[np.float32]:
-        """Read the embeddings, in threads; all parts are there.
-
-        Args:
-            fold: (first image, (n, 2 * D)) to what is kept of a part, (n, ...); None keeps it as it is. Memory is
-                that of the result.
-
-        Returns:
-            (N, ...).
+    def read(self, start: int, end: int) -> NDArray[np.float32]:
+        """Read the embeddings of images [start, end): (end - start, 2 * D). All parts were there.
 
         Raises:
             OSError: a part has gone.
         """
-        paths = {path.stem.rpartition("-")[0]: path for path in self.folder.glob("*.npy")}
-
-        def part(span: tuple[int, int]) -> NDArray[np.float32]:
-            start, end = span
-            path = paths.get(f"{start:09d}-{end:09d}")
+        if not self._paths:
+            self._paths = {path.stem.rpartition("-")[0]: path for path in self.folder.glob("*.npy")}
+        step = IMAGES_PER_PART
+        out: NDArray[np.float32] | None = None
+        for first, last in self._parts()[start // step : -(-end // step)]:
+            path = self._paths.get(f"{first:09d}-{last:09d}")
             if path is None:
-                raise OSError(f"the embeddings {start} to {end - 1} have gone from {self.folder}; start again")
-            halves = np.load(path)
-            return halves if fold is None else fold(start, halves)
-
-        spans = self._parts()
-        first = part(spans[0])
-        out = np.empty((self.n_images, *first.shape[1:]), np.float32)
-
-        def place(span: tuple[int, int]) -> None:
-            out[slice(*span)] = part(span)
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(place, spans):
-                pass
+                raise OSError(f"the embeddings {first} to {last - 1} have gone from {self.folder}; start again")
+            part = np.load(path)
+            if out is None:
+                out = np.empty((end - start, part.shape[1]), np.float32)
+            low, high = max(first, start), min(last, end)
+            out[low - start : high - start] = part[low - first : high - first]
+        assert out is not None
         return out
 
     def _parts(self) -> list[tuple[int, int]]:

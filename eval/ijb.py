@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +45,9 @@ class IJBTree:
     media_ids: NDArray[np.int64]  # (N,)
     landmarks: NDArray[np.float32]  # (N, 5, 2) x, y in pixels
     detector_scores: NDArray[np.float32]  # (N,)
-    pair_template_1: NDArray[np.int64]  # (P,), P = 0 where only 1:N was asked for
-    pair_template_2: NDArray[np.int64]  # (P,)
-    pair_label: NDArray[np.int64]  # (P,) 1 for one person, 0 for two
+    pair_template_1: NDArray[np.integer[Any]]  # (P,), P = 0 where only 1:N was asked for
+    pair_template_2: NDArray[np.integer[Any]]  # (P,)
+    pair_label: NDArray[np.integer[Any]]  # (P,) 1 for one person, 0 for two
     galleries: dict[str, Subjects] = field(default_factory=dict)  # by name; empty where only 1:1 was asked for
     probes: Subjects | None = None
     stamps: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (N, 2) bytes, mtime in ns
@@ -155,29 +156,39 @@ def _read_lists(paths: _Paths, target: str, problems: _Problems) -> tuple[list[s
     points = problems.call(lambda: _read_landmarks(paths.landmarks, paths.images))
     if images is not None and points is not None:
         problems.call(lambda: _check_same_images(paths.images, images[0], paths.landmarks, points[0]))
-    known = np.unique(images[1][:, 0]) if images is not None else None
+    known = np.unique(images[1][:, 0].astype(np.int64)) if images is not None else None
     pairs = problems.call(lambda: _read_pairs(paths.pairs, known))
-    galleries = {
-        name: problems.call(lambda p=path: _read_subjects(p, known)) for name, path in paths.galleries.items()
-    }
-    probes = problems.call(lambda: _read_subjects(paths.probes, known)) if paths.probes is not None else None
+    galleries, probes = _read_galleries(paths, known, problems)
     if images is None or points is None or pairs is None:
         return images[0] if images is not None else [], None
     tree = IJBTree(
         target=target,
         image_folder=paths.folder,
         names=images[0],
-        template_ids=np.ascontiguousarray(images[1][:, 0]),
-        media_ids=np.ascontiguousarray(images[1][:, 1]),
+        template_ids=images[1][:, 0].astype(np.int64),
+        media_ids=images[1][:, 1].astype(np.int64),
         landmarks=points[1][:, :10].reshape(-1, 5, 2).astype(np.float32),
         detector_scores=points[1][:, 10].astype(np.float32),
         pair_template_1=pairs[0],
         pair_template_2=pairs[1],
         pair_label=pairs[2],
-        galleries={name: subjects for name, subjects in galleries.items() if subjects is not None},
+        galleries=galleries,
         probes=probes,
     )
     return tree.names, tree
+
+
+def _read_galleries(
+    paths: _Paths, known: NDArray[np.int64] | None, problems: _Problems
+) -> tuple[dict[str, Subjects], Subjects | None]:
+    """Galleries by name, and the probes; what cannot be read is left out and among the problems."""
+    galleries = {}
+    for name, path in paths.galleries.items():
+        subjects = problems.call(partial(_read_subjects, path, known))
+        if subjects is not None:
+            galleries[name] = subjects
+    probes = problems.call(partial(_read_subjects, paths.probes, known)) if paths.probes is not None else None
+    return galleries, probes
 
 
 def _read_landmarks(path: Path, other: Path) -> tuple[list[str], NDArray[np.float64]]:
@@ -213,7 +224,7 @@ def _check_same_images(first: Path, names_1: list[str], second: Path, names_2: l
     )
 
 
-def _read_pairs(path: Path | None, known: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _read_pairs(path: Path | None, known: NDArray[np.int64] | None) -> NDArray[np.integer[Any]]:
     """(3, P): first and second template, and 1 for one person or 0 for two; (3, 0) without a list."""
     if path is None:
         return np.empty((3, 0), np.int64)
@@ -246,7 +257,7 @@ def _read_subjects(path: Path, known: NDArray[np.int64] | None) -> Subjects:
     return Subjects(templates, subjects)
 
 
-def _check_known(path: Path, ids: NDArray[np.int64], known: NDArray[np.int64] | None, first_line: int) -> None:
+def _check_known(path: Path, ids: NDArray[np.integer[Any]], known: NDArray[np.int64] | None, first_line: int) -> None:
     """Refuse templates without images; ``known`` is growing, None where the images' own list cannot be read."""
     if known is None:
         return

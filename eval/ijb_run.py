@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from eval.identification import Identification, identify
 from eval.ijb import IJBTree, Subjects
 from eval.model import Embedder
 from eval.roc import FAR_GRID, Roc, roc
-from eval.templates import FeatureMode, image_features, template_rows
+from eval.templates import FeatureMode, image_features, pool_templates, template_rows
 from utils.distributed import barrier, broadcast_object, get_rank, get_world_size, share, together
 from utils.images import decode_rgb
 
@@ -58,7 +59,7 @@ def embedded_tree(
         the cache, complete.
 
     Raises:
-        ValueError: an image does not decode, or the ranks do not share the folder.
+        ValueError: an image does not decode, embeddings are not finite, or the ranks do not share the folder.
         OSError: the cache cannot be written.
     """
     facts = {
@@ -99,19 +100,33 @@ def _embed_parts(
     batch_size: int,
     threads: int,
 ) -> None:
-    """Embed parts and write each as soon as it is complete."""
+    """Embed parts and write each as soon as it is complete; one that is not finite is not written.
+
+    Raises:
+        ValueError: embeddings that are not finite.
+    """
     blocks = [(at, min(at + batch_size, end)) for start, end in parts for at in range(start, end, batch_size)]
     ends = {end: start for start, end in parts}
     progress = tree.target if get_rank() == 0 else ""
     if progress and get_world_size() > 1:
         progress += f", rank 0 of {get_world_size()}"
     done: list[NDArray[np.float32]] = []
+    bad = 0
     images = AlignedImages(tree, embedder.image_size)
     for _, end, halves in embedded_blocks(embedder.embed_halves, images, blocks, threads, progress if parts else ""):
         done.append(halves)
         if end in ends:
-            cache.write(ends[end], np.concatenate(done))
+            part = np.concatenate(done)
             done.clear()
+            broken = int(np.count_nonzero(~np.isfinite(part).all(axis=1)))
+            bad += broken
+            if not broken:
+                cache.write(ends[end], part)
+    if bad:
+        raise ValueError(
+            f"{bad} of {sum(end - start for start, end in parts)} embeddings hold nan or infinity: the model's "
+            "weights are broken, or its training had diverged"
+        )
 
 
 class AlignedImages:
@@ -156,25 +171,19 @@ class AlignedImages:
         return self.image(int(own[self.tree.detector_scores[own].argmax()]))
 
 
-def read_features(cache: EmbeddingCache, tree: IJBTree, mode: FeatureMode) -> NDArray[np.float32]:
-    """Make the images' features (N, D) from the cache, part by part: memory is that of the result.
+def tree_templates(
+    cache: EmbeddingCache, tree: IJBTree, mode: FeatureMode
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Make the tree's templates from the cache: their ids (U,) and features (U, D).
 
     Raises:
-        ValueError: embeddings that are not finite.
+        OSError: a part of the cache has gone.
     """
 
-    def fold(start: int, halves: NDArray[np.float32]) -> NDArray[np.float32]:
-        with np.errstate(invalid="ignore"):  # counted below
-            return image_features(halves, tree.detector_scores[start : start + len(halves)], mode)
+    def read(start: int, end: int) -> NDArray[np.float32]:
+        return image_features(cache.read(start, end), tree.detector_scores[start:end], mode)
 
-    features_ND = cache.read(fold)
-    bad = int(len(features_ND) - np.isfinite(features_ND.sum(axis=1)).sum())
-    if bad:
-        raise ValueError(
-            f"{bad} of {len(tree.names)} embeddings hold nan or infinity: the model's weights are broken, or its "
-            "training had diverged"
-        )
-    return features_ND
+    return pool_templates(read, tree.template_ids, tree.media_ids)
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,7 @@ class Verification:
         return f"Not resolved: FAR {fars} is less than one of the {self.curve.impostor:,} impostor pairs."
 
 
-def verify_scores(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> Verification:
+def verify_scores(labels: NDArray[np.integer[Any]], scores: NDArray[np.float64]) -> Verification:
     """Read the field's FARs off the curve of these scores (P,)."""
     curve = roc(labels, scores)
     return Verification(

@@ -68,13 +68,23 @@ def image_features(
 def template_features(
     features_ND: NDArray[np.float32], template_ids: ArrayLike, media_ids: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Do what :func:`pool_templates` does with features (N, D) of :func:`image_features` in memory."""
+    if len(features_ND) != len(np.asarray(template_ids)):
+        raise ValueError(f"lengths differ: {len(features_ND)} features, {len(np.asarray(template_ids))} template ids")
+    return pool_templates(lambda start, end: features_ND[start:end], template_ids, media_ids)
+
+
+def pool_templates(
+    read: Callable[[int, int], NDArray[np.float32]], template_ids: ArrayLike, media_ids: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Average the images of each media, add up a template's media, and bring the sum to length 1.
 
     A media number means one media within one template. Source: the IJB protocol as arcface_torch runs it, equal on
-    ``ijb_11.npz``. Memory beyond the inputs: U * D float64 for the result and a few blocks of scratch.
+    ``ijb_11.npz``. Memory beyond the result, U * D float64: a few blocks where templates lie together in the list of
+    images, as they do in IJB; else N * D float32.
 
     Args:
-        features_ND: (N, D) of :func:`image_features`.
+        read: (start, end) to the features of these images, (end - start, D); called from threads.
         template_ids: (N,) integers.
         media_ids: (N,) integers.
 
@@ -85,9 +95,9 @@ def template_features(
         ValueError: lengths that differ, or no images.
     """
     templates, media = np.asarray(template_ids), np.asarray(media_ids)
-    n = len(features_ND)
-    if not n == len(templates) == len(media):
-        raise ValueError(f"lengths differ: {n} features, {len(templates)} template ids, {len(media)} media ids")
+    n = len(templates)
+    if n != len(media):
+        raise ValueError(f"lengths differ: {n} template ids, {len(media)} media ids")
     if n == 0:
         raise ValueError("no images to make templates of")
     order = np.lexsort((media, templates))  # stable: a media's images keep their order
@@ -98,13 +108,21 @@ def template_features(
     of_template = np.flatnonzero(new_template[media_starts[:-1]])
     template_starts = np.r_[of_template, len(media_starts) - 1]  # (U + 1,) in media
     unique = templates[new_template].astype(np.int64)
-    out_UD = np.empty((len(unique), features_ND.shape[1]))
+    blocks = list(_whole_templates(media_starts[template_starts]))
+    bounds = media_starts[template_starts[[first for first, _ in blocks]]]  # in images
+    span = (np.maximum.reduceat(order, bounds) + 1 - np.minimum.reduceat(order, bounds)).sum()
+    if span > 2 * n:  # templates are scattered over the list
+        everything = read(0, n)
+        read = lambda start, end: everything[start:end]  # noqa: E731
+    out_UD = np.empty((len(unique), read(0, 1).shape[1]))
 
     def pool(block: tuple[int, int]) -> None:
         """Make the templates of rows [first, last)."""
         first, last = block
         own_media = media_starts[template_starts[first] : template_starts[last] + 1]
-        rows = features_ND[order[own_media[0] : own_media[-1]]]
+        images = order[own_media[0] : own_media[-1]]
+        start = int(images.min())
+        rows = read(start, int(images.max()) + 1)[images - start]
         means_MD = _sums_of_runs(rows, own_media - own_media[0])
         means_MD /= np.diff(own_media)[:, None].astype(np.float32)
         starts = template_starts[first : last + 1]
@@ -113,7 +131,7 @@ def template_features(
         length[length < 10 * np.finfo(np.float64).eps] = 1.0  # zero, to the eye of sklearn's normalize
         out_UD[first:last] /= length[:, None]
 
-    _in_threads(pool, _whole_templates(media_starts[template_starts]))
+    _in_threads(pool, iter(blocks))
     return unique, out_UD
 
 
@@ -216,21 +234,20 @@ def _scores_by_products(
     if in_both_U.any():
         turn = in_both_U[row_1] & in_both_U[row_2] & (row_1 > row_2)
         row_1, row_2 = np.where(turn, row_2, row_1), np.where(turn, row_1, row_2)
-    place_1, rows_1 = _places(len(one), row_1)
-    place_2, rows_2 = _places(len(one), row_2)
-    order: NDArray[np.int64] | slice = slice(None)
-    if (place_1[1:] < place_1[:-1]).any():
-        order = np.argsort(place_1, kind="stable")
-        place_1, place_2 = place_1[order], place_2[order]
+    number_1, rows_1 = _numbers(len(one), row_1)
+    number_2, rows_2 = _numbers(len(one), row_2)
+    order = None if (row_1[1:] >= row_1[:-1]).all() else np.argsort(row_1, kind="stable")
+    if order is not None:
+        row_1, row_2 = row_1[order], row_2[order]
     second_DV = np.ascontiguousarray(features_UD[rows_2]).T
-    ends = np.searchsorted(place_1, np.arange(0, len(rows_1) + _ROWS_PER_PRODUCT, _ROWS_PER_PRODUCT))
-    scores = np.empty(len(place_1))
+    ends = np.r_[np.searchsorted(row_1, rows_1[::_ROWS_PER_PRODUCT]), len(row_1)]
+    scores = np.empty(len(row_1))
     for block, (start, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
         first = block * _ROWS_PER_PRODUCT
         product = features_UD[rows_1[first : first + _ROWS_PER_PRODUCT]] @ second_DV
-        at = (place_1[start:end].astype(np.int64) - first) * len(rows_2) + place_2[start:end]
+        at = (number_1[row_1[start:end]] - first) * len(rows_2) + number_2[row_2[start:end]]
         product.take(at, out=scores[start:end], mode="clip")
-    if isinstance(order, slice):
+    if order is None:
         return scores
     out = np.empty_like(scores)
     out[order] = scores
@@ -244,12 +261,12 @@ def _used(n: int, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
     return used
 
 
-def _places(n: int, rows: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Number the rows that occur: the number of each, and the row of each number."""
+def _numbers(n: int, rows: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number the rows that occur: the number of each of ``n`` rows, and the row of each number."""
     occurring = np.flatnonzero(_used(n, rows))
-    number = np.zeros(n, np.int32)
-    number[occurring] = np.arange(len(occurring), dtype=np.int32)
-    return number[rows], occurring
+    number = np.zeros(n, np.int64)
+    number[occurring] = np.arange(len(occurring))
+    return number, occurring
 
 
 def _first_equal_row(features_UD: NDArray[np.float64]) -> NDArray[np.int32]:

@@ -69,10 +69,13 @@ def test_each_mode_equals_its_formula(mode):
     template_count=st.sampled_from([1, 3, 40, 500]),
     block=st.sampled_from([1, 2, 7, 64, 10_000]),
     switches=st.tuples(*[st.booleans()] * 3),
+    in_order=st.booleans(),
 )
-def test_equals_the_field_bit_for_bit(seed, images, size, template_count, block, switches):
+def test_equals_the_field_bit_for_bit(seed, images, size, template_count, block, switches, in_order):
     """On any tree: single images, long media, the same photo in several templates, any mode, any block."""
     halves, det, template_ids, media_ids = random_tree(seed, images, size, template_count)
+    if in_order:
+        template_ids.sort()
     features = ijb_reference.image_features(halves, det, *switches)
     pooled, unique = ijb_reference.template_features(features, template_ids, media_ids)
     rng = np.random.default_rng(seed)
@@ -138,6 +141,23 @@ def test_one_image_and_a_zero_template():
     np.testing.assert_allclose(out, [[0, 0], [0.6, 0.8]])
     zero = image_features(np.zeros((1, 4), np.float32), np.ones(1, np.float32), FeatureMode(norm_score=False))
     assert zero.tolist() == [[0, 0]]
+
+
+def test_templates_in_order_are_read_in_pieces(monkeypatch):
+    """Memory stays at a few blocks where templates lie together, and all is read once where they are scattered."""
+    monkeypatch.setattr(templates, "_IMAGES_PER_BLOCK", 10)
+    halves, _, template_ids, media_ids = random_tree(4)
+    features, longest = halves[:, :6], []
+
+    def read(start, end):
+        longest.append(end - start)
+        return features[start:end]
+
+    for ids, most in ((np.sort(template_ids), np.bincount(template_ids).max()), (template_ids, len(features))):
+        longest.clear()
+        _, pooled = templates.pool_templates(read, ids, media_ids)
+        assert max(longest) == most
+        np.testing.assert_array_equal(pooled, template_features(features, ids, media_ids)[1])
 
 
 def test_template_ids_too_far_apart_for_a_table():
