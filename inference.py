@@ -48,7 +48,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
     parser.add_argument("--network", help="its name (default: from config.json beside model.pt, else the weights)")
     parser.add_argument(
-        "--landmarks", action="append", default=[], help=f"{LANDMARKS}; once for each image, in their order"
+        "--landmarks",
+        action="append",
+        default=[],
+        help=f"{LANDMARKS}; once for each image, in their order; before a minus write --landmarks=-3.5,...",
     )
     parser.add_argument("--flip", action="store_true", help="add the mirror image's embedding, as evaluation does")
     parser.add_argument(
@@ -77,7 +80,7 @@ def read_landmarks(given: str) -> NDArray[np.float64]:
     try:
         numbers = [float(word) for word in re.split(r"[\s,;\[\]]+", text) if word]
     except ValueError as error:
-        raise ValueError(f"{source}: expected {LANDMARKS}; {error}") from None
+        raise ValueError(f"{source}: expected {LANDMARKS}; {str(error)[:80]}") from None
     if len(numbers) != 10:
         raise ValueError(f"{source}: expected {LANDMARKS}, found {len(numbers)} numbers")
     return np.array(numbers).reshape(5, 2)

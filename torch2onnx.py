@@ -76,6 +76,7 @@ def export(backbone: nn.Module, path: Path, opset: int = DEFAULT_OPSET) -> None:
 
     Raises:
         ValueError: the exporter cannot do it.
+        OSError: the file cannot be written.
     """
     assert isinstance(backbone, Backbone)
     example = torch.zeros((2, *INPUT_SHAPE))  # of one image, the exporter would fix the batch size
@@ -93,6 +94,8 @@ def export(backbone: nn.Module, path: Path, opset: int = DEFAULT_OPSET) -> None:
                 external_data=False,
                 verbose=False,
             )
+    except OSError:
+        raise
     except Exception as error:  # the exporter's own classes, and those of what it calls
         raise ValueError(f"torch could not export the network with opset {opset}: {_first_line(error)}") from error
 

@@ -68,6 +68,7 @@ def plot_roc_points(name: str, curve: Roc, points: Sequence[OperatingPoint]) -> 
     """Draw the ROC with the TAR written at each point; points that are not resolved are named so."""
     figure = plot_roc({name: curve}, f"ROC, {name}", [point.far for point in points])
     axes: Any = figure.axes[0]
+    axes.get_legend().remove()  # of one curve, whose name is the title; it would lie on the notes
     bottom, top = axes.get_ylim()
     if points[0].tar > (bottom + top) / 2:  # the curve, and what is written under it, needs the upper corner
         for note in axes.texts:

@@ -55,8 +55,8 @@ def load_csv(path: Path) -> PairSet:
                 if not row:
                     continue
                 flag = _FLAGS.get(row[-1].strip().lower())
-                if flag is None and not flags and rows.line_num == 1 and len(row) == 3:
-                    continue  # names of columns
+                if rows.line_num == 1 and len(row) == 3 and _names_columns(row):
+                    continue
                 if len(row) != 3 or flag is None:
                     raise ValueError(
                         f"{path}, line {rows.line_num}: expected path1,path2,issame with issame 1 or 0, "
@@ -71,6 +71,12 @@ def load_csv(path: Path) -> PairSet:
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, line {rows.line_num + 1}: no csv text ({error})") from None
     return PairSet(path.stem, encoded, np.array(flags, bool))
+
+
+def _names_columns(row: list[str]) -> bool:
+    """Tell a first line of names from a pair; a column of flags may well be called "same"."""
+    flag = row[2].strip().lower()
+    return flag not in _FLAGS or (flag == "same" and not any(Path(name.strip()).suffix for name in row[:2]))
 
 
 def _read(image: Path, where: str) -> bytes:

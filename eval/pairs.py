@@ -220,7 +220,10 @@ def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: i
         return replace(result, message=f"{non_finite} of {2 * n} embeddings are not finite: no accuracy")
     if n == 1:
         return replace(result, message="one pair cannot be cross-validated: no accuracy")
-    message = "" if n >= folds else f"{n} pairs for {folds} folds: {n} folds used"
+    notes = [] if n >= folds else [f"{n} pairs for {folds} folds: {n} folds used"]
+    if issame.all() or not issame.any():
+        kind = "genuine" if issame.all() else "impostor"
+        notes.append(f"all pairs are {kind}: accuracy alone says nothing, and there is no TAR")
     folds = min(folds, n)
 
     difference_nD = first_nD - second_nD
@@ -244,7 +247,7 @@ def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: i
         tpr=(accepted_genuine / np.maximum(genuine, 1)).mean(axis=0),
         fpr=(accepted_impostor / np.maximum(impostor, 1)).mean(axis=0),
         tar=_tar_at_fars(cosines, issame),
-        message=message,
+        message="; ".join(notes),
     )
 
 

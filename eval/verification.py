@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ class Verification:
         self.best: dict[str, float] = {}
         loaded: dict[str, PairSet] = {}
         problems: dict[str, str] = {}
+        targets = list(dict.fromkeys(targets))
         for target in targets:
             try:
                 loaded[target] = load_pairs(find_pairs(target, folder))
@@ -51,8 +53,11 @@ class Verification:
             if problem is None and len({sizes[target] for _, sizes in on_ranks}) > 1:
                 problem = "its number of images differs between ranks; copy the same file to all hosts"
             if problem is None:
-                self.sets.append(loaded[target])
-                self.best[loaded[target].name] = metrics.highest(f"{loaded[target].name}/accuracy")
+                pairs = loaded[target]
+                if pairs.name in self.best:  # another file of that name: its figures need a name of their own
+                    pairs = replace(pairs, name=target)
+                self.sets.append(pairs)
+                self.best[pairs.name] = metrics.highest(f"{pairs.name}/accuracy")
             else:
                 _warn(f"verification set {target} is left out: {problem}")
 

@@ -1,10 +1,13 @@
 """Fixtures that every test may use, and the check that the tests which matter were run."""
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from model_files import save_random_model
 from paths import data_path
 
 _passed_with: set[str] = set()  # markers of tests that passed
@@ -21,6 +24,19 @@ def shared_data() -> Path:
 @pytest.fixture
 def contracts() -> Path:
     return Path(__file__).parent / "contracts"
+
+
+@pytest.fixture(scope="session")
+def exported_network(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, float]]:
+    """Name of a network to its random model.pt, its ONNX file, and the difference found; each is exported once."""
+    import torch2onnx
+
+    @functools.cache
+    def export(name: str) -> tuple[Path, Path, float]:
+        model = save_random_model(tmp_path_factory.mktemp(name), name)
+        return model, *torch2onnx.convert(model, network=name)
+
+    return export
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-import torch2onnx
 from backbones import get_model
 from eval.align import TEMPLATE, align_face
 from eval.model import load_embedder
 from eval.pairs import load_bin
-from model_files import save_random_model
 from paths import data_path
 from utils.checkpoint import save_model
 from utils.images import decode_rgb
@@ -57,9 +55,8 @@ def faces(n=3):
 @clients
 @with_insightface
 @pytest.mark.parametrize("name", ["rtiny", "mbf", "r18"])
-def test_get_feat_of_insightface_is_our_embedding(insightface, tmp_path, name):
-    model = save_random_model(tmp_path, name)
-    path, _ = torch2onnx.convert(model, network=name)
+def test_get_feat_of_insightface_is_our_embedding(insightface, exported_network, name):
+    model, path, _ = exported_network(name)
     client = insightface.model_zoo.arcface_onnx.ArcFaceONNX(model_file=str(path))
     assert (client.input_mean, client.input_std) == (127.5, 127.5)
     assert client.input_size == (112, 112)
@@ -79,9 +76,8 @@ def test_get_feat_of_insightface_is_our_embedding(insightface, tmp_path, name):
 @clients
 @with_insightface
 @pytest.mark.filterwarnings("ignore:`estimate` is deprecated:FutureWarning")  # insightface's own call
-def test_the_model_zoo_takes_it_for_a_recognition_model_and_aligns_as_we_do(insightface, tmp_path):
-    model = save_random_model(tmp_path, "rtiny")
-    path, _ = torch2onnx.convert(model, network="rtiny")
+def test_the_model_zoo_takes_it_for_a_recognition_model_and_aligns_as_we_do(insightface, exported_network):
+    model, path, _ = exported_network("rtiny")
     client = insightface.model_zoo.get_model(str(path), providers=["CPUExecutionProvider"])
     assert client.taskname == "recognition"
     landmarks = TEMPLATE * 1.3 + (25, 18)

@@ -19,21 +19,18 @@ pytest.importorskip("onnxscript", reason="exporting needs onnx, onnxruntime, onn
 QUICK = ("r18", "mbf", "rtiny")  # one of each kind; the deep ones repeat the same blocks
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    model = save_random_model(tmp_path_factory.mktemp("run"), "rtiny")
-    path, _ = torch2onnx.convert(model)
-    return model, path
+@pytest.fixture
+def exported(exported_network):
+    return exported_network("rtiny")[:2]
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODEL_NAMES])
-def test_every_network_at_any_batch(tmp_path, name):
-    model = save_random_model(tmp_path, name)
-    path, difference = torch2onnx.convert(model, network=name)
-    assert path == tmp_path / "model.onnx"
+def test_every_network_at_any_batch(exported_network, name):
+    model, path, difference = exported_network(name)
+    assert path == model.parent / "model.onnx"
     assert 0 <= difference < 1e-4
     assert torch2onnx.compare(path, load_model(model, name), (3,)) < 1e-4
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.pt"]
+    assert sorted(p.name for p in model.parent.iterdir()) == ["model.onnx", "model.pt"]
 
 
 def test_form_and_metadata(exported):
@@ -147,6 +144,14 @@ def test_what_the_user_got_wrong_is_one_line(exported, capsys, more, message):
     assert error.startswith("torch2onnx.py: error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_place_that_cannot_be_written_is_not_the_exporters_fault(exported, tmp_path, capsys):
+    (tmp_path / "face.onnx").mkdir()
+    assert torch2onnx.main([str(exported[0]), "--output", str(tmp_path / "face.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert "face.onnx" in error
+    assert "could not export" not in error
 
 
 def test_missing_weights(tmp_path, capsys):

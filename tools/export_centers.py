@@ -127,6 +127,8 @@ def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> t
     """
     if out.suffix not in (".npy", ".pt") or (updates is not None and updates.suffix != ".npy"):
         raise ValueError(f"expected OUT as .npy or .pt and --updates as .npy, got {out}, {updates}")
+    if updates is not None and updates.resolve() == out.resolve():
+        raise ValueError(f"OUT and --updates are the same file, {out}: give two names")
     settings = load_training(checkpoint)["head"]
     parts = read_parts(checkpoint / "heads")
     C, D = settings["num_classes"], settings["embedding_size"]

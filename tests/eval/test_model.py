@@ -76,8 +76,9 @@ def test_what_cannot_be_loaded_is_named(model, tmp_path):
     (model.parent / "config.json").write_text('{"embedding_size": true}')
     with pytest.raises(ValueError, match="embedding_size is True"):
         load_embedder(model)
-    with pytest.raises(ValueError, match="--device must be"):
-        load_embedder(model, device="toaster")
+    for device in ("toaster", "meta", "cuda:x", "cpu:"):
+        with pytest.raises(ValueError, match="--device must be"):
+            load_embedder(model, device=device)
 
 
 def make_onnx(path, shape=("N", 3, 112, 112), names=("pool", "flat"), outputs=1, metadata=None, prologue=()):

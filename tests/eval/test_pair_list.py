@@ -24,6 +24,12 @@ def test_a_list_with_names_of_columns(tmp_path):
     assert pairs.issame.dtype == bool
 
 
+def test_a_column_of_flags_may_be_called_same(tmp_path):
+    path = write(tmp_path, "first,second,same\na.jpg,b.jpg,same\n")
+    assert load_csv(path).issame.tolist() == [True]
+    assert len(load_csv(write(tmp_path, "a.jpg,b.jpg,same\n")).encoded) == 2
+
+
 def test_absolute_paths_and_a_byte_order_mark(tmp_path):
     path = write(tmp_path, "")
     path.write_text(f"{tmp_path / 'a.jpg'},b.jpg,1\n", encoding="utf-8-sig")

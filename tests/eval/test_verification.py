@@ -144,6 +144,17 @@ def test_csv_lists_in_training(data, lines):
     assert any("[own][3]Accuracy-Flip" in line for line in lines)
 
 
+def test_files_of_one_name_are_told_apart_and_a_set_named_twice_is_one(data, lines):
+    (data / "other").mkdir()
+    save(data / "other", "lfw", made_set(7))
+    other = str(data / "other" / "lfw.bin")
+    metrics = Metrics()
+    verification = Verification(["lfw", other, "lfw"], data, CPU, 8, metrics)
+    verification(Stub(), 1)
+    assert [(pairs.name, len(pairs.issame)) for pairs in verification.sets] == [("lfw", 20), (other, 7)]
+    assert [next(iter(values)) for _, values in metrics.lines] == ["lfw/accuracy", f"{other}/accuracy"]
+
+
 def test_a_large_set_is_only_looked_at_before_training(data, lines, monkeypatch):
     monkeypatch.setattr(verification, "WHOLE_AT_START", 15)
     monkeypatch.setattr(verification, "PAIRS_AT_START", 6)

@@ -161,6 +161,7 @@ def test_what_the_user_got_wrong_is_one_line(checkpoint, tmp_path, capsys):
     out = tmp_path / "c.npy"
     assert "holds no checkpoint" in fails(capsys, tmp_path / "nowhere", out)
     assert "expected OUT as .npy or .pt" in fails(capsys, checkpoint, tmp_path / "c.txt")
+    assert "are the same file" in fails(capsys, checkpoint, out, "--updates", out)
     (checkpoint / "heads" / "rank_0_of_1").rename(checkpoint / "heads" / "rank_0_of_2")
     assert "holds 1 ranks' heads, not all" in fails(capsys, checkpoint, out)
     (checkpoint / "heads" / "rank_0_of_2").rename(checkpoint / "heads" / "rank_0_of_1")
