@@ -98,8 +98,8 @@ def _scores_file(folder: Path, part: str, method: str) -> Path:
 
 
 def measure(part: str, case: Case, folder: Path, rounds: int) -> tuple[list[Record], dict[str, Any]]:
-    """Measure both methods in turn, ``rounds`` times; each one's fastest round counts."""
-    best: dict[str, Record] = {}
+    """Measure both methods in turn, ``rounds`` times; of each, the round with the median total counts."""
+    found: dict[str, list[Record]] = {method: [] for method in METHODS}
     for number in range(rounds):
         for method in METHODS:
             results = folder / f"{part}_results_{number}"
@@ -107,10 +107,13 @@ def measure(part: str, case: Case, folder: Path, rounds: int) -> tuple[list[Reco
             outcome = run_case(own, _scores_file(folder, part, method))
             seconds = sum(outcome["seconds"].values())
             print(f"{part}, round {number + 1}, {method}: {seconds:.1f} s", flush=True)
-            if method not in best or seconds < sum(best[method]["seconds"].values()):
-                best[method] = outcome
-    facts = {"rounds": rounds, "list_reader": best[METHODS[0]].get("list_reader")}
-    return compare(part, best, folder), facts
+            found[method].append(outcome)
+    middle = {
+        method: sorted(outcomes, key=lambda one: float(sum(one["seconds"].values())))[(rounds - 1) // 2]
+        for method, outcomes in found.items()
+    }
+    facts = {"rounds": rounds, "list_reader": middle[METHODS[0]].get("list_reader")}
+    return compare(part, middle, folder), facts
 
 
 def measure_features(size: Size, folder: Path, rounds: int) -> list[Record]:
@@ -165,7 +168,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     p.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write the records, one a line")
     p.add_argument("--parts", nargs="+", choices=("features", "photos"), default=["features", "photos"])
-    p.add_argument("--rounds", type=int, default=1, help="both methods in turn so often, the fastest of each counts")
+    p.add_argument("--rounds", type=int, default=1, help="both methods in turn so often; medians count")
     p.add_argument("--images", type=int, help="photos of the second part, default 2000")
     p.add_argument("--network", help="of the second part, default mbf")
     p.add_argument("--batch-size", type=int, default=128)
