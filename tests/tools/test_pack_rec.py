@@ -303,12 +303,22 @@ class TestMistakes:
         assert contents(out) != before
 
 
+# What runs behind a shell's & inherits that SIGINT is ignored; the tool would, rightly, go on.
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from tools.pack_rec import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_leaves_no_half_file_and_no_process(tmp_path, sign):
     people = {f"p{i:03d}": {f"{k}.jpg": encode(i % 250) for k in range(8)} for i in range(150)}
     src, out = make_folder(tmp_path / "faces", people), tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.pack_rec", src, out, "--workers", "2", "--size", "1500"],
+        [sys.executable, "-c", INTERRUPTIBLE, src, out, "--workers", "2", "--size", "1500"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
