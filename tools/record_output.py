@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.atomic import open_atomic
+from utils.output import write_json
 
 OUTPUTS = ("train.rec", "train.idx", "property", "classes.json", "unreadable.txt")
 
@@ -37,8 +36,7 @@ def write_classes(out: Path, names: Sequence[str | None] | None) -> None:
     if names is None:
         path.unlink(missing_ok=True)
         return
-    with open_atomic(path) as file:
-        file.write(json.dumps(names, indent=1).encode() + b"\n")
+    write_json(path, names)
 
 
 def config_lines(rec: Path, num_classes: int, num_image: int) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils.atomic import open_atomic
 from utils.distributed import all_gather_objects, barrier, broadcast_object, get_rank
 from utils.weights import read_state_dict
 
@@ -149,15 +150,10 @@ def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
 
 
 def _write(state: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_atomic(path) as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.atomic import open_atomic
 from utils.config import Config
 
 log = logging.getLogger("mhs_arcface")
@@ -118,9 +119,8 @@ def _keep_lines(path: Path, last_step: int) -> None:
     lines = path.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("}\n")]  # without what a killed run was just writing
     kept = [line for line in whole if json.loads(line)["step"] <= last_step]
-    temporary = path.with_name(".metrics.jsonl.partial")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    with open_atomic(path) as file:
+        file.write("".join(kept).encode())
 
 
 def check_wandb(cfg: Config) -> None:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from utils.atomic import open_atomic
 from utils.checkpoint import list_checkpoints
 from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, barrier, broadcast_object, together
@@ -89,6 +90,5 @@ def _make(output: Path, token: Path, cfg: Config) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value, complete or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    temporary.replace(path)
+    with open_atomic(path) as file:
+        file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
