@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.base import to_network_input
 from utils import resampling
 from utils.hashing import key, uniform
-from utils.images import to_network_input
 
 _MOTION_RADIUS = 4  # pixels of the longest line to each side
 _LUMA = (0.299, 0.587, 0.114)
@@ -211,7 +211,7 @@ class Augmentation:
             epoch: which pass over the data this is.
 
         Returns:
-            (B, 3, H, W) float32, what the networks take: see ``utils.images.to_network_input``.
+            (B, 3, H, W) float32, what the networks take: see ``backbones.base.to_network_input``.
         """
         ids_B, device, source = sample_ids_B.cpu(), images_BHW3.device, images_BHW3
         for name, probability in self.probabilities.items():

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from eval.align import align_face
 from eval.model import Embedder, load_embedder
 from utils.atomic import open_atomic
-from utils.images import decode_rgb
+from utils.decode import decode_rgb
 from utils.output import write_json
 
 LANDMARKS = "ten numbers x1,y1,...,x5,y5, or a file of them (.json: also [[x, y], ...])"

@@ -1,6 +1,6 @@
-"""What every backbone shares: the input check, and which part runs in which precision.
+"""What every backbone shares: its input, the check of it, and which part runs in which precision.
 
-Shapes: B batch, D embedding size.
+Shapes: B batch, H height, W width, D embedding size.
 """
 
 from __future__ import annotations
@@ -72,3 +72,17 @@ def _explain_input(x: Tensor) -> str:
     else:
         cure = "align the faces by their landmarks, or resize them, to 112x112 RGB"
     return f"{expected}; {found}; {cure}"
+
+
+def to_network_input(images_BHW3: Tensor) -> Tensor:
+    """Turn uint8 RGB images into what every backbone here takes: ``(x / 255 - 0.5) / 0.5``.
+
+    Args:
+        images_BHW3: (B, H, W, 3) uint8 on any device.
+
+    Returns:
+        (B, 3, H, W) float32 in [-1, 1] on the same device, channels-last in memory.
+    """
+    assert images_BHW3.dtype == torch.uint8
+    assert images_BHW3.shape[-1] == 3
+    return images_BHW3.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from utils.images import to_network_input
+from backbones.base import to_network_input
 
 LoadBatch = Callable[[int, int], NDArray[np.uint8]]
 

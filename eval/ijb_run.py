@@ -25,8 +25,8 @@ from eval.ijb import IJBTree, Subjects
 from eval.model import Embedder
 from eval.roc import FAR_GRID, Roc, roc
 from eval.templates import FeatureMode, image_features, pool_templates, template_rows
+from utils.decode import decode_rgb
 from utils.distributed import barrier, broadcast_object, get_rank, get_world_size, share, together
-from utils.images import decode_rgb
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backbones import MODEL_NAMES, get_model
-from utils.images import to_network_input
-from utils.weights import read_state_dict
+from backbones.base import to_network_input
+from backbones.weights import read_state_dict
 
 DEFAULT_NETWORK = "r50"
 

@@ -21,8 +21,8 @@ from torch import nn
 
 from eval.bin_file import PairSet, load_bin
 from eval.embed import LoadBatch, embed_batches
+from utils.decode import decode_rgb
 from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, share
-from utils.images import decode_rgb
 
 __all__ = [
     "FARS",

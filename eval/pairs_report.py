@@ -18,7 +18,7 @@ from eval.model import Embedder
 from eval.pairs import FARS, PairResult
 from eval.report import PairScores, Section, Tile, model_facts, write_report
 from eval.roc import roc
-from utils.images import decode_rgb
+from utils.decode import decode_rgb
 
 
 def pair_section(name: str, pairs: PairSet, embeddings_ND: NDArray[np.float32], result: PairResult) -> Section:

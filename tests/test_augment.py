@@ -13,12 +13,12 @@ from PIL import Image, ImageEnhance
 import augment
 import train
 from augment import OPERATIONS, PRESETS, Augmentation, Draws
+from backbones.base import to_network_input
 from dataset import EpochSampler
 from paths import ROOT
 from utils import resampling
 from utils.config import get_config
 from utils.hashing import key, mix
-from utils.images import to_network_input
 
 N = 6
 LANCZOS = resampling.METHODS.index("lanczos4")

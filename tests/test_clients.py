@@ -16,7 +16,7 @@ from eval.model import load_embedder
 from eval.pairs import load_bin
 from paths import data_path
 from utils.checkpoint import save_model
-from utils.images import decode_rgb
+from utils.decode import decode_rgb
 from utils.sync_bn import synchronise_batch_norm
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript", "insightface")

@@ -8,9 +8,9 @@ import torch
 
 import inference
 from backbones import get_model
+from backbones.base import to_network_input
 from eval.align import TEMPLATE, align_face
 from pair_stub import face
-from utils.images import to_network_input
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from torch import Tensor
 from augment import OPERATIONS, PRESETS, Augmentation
 from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.face_sources import open_source
-from utils.images import decode_rgb
+from utils.decode import decode_rgb
 from utils.platform import prepare_device
 
 BATCH = 128

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.face_sources import AnySource, FolderSource, PairSource, RecordSource, open_source
+from utils.decode import decode_rgb
 from utils.face_records import find_images, read_labels
-from utils.images import decode_rgb
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from backbones.weights import read_state_dict
 from utils.atomic import open_atomic
 from utils.distributed import all_gather_objects, barrier, broadcast_object, get_rank
-from utils.weights import read_state_dict
 
 _NAME = re.compile(r"step_(\d+)$")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from backbones import get_model
+from backbones.base import to_network_input
 from eval.model import load_backbone, load_embedder
-from utils.images import to_network_input
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tools.demo_faces.photo import Shot, draw_shot, next_frame, take
 from tools.demo_faces.sets import aligned_faces, loose_crops, template_pairs, verification_pairs
 from tools.demo_faces.shade import Scene
 from tools.make_demo_faces import Recipe, main, make_demo
-from utils.images import decode_rgb
+from utils.decode import decode_rgb
 from utils.recordio import RecordReader, unpack
 
 SMALL = Recipe(

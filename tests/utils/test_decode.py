@@ -97,3 +97,32 @@ class TestFitFace:
     def test_no_image(self):
         with pytest.raises(ValueError, match="not a decodable image: 3 bytes"):
             fit_face(b"abc", 112)
+
+
+RED = np.zeros((5, 7, 3), np.uint8)
+RED[..., 0] = 255  # RGB
+
+
+class TestDecode:
+    def test_png_is_exact_and_rgb(self):
+        image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+        out = decode_rgb(encode(image[..., ::-1], ".png"))
+        assert out.dtype == np.uint8
+        assert (out == image).all()
+
+    def test_jpeg_is_rgb(self):
+        out = decode_rgb(encode(RED[..., ::-1], ".jpg")).astype(int)
+        assert abs(out - RED).max() < 8
+
+    def test_grey_is_repeated(self):
+        grey = np.arange(30, dtype=np.uint8).reshape(5, 6)
+        assert (decode_rgb(encode(grey, ".png")) == grey[..., None].repeat(3, 2)).all()
+
+    @pytest.mark.parametrize("wrap", [bytes, memoryview, lambda data: np.frombuffer(data, np.uint8)])
+    def test_takes_any_buffer(self, wrap):
+        assert decode_rgb(wrap(encode(RED, ".png"))).shape == (5, 7, 3)
+
+    @pytest.mark.parametrize("data", [b"", b"no image", encode(RED, ".png")[:20]])
+    def test_damaged(self, data):
+        with pytest.raises(ValueError, match=f"not a decodable image: {len(data)} bytes"):
+            decode_rgb(data)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.weights import read_state_dict
+from backbones.weights import read_state_dict
 
 
 def saved(path, content, **options):
