@@ -1,7 +1,7 @@
 """Faces to train on, and the loader that batches them: this file opens what ``rec`` names and offers the parts.
 
-The sets are in ``face_sets.py``, several as one in ``joined_sets.py``, the order in ``epoch_sampler.py``, DALI in
-``dali_loader.py``.
+The sets are in ``data/faces.py``, several as one in ``data/joined.py``, the order in ``data/sampler.py``, DALI in
+``data/dali.py``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from dali_loader import DaliLoader, EncodedFaces
-from epoch_sampler import EpochSampler, images_of
-from face_sets import (
+from data.dali import DaliLoader, EncodedFaces
+from data.faces import (
     Batch,
     FaceDataset,
     FaceRecords,
@@ -29,8 +28,9 @@ from face_sets import (
     SyntheticFaces,
     check_labels,
 )
-from joined_sets import JoinedSets
-from utils.image_folder import identity_folders
+from data.folders import identity_folders
+from data.joined import JoinedSets
+from data.sampler import EpochSampler, images_of
 
 __all__ = [
     "Batch",

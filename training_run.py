@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
-from augment import Augmentation
 from backbones import get_model
+from data.augment import Augmentation
 from dataset import Batch
 from eval.verification import Verification
 from head_checkpoint import load_heads, save_heads

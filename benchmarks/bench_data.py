@@ -33,10 +33,10 @@ from prettytable import PrettyTable
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from augment import Augmentation
 from benchmarks.mxnet_process import MxnetProcess
+from data.augment import Augmentation
+from data.faces import FaceRecords
 from dataset import Batch, Loader, get_dataloader
-from face_sets import FaceRecords
 from run_data import open_data, sampler_of
 from tools.demo_faces.sets import aligned_faces
 from tools.ordered_map import ordered_map

@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.folders import identity_folders, image_names
 from eval.bin_file import load_bin
-from utils.image_folder import identity_folders, image_names
 from utils.record_format import split, unpack
 from utils.recordio import RecordReader
 

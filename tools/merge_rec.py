@@ -4,7 +4,7 @@
 
 A, B, ... are .rec files or folders with train.rec, of either family. Labels are numbered on from set to set, just as
 in training on ``rec = [A, B, ...]``. People who are in several sets become one class if --class-map names them, a
-JSON list of entries such as {"0": 17, "1": "ann"}: class 17 of A is the class called ann of B (see joined_sets.py).
+JSON list of entries such as {"0": 17, "1": "ann"}: class 17 of A is the class called ann of B (see data/joined.py).
 OUT is a folder; it gets train.rec and train.idx in insightface's form, property and, where a set has names,
 classes.json. Encoded images stay as they are.
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from prettytable import PrettyTable
 
-from face_sets import FaceRecords
-from joined_sets import JoinedSets
+from data.faces import FaceRecords
+from data.joined import JoinedSets
 from tools.record_output import check_out, config_lines, print_config, write_classes
 from utils.face_records import find_images, first_image_size
 from utils.record_format import EXACT_LABELS

@@ -26,13 +26,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.folders import IMAGE_SUFFIXES
 from tools.ordered_map import ordered_map
 from tools.pack_sources import FaceFiles, FolderFiles, ListFiles
 from tools.record_output import check_out, config_lines, print_config, write_classes
 from tools.shuffle_rec import shuffle_records
 from utils.atomic import open_atomic
 from utils.decode import FittedFace, fit_face
-from utils.image_folder import IMAGE_SUFFIXES
 from utils.recordio import FaceRecordWriter
 
 _FILES_A_TASK = 32

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from utils.image_folder import IMAGE_SUFFIXES, identity_folders, image_names
+from data.folders import IMAGE_SUFFIXES, identity_folders, image_names
 
 Form = Literal["path identity", "path\tidentity", "im2rec", "insightface"]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from prettytable import PrettyTable
 from torch import Tensor
 
-from augment import OPERATIONS, PRESETS, Augmentation
+from data.augment import OPERATIONS, PRESETS, Augmentation
 from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.face_sources import open_source
 from utils.decode import decode_rgb

@@ -3,7 +3,7 @@
     python -m tools.shuffle_rec IN OUT --seed 0
 
 Files are usually written identity by identity. On disks that seek slowly, images are best read in the order of the
-file, and then this order has to be a random one; see ``utils/shuffle.py``. Both families are read. What is written to
+file, and then this order has to be a random one; see ``data/sampler.py``. Both families are read. What is written to
 the folder OUT is im2rec's form: every record an image, keys 0, 1, 2, ... in the order of the file. Insightface's
 header and identity records name ranges of keys, which mean nothing after mixing, and are left out; every image's
 payload, its label in it, stays as it is to the byte.
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from face_sets import read_class_names
+from data.faces import read_class_names
 from tools.record_output import check_out, config_lines, print_config, write_classes
 from utils.face_records import find_images, first_image_size, read_labels
 from utils.record_writer import write_property

@@ -43,7 +43,7 @@ class Config:
     on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or others stand in and are counted
     dali: bool  # decode with nvidia-dali (requirement-dali.txt)
     dali_aug: bool  # the same as augment = "insightface", on whichever loader
-    augment: str | dict[str, float] | None  # "adaface", "insightface", {"crop": 0.2}; None: flips; cf. augment.py
+    augment: str | dict[str, float] | None  # "adaface", "insightface", {"crop": 0.2}; None: flips alone
 
     # Backbone
     network: str  # a name that backbones.get_model knows

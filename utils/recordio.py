@@ -70,7 +70,7 @@ class RecordReader:
         idx_path: its index, by default beside it with the ending .idx.
         chunk: records; a read of one asks the system for the whole chunk of that many consecutive keys around it.
             For disks that seek slowly, together with an order that stays within few chunks at a time
-            (``utils.shuffle``). 0: no.
+            (``data.sampler``). 0: no.
 
     Raises:
         FileNotFoundError: one of the two files is missing.

@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from face_sets import FaceRecords
-from joined_sets import JoinedSets
+from data.faces import FaceRecords
+from data.joined import JoinedSets
 from made_faces import contents, encode
 from mxnet_server import mxnet_commands
 from tools.merge_rec import main

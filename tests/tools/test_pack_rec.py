@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from face_sets import FaceRecords
+from data.faces import FaceRecords
 from made_faces import contents, encode, make_folder
 from mxnet_server import mxnet_commands
 from paths import ROOT

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from face_sets import FaceRecords
+from data.faces import FaceRecords
 from made_faces import contents, encode
 from mxnet_server import mxnet_commands
 from paths import ROOT

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from data.faces import FaceRecords
 from face_files import LABELS, face, insightface_records, write
-from face_sets import FaceRecords
 from utils.record_check import check_records, find_stop, is_whole
 from utils.recordio import MAGIC, RecordReader, pack, write_face_records
 

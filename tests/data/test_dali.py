@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train
-from dali_loader import DaliLoader, EncodedFaces
+from data.dali import DaliLoader, EncodedFaces
 from dataset import FaceRecords, get_dataloader
 from face_files import FACES, LABELS, insightface_records, make_image_folder, write
 from paths import ROOT

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from epoch_sampler import EpochSampler
-from face_sets import Batch, Encoded, FaceDataset
+from data.faces import Batch, Encoded, FaceDataset
+from data.sampler import EpochSampler
 
 log = logging.getLogger("mhs_arcface")  # the one of utils.logging, which a loader's worker need not import
 BATCHES_AHEAD = 2  # that DALI decodes while the training computes

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from utils.shuffle import epoch_permutation
-
 _DRAW = 3  # keeps what is drawn from a set apart from other uses of (seed, epoch)
 Share = tuple[int, float]  # images of a set, and how often each of them comes in an epoch
 
@@ -30,7 +28,7 @@ class EpochSampler(Sampler[list[int]]):
         world_size: W; G = W * B.
         seed: of the run.
         chunk: images that lie together and stay so until they are shuffled within a window of chunks (see
-            ``utils.shuffle``), for disks that seek slowly; 0: all are shuffled among themselves.
+            :func:`epoch_permutation`), for disks that seek slowly; 0: all are shuffled among themselves.
         shares: the ``n`` images as sets, in their order, each with its weight: 1 is each image once an epoch, 0.5
             half of them, drawn anew each epoch, 2.5 each twice and half of them once more. None: each image once.
 
@@ -93,6 +91,42 @@ class EpochSampler(Sampler[list[int]]):
         """Go to a saved position; under another global batch, to the last step that leaves out no image."""
         images = state["step"] * state.get("global_batch", self.global_batch)
         self.set_position(state["epoch"], min(images // self.global_batch, self.steps_per_epoch))
+
+
+def epoch_permutation(n: int, seed: int, epoch: int, chunk: int = 1, window: int = 64) -> NDArray[np.int64]:
+    """Every sample once, in an order that is a function of the arguments alone, the same on every rank.
+
+    A plain permutation sends a disk to another place for every image. A spinning disk serves about a hundred such
+    places a second; reading whole stretches is a hundred times as fast. So the samples are cut into chunks of
+    consecutive ones, the chunks are shuffled, and then the samples of each window of chunks among themselves. The
+    price: samples that lie together come within one window of each other. Shuffle the file once
+    (``tools/shuffle_rec.py``) so that neighbours are not images of one person.
+
+    Args:
+        n: samples.
+        seed: of the run.
+        epoch: another epoch has other chunks together.
+        chunk: consecutive samples that stay together until they are shuffled within their window; 1: none, a plain
+            permutation.
+        window: chunks that are shuffled together.
+
+    Returns:
+        (n,) of [0, n).
+
+    Raises:
+        ValueError: ``chunk`` or ``window`` is below 1.
+    """
+    if chunk < 1 or window < 1:
+        raise ValueError(f"chunk and window must be at least 1, got {chunk} and {window}")
+    rng = np.random.default_rng([seed, epoch])
+    if chunk == 1 or n <= chunk:
+        return rng.permutation(n)
+    chunks = rng.permutation(-(-n // chunk))
+    order = (chunks[:, None] * chunk + np.arange(chunk)).reshape(-1)
+    order = order[order < n]  # the last chunk may be short
+    for start in range(0, n, window * chunk):
+        rng.shuffle(order[start : start + window * chunk])
+    return order
 
 
 def images_of(share: Share) -> int:

@@ -18,10 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.folders import IMAGE_SUFFIXES, identity_folders, image_names
 from utils.decode import decode_rgb
 from utils.face_records import find_images
 from utils.hashing import key
-from utils.image_folder import IMAGE_SUFFIXES, identity_folders, image_names
 from utils.record_check import RecordCheck, check_records, is_whole, no_identity
 from utils.recordio import RecordReader, unpack
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.faces import FaceRecords, ImageFolder, SyntheticFaces
+from data.joined import JoinedSets
 from dataset import get_dataloader
 from face_files import FACES, LABELS, VALUES, contents, face, make_image_folder, write
-from face_sets import FaceRecords, ImageFolder, SyntheticFaces
-from joined_sets import JoinedSets
 from utils.recordio import pack, write_face_records
 
 

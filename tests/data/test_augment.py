@@ -10,13 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-import augment
 import train
-from augment import OPERATIONS, PRESETS, Augmentation, Draws
 from backbones.base import to_network_input
+from data import augment, resampling
+from data.augment import OPERATIONS, PRESETS, Augmentation, Draws
 from dataset import EpochSampler
 from paths import ROOT
-from utils import resampling
 from utils.config import get_config
 from utils.hashing import key, mix
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from face_sets import Encoded, FaceDataset, OnBadSample
+from data.faces import Encoded, FaceDataset, OnBadSample
 
 T = TypeVar("T")
 Person = dict[int, list[int]]  # number of a set -> that person's classes in it

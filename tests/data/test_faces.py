@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from data.faces import FaceRecords, ImageFolder, SyntheticFaces, check_labels
 from dataset import get_dataloader
 from face_files import FACES, LABELS, VALUES, contents, face, insightface_records, make_image_folder, write
-from face_sets import FaceRecords, ImageFolder, SyntheticFaces, check_labels
 from utils.recordio import pack, write_face_records
 
 

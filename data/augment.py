@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbones.base import to_network_input
-from utils import resampling
+from data import resampling
 from utils.hashing import key, uniform
 
 _MOTION_RADIUS = 4  # pixels of the longest line to each side

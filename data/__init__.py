@@ -1,0 +1,1 @@
+"""Faces to train on: sets, their order, augmentation, decoding."""
