@@ -36,6 +36,8 @@ if __name__ == "__main__" and not __package__:
 from benchmarks.mxnet_process import MxnetProcess
 from data.augment import Augmentation
 from data.faces import FaceRecords
+from data.records.reader import RecordReader
+from data.records.writer import write_face_records
 from dataset import Batch, Loader, get_dataloader
 from run_data import open_data, sampler_of
 from tools.demo_faces.sets import aligned_faces
@@ -43,7 +45,6 @@ from tools.ordered_map import ordered_map
 from utils.config import get_config
 from utils.distributed import Ranks
 from utils.platform import prepare_device
-from utils.recordio import RecordReader, write_face_records
 
 Record = dict[str, Any]
 WORKERS = (0, 1, 2, 4)  # of --config

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.folders import IMAGE_SUFFIXES, identity_folders, image_names
+from data.records.check import RecordCheck, check_records, is_whole, no_identity
+from data.records.images import find_images
+from data.records.layout import unpack
+from data.records.reader import RecordReader
 from utils.decode import decode_rgb
-from utils.face_records import find_images
 from utils.hashing import key
-from utils.record_check import RecordCheck, check_records, is_whole, no_identity
-from utils.recordio import RecordReader, unpack
 
 Size = tuple[int, int]  # (height, width) in pixels
 OnBadSample = Literal["stop", "skip"]

@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 
-from utils.recordio import RecordWriter, pack
+from data.records.layout import pack
+from data.records.writer import RecordWriter
 
 
 def face(value, size=(112, 112)):

@@ -27,12 +27,14 @@ import cv2
 import numpy as np
 import torch
 
+from data.records.layout import MAGIC, pack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter, write_face_records
 from dataset import get_dataloader
 from eval.bin_file import load_bin
 from eval.pairs import embed_images
 from run_data import examine
 from utils.decode import decode_rgb
-from utils.recordio import MAGIC, RecordReader, RecordWriter, pack, write_face_records
 
 IDENTITIES, EACH = 8, 3
 N = IDENTITIES * EACH

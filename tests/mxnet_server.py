@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.mxnet_process import find_mxnet_python
 
-SCRIPT = Path(__file__).parent / "utils" / "mxnet_peer.py"
+SCRIPT = Path(__file__).parent / "data" / "records" / "mxnet_peer.py"
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from data.records.layout import pack
+from data.records.writer import write_face_records
 from dataset import Batch, FaceRecords, ImageFolder, get_dataloader
 from face_files import FACES, LABELS, VALUES, make_image_folder, write
 from paths import ROOT
-from utils.recordio import pack, write_face_records
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import torch
 
 import run_data
 import train
+from data.records.layout import pack
+from data.records.writer import write_face_records
 from dataset import Batch, FaceRecords, SyntheticFaces, get_dataloader
 from face_files import face, make_image_folder, write
 from paths import ROOT
@@ -18,7 +20,6 @@ from ranks import run_ranks
 from utils.config import get_config
 from utils.distributed import Ranks
 from utils.logging import init_logging
-from utils.recordio import pack, write_face_records
 
 TINY = str(ROOT / "tests" / "tiny.py")
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.records.layout import EXACT_LABELS
 from tools.data_scan import Seen
 from tools.face_sources import AnySource, FolderSource, PairSource, Place, RecordSource
 from tools.record_output import config_lines, pair_config_lines
-from utils.record_format import EXACT_LABELS
 
 FOLDS = 10  # of the cross-validation of a verification set
 Size = tuple[int, int]

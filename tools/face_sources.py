@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.folders import identity_folders, image_names
+from data.records.layout import split, unpack
+from data.records.reader import RecordReader
 from eval.bin_file import load_bin
-from utils.record_format import split, unpack
-from utils.recordio import RecordReader
 
 
 class Place(NamedTuple):

@@ -38,8 +38,8 @@ import numpy as np
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data.records.writer import write_face_records
 from tools.demo_faces.sets import LooseCrop, aligned_faces, loose_crops, template_pairs, verification_pairs
-from utils.recordio import write_face_records
 
 _VERSION = 1  # of the pictures: raise it when the same parameters give others
 _Result = TypeVar("_Result")

@@ -22,11 +22,11 @@ from prettytable import PrettyTable
 
 from data.faces import FaceRecords
 from data.joined import JoinedSets
+from data.records.images import find_images, first_image_size
+from data.records.layout import EXACT_LABELS, pack, unpack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter, range_record, write_property
 from tools.record_output import check_out, config_lines, print_config, write_classes
-from utils.face_records import find_images, first_image_size
-from utils.record_format import EXACT_LABELS
-from utils.record_writer import range_record, write_property
-from utils.recordio import RecordReader, RecordWriter, pack, unpack
 
 _READ_AT_ONCE = 256  # records
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.records.images import find_images, read_labels
 from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.face_sources import AnySource, FolderSource, PairSource, RecordSource, open_source
 from utils.decode import decode_rgb
-from utils.face_records import find_images, read_labels
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.faces import read_class_names
+from data.records.images import find_images, first_image_size, read_labels
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter, write_property
 from tools.record_output import check_out, config_lines, print_config, write_classes
-from utils.face_records import find_images, first_image_size, read_labels
-from utils.record_writer import write_property
-from utils.recordio import RecordReader, RecordWriter
 
 _SPILLED = struct.Struct("<QQ")  # place in the new order, length
 _READ_AT_ONCE = 256  # records

@@ -7,8 +7,9 @@ import pytest
 
 from benchmarks import bench_data
 from benchmarks.mxnet_process import MxnetProcess, find_mxnet_python
+from data.records.reader import RecordReader
+from data.records.writer import write_face_records
 from made_faces import encode
-from utils.recordio import RecordReader, write_face_records
 
 ROWS = ("open_index", "read_one", "read_batch", "decode_batch", "decode_batch_float", "loader_1", "loader_2")
 SMALL = ["--quick", "--images", "40", "--batch", "8", "--index-lines", "50", "--rounds", "1"]

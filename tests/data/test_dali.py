@@ -10,10 +10,11 @@ import torch
 
 import train
 from data.dali import DaliLoader, EncodedFaces
+from data.records.layout import pack
+from data.records.writer import write_face_records
 from dataset import FaceRecords, get_dataloader
 from face_files import FACES, LABELS, insightface_records, make_image_folder, write
 from paths import ROOT
-from utils.recordio import pack, write_face_records
 
 
 def has_dali():

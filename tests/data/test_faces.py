@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from data.faces import FaceRecords, ImageFolder, SyntheticFaces, check_labels
+from data.records.layout import pack
+from data.records.writer import write_face_records
 from dataset import get_dataloader
 from face_files import FACES, LABELS, VALUES, contents, face, insightface_records, make_image_folder, write
-from utils.recordio import pack, write_face_records
 
 
 @pytest.fixture

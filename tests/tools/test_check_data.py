@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
+from data.records.layout import pack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter, write_face_records
 from tools.check_data import main
 from tools.data_checks import find_problems
 from tools.data_scan import scan
 from tools.face_sources import open_source
-from utils.recordio import RecordReader, RecordWriter, pack, write_face_records
 
 
 def face(value, size=(112, 112), suffix=".png"):

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data.records.layout import unpack
+from data.records.reader import RecordReader
 from eval.align import TEMPLATE, similarity_transform
 from eval.bin_file import load_bin
 from eval.ijb import read_ijb
@@ -20,7 +22,6 @@ from tools.demo_faces.sets import aligned_faces, loose_crops, template_pairs, ve
 from tools.demo_faces.shade import Scene
 from tools.make_demo_faces import Recipe, main, make_demo
 from utils.decode import decode_rgb
-from utils.recordio import RecordReader, unpack
 
 SMALL = Recipe(
     identities=3,

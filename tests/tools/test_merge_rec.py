@@ -6,10 +6,12 @@ import pytest
 
 from data.faces import FaceRecords
 from data.joined import JoinedSets
+from data.records.layout import pack, unpack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter, write_face_records
 from made_faces import contents, encode
 from mxnet_server import mxnet_commands
 from tools.merge_rec import main
-from utils.recordio import RecordReader, RecordWriter, pack, unpack, write_face_records
 
 A = [[encode(1), encode(2)], [encode(3)], [encode(4), encode(5), encode(6)]]
 B = [[encode(11)], [encode(12), encode(13)]]

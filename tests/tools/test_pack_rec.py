@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from data.faces import FaceRecords
+from data.records.layout import unpack
+from data.records.reader import RecordReader
 from made_faces import contents, encode, make_folder
 from mxnet_server import mxnet_commands
 from paths import ROOT
 from tools.pack_rec import main
 from utils.decode import decode_rgb
-from utils.recordio import RecordReader, unpack
 
 PEOPLE = {
     "eve": {"b.jpg": encode(60), "a.png": encode(50, suffix=".png")},

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from data.faces import FaceRecords
+from data.records.layout import pack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter, write_face_records
 from made_faces import contents, encode
 from mxnet_server import mxnet_commands
 from paths import ROOT
 from tools.shuffle_rec import main, shuffle_records
-from utils.recordio import RecordReader, RecordWriter, pack, write_face_records
 
 FACES = [[encode(10 * i + k) for k in range(1 + i % 5)] for i in range(20)]
 

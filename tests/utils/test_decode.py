@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data.records.reader import RecordReader
 from utils.decode import decode_rgb, fit_face
-from utils.recordio import RecordReader
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (33, 47, 3), np.uint8)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.recordio import MAGIC, RecordReader, RecordWriter, pack, unpack
+from data.records.layout import MAGIC, pack, unpack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 
@@ -116,7 +118,7 @@ class TestRoundTrip:
         assert RecordReader(path, other).read(2) == b"b"
 
     def test_index_read_in_blocks(self, folder, monkeypatch):
-        monkeypatch.setattr("utils.record_index._IDX_BLOCK", 16)
+        monkeypatch.setattr("data.records.index._IDX_BLOCK", 16)
         reader = RecordReader(write(folder, [(i, str(i).encode()) for i in range(300)]))
         assert [reader.read(i) for i in range(300)] == [str(i).encode() for i in range(300)]
         (folder / "r.idx").write_text("".join(f"{i}\t0\n" for i in range(50)) + "x\t0\n")
@@ -174,11 +176,11 @@ class TestHints:
 
     def test_none_while_reads_are_fast_and_all_of_a_call_once_they_are_slow(self, folder, hints, monkeypatch):
         reader = RecordReader(write(folder, [(i, bytes(100)) for i in range(20)]))
-        monkeypatch.setattr("utils.recordio._SLOW_READ_S", 1e9)
+        monkeypatch.setattr("data.records.reader._SLOW_READ_S", 1e9)
         reader.read_many(range(20))
         reader.read_many(range(20))
         assert hints == []
-        monkeypatch.setattr("utils.recordio._SLOW_READ_S", 0.0)
+        monkeypatch.setattr("data.records.reader._SLOW_READ_S", 0.0)
         reader.read_many(range(20))
         assert hints == []
         reader.read_many([7, 3])

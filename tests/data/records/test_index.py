@@ -6,8 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from utils.record_index import RecordIndex, read_index
-from utils.recordio import RecordReader, RecordWriter, pack, unpack
+from data.records.index import RecordIndex, read_index
+from data.records.layout import pack, unpack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter
 
 FIRST_INEXACT = 2**24 + 1  # the first whole number that float32 does not hold
 STRIDE = 100  # bytes from record to record of the long file
@@ -107,7 +109,7 @@ def test_bytes_a_record(tmp_path, keys, bytes_a_record):
 @pytest.mark.parametrize("block", [8, 20, 64])
 @pytest.mark.parametrize("keys", [range(50), [*range(10), *range(20, 60)], [*range(30, 60), *range(30)]])
 def test_blocks_that_do_not_follow_each_other(tmp_path, monkeypatch, block, keys):
-    monkeypatch.setattr("utils.record_index._IDX_BLOCK", block)
+    monkeypatch.setattr("data.records.index._IDX_BLOCK", block)
     (tmp_path / "r.idx").write_text("".join(f"{key}\t{key * 8}\n" for key in keys))
     index = read_index(tmp_path / "r.idx")
     assert index.keys.tolist() == sorted(keys)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.recordio import RecordReader, RecordWriter
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from /proc")
 MIB = 1 << 20

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.records.images import find_images, read_labels
+from data.records.layout import MAGIC, pack, unpack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter, write_face_records
 from mxnet_server import mxnet_commands
-from utils.face_records import find_images, read_labels
-from utils.recordio import MAGIC, RecordReader, RecordWriter, pack, unpack, write_face_records
 
 pytestmark = pytest.mark.mxnet
 MAGIC_BYTES = struct.pack("<I", MAGIC)

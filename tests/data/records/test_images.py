@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from data.records.images import find_images, first_image_size, read_labels
+from data.records.layout import pack
+from data.records.reader import RecordReader
+from data.records.writer import RecordWriter, write_face_records
 from made_faces import encode
-from utils.face_records import find_images, first_image_size, read_labels
-from utils.recordio import RecordReader, RecordWriter, pack, write_face_records
 
 
 def test_insightface(tmp_path):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.records.check import check_records, find_stop
+from data.records.reader import RecordReader
 from utils.decode import decode_rgb
-from utils.record_check import check_records, find_stop
-from utils.recordio import RecordReader
 
 
 class ImageSpan(NamedTuple):

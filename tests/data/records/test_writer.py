@@ -5,9 +5,10 @@ import sys
 import numpy as np
 import pytest
 
+from data.records.layout import unpack
+from data.records.reader import RecordReader
+from data.records.writer import FaceRecordWriter, RecordWriter, range_record, write_face_records
 from paths import ROOT
-from utils.record_writer import FaceRecordWriter, RecordWriter, range_record, write_face_records
-from utils.recordio import RecordReader, unpack
 
 
 def write(folder, records, name="r"):
@@ -51,7 +52,7 @@ class TestWriter:
             write(folder, [(-1, b"x")])
 
     def test_too_long(self, folder, monkeypatch):
-        monkeypatch.setattr("utils.record_writer.MAX_PART", 7)
+        monkeypatch.setattr("data.records.writer.MAX_PART", 7)
         with pytest.raises(ValueError, match=r"r\.rec: record key 3: 8 bytes are over 7"):
             write(folder, [(3, b"12345678")])
 
@@ -96,7 +97,7 @@ class TestWriteFaceRecords:
     def test_killed_in_the_middle(self, folder):
         script = (
             "import sys, time\n"
-            "from utils.recordio import RecordWriter\n"
+            "from data.records.reader import RecordWriter\n"
             "with RecordWriter(sys.argv[1]) as writer:\n"
             "    for key in range(10**9):\n"
             "        writer.write(key, bytes(1000))\n"
@@ -154,7 +155,7 @@ class TestFaceRecordWriter:
         assert list((folder / "o").iterdir()) == []
 
     def test_more_identities_than_labels(self, folder, monkeypatch):
-        monkeypatch.setattr("utils.record_writer.EXACT_LABELS", 2)
+        monkeypatch.setattr("data.records.writer.EXACT_LABELS", 2)
         with pytest.raises(ValueError, match="more than 2 identities"):
             add_all(folder / "o", range(3))
 

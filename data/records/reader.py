@@ -1,7 +1,6 @@
 """RecordIO files (.rec with its .idx) as mxnet writes them, in numpy and the standard library.
 
-The layout stands in ``record_format.py``, the index in ``record_index.py``, writers in ``record_writer.py``; this
-file reads, and offers all of them.
+The layout stands in ``layout.py``, the index in ``index.py``; ``writer.py`` writes what this file reads.
 """
 
 from __future__ import annotations
@@ -18,23 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.record_format import HEADER, MAGIC, MAGIC_BYTES, MAX_PART, PART, Header, pack, unpack
-from utils.record_index import RecordIndex, read_index
-from utils.record_writer import FaceRecordWriter, RecordWriter, write_face_records
-
-__all__ = [
-    "MAGIC",
-    "FaceRecordWriter",
-    "Header",
-    "HeaderScan",
-    "RecordIndex",
-    "RecordReader",
-    "RecordWriter",
-    "pack",
-    "read_index",
-    "unpack",
-    "write_face_records",
-]
+from data.records.index import RecordIndex, read_index
+from data.records.layout import HEADER, MAGIC, MAGIC_BYTES, MAX_PART, PART, Header, unpack
 
 _FIRST_READ = 8192  # bytes, where the index does not tell a record's length: most 112 x 112 faces are shorter
 _MAX_FIRST_READ = 1 << 20  # bytes that the index may ask for before the record itself was seen

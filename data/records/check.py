@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.record_format import EXACT_LABELS, HEADER, MAGIC, PART
-from utils.recordio import HeaderScan, RecordReader
+from data.records.layout import EXACT_LABELS, HEADER, MAGIC, PART
+from data.records.reader import HeaderScan, RecordReader
 
 _BLOCK = 1 << 20  # records whose headers are looked at together
 _TAIL_BLOCK = 4096

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 
 from data.faces import FaceRecords
+from data.records.check import check_records, find_stop, is_whole
+from data.records.layout import MAGIC, pack
+from data.records.reader import RecordReader
+from data.records.writer import write_face_records
 from face_files import LABELS, face, insightface_records, write
-from utils.record_check import check_records, find_stop, is_whole
-from utils.recordio import MAGIC, RecordReader, pack, write_face_records
 
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 

@@ -10,8 +10,8 @@ from types import TracebackType
 
 import numpy as np
 
+from data.records.layout import EXACT_LABELS, MAGIC, MAX_PART, PART, pack, split
 from utils.atomic import open_atomic
-from utils.record_format import EXACT_LABELS, MAGIC, MAX_PART, PART, pack, split
 
 
 class RecordWriter:

@@ -1,0 +1,1 @@
+"""RecordIO files: their layout, reading, writing, checking."""
