@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.ijb import PROTOCOLS, TARGETS, IJBTree, read_ijb
-from eval.ijb_results import IJBReport, write_results
-from eval.ijb_run import Embedded, embedded_tree, identify_tree, tree_templates, verify_scores
-from eval.model import Embedder, choose_device, load_embedder
-from eval.templates import FeatureMode, pair_scores
+from embedder.embedder import Embedder
+from embedder.load import load_embedder
+from eval.ijb.lists import PROTOCOLS, TARGETS, IJBTree, read_ijb
+from eval.ijb.results import IJBReport, write_results
+from eval.ijb.run import Embedded, embedded_tree, identify_tree, tree_templates, verify_scores
+from eval.ijb.templates import FeatureMode, pair_scores
+from utils.device import choose_device, prepare_device
 from utils.distributed import close_ranks, get_rank, get_world_size, init_ranks, together
-from utils.platform import prepare_device
 
 _RANK_TIMEOUT_S = 86_400.0  # a rank may wait so long for one on a slower device
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from utils import hashing
-from utils.transfer import to_device
+from utils.device import to_device
 
 HeadScope = Literal["batch", "own"]
 _HOST = torch.device("cpu")

@@ -31,7 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from utils.transfer import to_device
+from utils.device import to_device
 
 Place = Literal["device", "host", "file"]
 Rows = dict[str, Tensor]  # array name -> (S, D)

@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.align import align_face
-from eval.model import Embedder, load_embedder
+from embedder.align import align_face
+from embedder.embedder import Embedder
+from embedder.load import load_embedder
 from utils.atomic import open_atomic
 from utils.decode import decode_rgb
 from utils.output import write_json

@@ -29,6 +29,7 @@ from head_selection import HeadScope, Selection, Shard, draw_heads, select_heads
 from head_storage import CENTRES, Fetch, HeadStorage, Place, Rows
 from losses import Margin, cosines, sharded_cross_entropy
 from utils import hashing
+from utils.device import to_device
 from utils.distributed import (
     all_gather_rows,
     all_reduce_max_,
@@ -38,7 +39,6 @@ from utils.distributed import (
     get_world_size,
     share,
 )
-from utils.transfer import to_device
 
 INITIAL_STD = 0.01  # of a centre's elements
 _FOR_CENTRES, _FOR_NEGATIVES = 1, 2  # what a random draw is for, so that draws for two purposes differ

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from head_storage import CENTRES, Rows
 from partial_fc_mhs import PartialFCMHS, Pending
-from utils.transfer import to_device
+from utils.device import to_device
 
 
 class RowOptimizer(Optimizer):

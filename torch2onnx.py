@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.base import INPUT_SHAPE, Backbone
-from eval.model import file_sha256, load_backbone
+from embedder.load import file_sha256, load_backbone
 from utils.atomic import temporary_name
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")

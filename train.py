@@ -22,11 +22,11 @@ from run_data import WaitingHint, class_list, data_folder, describe, open_data, 
 from training_run import TrainingRun
 from utils.banner import banner_lines
 from utils.config import Config, get_config
+from utils.device import prepare_device
 from utils.distributed import Ranks, barrier, close_ranks, init_ranks, together
 from utils.logging import MetricsWriter, Speedometer, check_wandb, init_logging, log
 from utils.memory import MemoryPlan, plan_memory
 from utils.output import check_output, open_output, write_json
-from utils.platform import prepare_device
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -43,8 +43,8 @@ from run_data import open_data, sampler_of
 from tools.demo_faces.sets import aligned_faces
 from tools.ordered_map import ordered_map
 from utils.config import get_config
+from utils.device import prepare_device
 from utils.distributed import Ranks
-from utils.platform import prepare_device
 
 Record = dict[str, Any]
 WORKERS = (0, 1, 2, 4)  # of --config

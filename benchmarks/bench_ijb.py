@@ -32,7 +32,7 @@ from backbones import get_model
 from benchmarks import ijb_case
 from benchmarks.ijb_case import METHODS, Case
 from benchmarks.ijb_made_up import QUICK, Size, write_features_tree, write_photo_tree
-from eval.embedding_cache import EmbeddingCache
+from eval.ijb.cache import EmbeddingCache
 
 Record = dict[str, Any]
 

@@ -32,8 +32,8 @@ from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax, Normalis
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
 from row_optim import RowSGD
+from utils.device import prepare_device
 from utils.distributed import all_reduce_sum_, barrier, broadcast_object, close_ranks, init_ranks
-from utils.platform import prepare_device
 
 Record = dict[str, Any]
 Storage = Literal["device", "host", "file"]

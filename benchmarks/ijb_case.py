@@ -64,7 +64,7 @@ def peak_mib() -> float:
 def reference_features(case: Case) -> Outcome:
     """Everything but the network, as the field's evaluator does it; its clock starts with embeddings in memory."""
     from benchmarks import ijb_reference as reference
-    from eval.embedding_cache import EmbeddingCache
+    from eval.ijb.cache import EmbeddingCache
 
     halves = EmbeddingCache(Path(case.embeddings), case.images).read(0, case.images)
     meta = Path(case.tree) / "meta"
@@ -83,12 +83,12 @@ def reference_features(case: Case) -> Outcome:
 
 def our_features(case: Case) -> Outcome:
     """Everything but the network, as eval_ijbc.py does it; reading the embeddings from the cache is timed."""
-    from eval.align import similarity_transform
-    from eval.embedding_cache import EmbeddingCache
-    from eval.ijb import read_lists
-    from eval.ijb_run import tar_table, tree_templates, verify_scores
-    from eval.templates import FeatureMode, pair_scores
-    from utils.platform import prepare_device
+    from embedder.align import similarity_transform
+    from eval.ijb.cache import EmbeddingCache
+    from eval.ijb.lists import read_lists
+    from eval.ijb.run import tar_table, tree_templates, verify_scores
+    from eval.ijb.templates import FeatureMode, pair_scores
+    from utils.device import prepare_device
 
     prepare_device(torch.device("cpu"))
     stage = Stages()
@@ -105,7 +105,7 @@ def our_features(case: Case) -> Outcome:
 def reference_photos(case: Case) -> Outcome:
     """From photo to table as the field's evaluator does it: contiguous float32 tensors, batch after batch."""
     from benchmarks import ijb_reference as reference
-    from eval.model import load_backbone
+    from embedder.load import load_backbone
 
     tree = Path(case.tree)
     meta = tree / "meta"
@@ -131,7 +131,7 @@ def reference_photos(case: Case) -> Outcome:
 def our_photos(case: Case) -> Outcome:
     """From photo to table by eval_ijbc.py itself, result files and curve included, the HTML report not."""
     import eval_ijbc
-    from eval.ijb_run import tar_table
+    from eval.ijb.run import tar_table
 
     options = eval_ijbc.parse_arguments(
         [

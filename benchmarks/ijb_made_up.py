@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.align import TEMPLATE
-from eval.bin_file import load_bin
-from eval.embedding_cache import IMAGES_PER_PART, EmbeddingCache
+from embedder.align import TEMPLATE
+from eval.ijb.cache import IMAGES_PER_PART, EmbeddingCache
+from eval.pairs.bin_file import load_bin
 
 
 @dataclass(frozen=True)

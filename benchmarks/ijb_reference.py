@@ -22,7 +22,7 @@ from sklearn.metrics import roc_curve
 from sklearn.preprocessing import normalize
 from torch import nn
 
-from eval.align import TEMPLATE
+from embedder.align import TEMPLATE
 
 FARS = [10**-6, 10**-5, 10**-4, 10**-3, 10**-2, 10**-1]
 _PAIRS_PER_BATCH = 100_000

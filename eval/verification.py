@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval.pair_list import find_pairs, load_pairs
-from eval.pairs import FARS, PairResult, PairSet, pair_loader, sample_pairs, verify
+from eval.pairs.bin_file import PairSet
+from eval.pairs.protocol import FARS, PairResult, pair_loader, sample_pairs, verify
+from eval.pairs.sets import find_pairs, load_pairs
 from utils.distributed import all_gather_objects, get_rank, get_world_size, share, together
 from utils.logging import MetricsWriter, log
 

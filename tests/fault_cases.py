@@ -31,8 +31,8 @@ from data.records.layout import MAGIC, pack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_face_records
 from dataset import get_dataloader
-from eval.bin_file import load_bin
-from eval.pairs import embed_images
+from eval.pairs.bin_file import load_bin
+from eval.pairs.protocol import embed_images
 from run_data import examine
 from utils.decode import decode_rgb
 

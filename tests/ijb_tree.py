@@ -8,7 +8,7 @@ import torch
 
 from backbones import get_model
 from backbones.base import to_network_input
-from eval.align import TEMPLATE, align_face
+from embedder.align import TEMPLATE, align_face
 from utils.decode import decode_rgb
 
 PEOPLE, TEMPLATES_EACH, IMAGES_EACH = 5, 2, 3

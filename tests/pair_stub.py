@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from eval.pairs import PairSet
+from eval.pairs.bin_file import PairSet
 
 
 class Stub(nn.Module):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from backbones import get_model
-from eval.align import TEMPLATE, align_face
-from eval.model import load_embedder
-from eval.pairs import load_bin
+from embedder.align import TEMPLATE, align_face
+from embedder.load import load_embedder
+from eval.pairs.bin_file import load_bin
 from paths import data_path
 from utils.checkpoint import save_model
 from utils.decode import decode_rgb

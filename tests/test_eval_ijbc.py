@@ -9,8 +9,8 @@ import torch
 
 import eval_ijbc
 from benchmarks import ijb_reference
-from eval.align import TEMPLATE
-from eval.model import TorchEmbedder, load_embedder
+from embedder.align import TEMPLATE
+from embedder.load import TorchEmbedder, load_embedder
 from ijb_tree import PEOPLE, arguments, loop_scores, loop_templates, make_model, make_tree
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import eval_ijbc
-from eval import embedding_cache
-from eval.model import TorchEmbedder
+from embedder.load import TorchEmbedder
+from eval.ijb import cache as embedding_cache
 from ijb_tree import arguments, loop_scores, make_model, make_tree
 from paths import ROOT
 from ranks import run_ranks

@@ -9,7 +9,7 @@ import torch
 import inference
 from backbones import get_model
 from backbones.base import to_network_input
-from eval.align import TEMPLATE, align_face
+from embedder.align import TEMPLATE, align_face
 from pair_stub import face
 
 

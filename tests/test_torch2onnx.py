@@ -9,7 +9,7 @@ import torch
 import inference
 import torch2onnx
 from backbones import MODEL_NAMES
-from eval.model import file_sha256, load_embedder
+from embedder.load import file_sha256, load_embedder
 from model_files import load_model, save_random_model
 
 onnx = pytest.importorskip("onnx", reason="exporting needs onnx, onnxruntime, onnxscript")

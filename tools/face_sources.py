@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data.folders import identity_folders, image_names
 from data.records.layout import split, unpack
 from data.records.reader import RecordReader
-from eval.bin_file import load_bin
+from eval.pairs.bin_file import load_bin
 
 
 class Place(NamedTuple):

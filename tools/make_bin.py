@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from data.folders import IMAGE_SUFFIXES
 from data.records.images import find_images, read_labels
 from data.records.reader import RecordReader
-from eval.pair_list import load_csv
+from eval.pairs.sets import load_csv
 from tools.pack_sources import FolderFiles
 from tools.pair_sampling import Pair, sample_pairs
 from tools.record_output import pair_config_lines, print_config

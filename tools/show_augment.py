@@ -25,7 +25,7 @@ from data.augment import OPERATIONS, PRESETS, Augmentation
 from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.face_sources import open_source
 from utils.decode import decode_rgb
-from utils.platform import prepare_device
+from utils.device import prepare_device
 
 BATCH = 128
 

@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks import bench_ijb, ijb_made_up, ijb_reference
 from benchmarks.ijb_made_up import Size, write_features_tree
-from eval.align import similarity_transform
-from eval.embedding_cache import EmbeddingCache
-from eval.ijb import read_ijb, read_lists
+from embedder.align import similarity_transform
+from eval.ijb.cache import EmbeddingCache
+from eval.ijb.lists import read_ijb, read_lists
 
 KEYS = {"part", "method", "stage", "seconds", "peak_mib", "ratio", "largest_score_difference", "images", "cpus"}
 SMALL = Size(images=600, galleries=20, probes=80, genuine=80, pairs=900, embedding_size=16)

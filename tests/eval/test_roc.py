@@ -6,7 +6,7 @@ from sklearn.metrics import roc_curve
 
 import eval.roc
 from benchmarks import ijb_reference
-from eval.ijb_run import tar_table
+from eval.ijb.run import tar_table
 from eval.roc import FAR_GRID, Roc, plot_roc, roc
 
 

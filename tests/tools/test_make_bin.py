@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.records.writer import write_face_records
-from eval.bin_file import load_bin
+from eval.pairs.bin_file import load_bin
 from made_faces import contents, encode, make_folder
 from tools.make_bin import main
 from tools.pair_sampling import sample_pairs

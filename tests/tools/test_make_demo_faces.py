@@ -12,9 +12,9 @@ import pytest
 
 from data.records.layout import unpack
 from data.records.reader import RecordReader
-from eval.align import TEMPLATE, similarity_transform
-from eval.bin_file import load_bin
-from eval.ijb import read_ijb
+from embedder.align import TEMPLATE, similarity_transform
+from eval.ijb.lists import read_ijb
+from eval.pairs.bin_file import load_bin
 from tools import make_demo_faces
 from tools.demo_faces.person import make_person
 from tools.demo_faces.photo import Shot, draw_shot, next_frame, take

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from eval.align import align_face
+from embedder.align import align_face
 from tools.demo_faces.person import Person, make_person
 from tools.demo_faces.photo import Shot, draw_shot, next_frame, take
 from tools.demo_faces.traits import Array, Rng

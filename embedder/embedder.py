@@ -1,0 +1,38 @@
+"""What every trained network is to its users: aligned faces in, embeddings out.
+
+Shapes: B batch, H height, W width, D embedding size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Embedder(ABC):
+    """A network that is ready to embed.
+
+    Attributes:
+        name: the network's name, or the ONNX file's.
+        embedding_size: D.
+        sha256: hash of the file, in hexadecimal; it stands for the weights in a cache's key.
+        image_size: side in pixels of the images that the network takes.
+        precision: "float32", or what its products run in.
+    """
+
+    name: str
+    embedding_size: int
+    sha256: str
+    image_size: int = 112
+    precision: str = "float32"
+
+    @abstractmethod
+    def embed(self, images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed aligned RGB images (B, H, W, 3); (B, D), not normalised."""
+
+    def embed_halves(self, images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed images and their mirror images, side by side: (B, 2 * D)."""
+        mirrored_BHW3 = np.ascontiguousarray(images_BHW3[:, :, ::-1])
+        return np.concatenate([self.embed(images_BHW3), self.embed(mirrored_BHW3)], axis=1)

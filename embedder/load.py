@@ -1,0 +1,197 @@
+"""One way to load a trained network, from a run's ``model.pt`` or from ONNX, and to embed aligned faces with it.
+
+Shapes: B batch, H height, W width, D embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from backbones import MODEL_NAMES, get_model
+from backbones.base import to_network_input
+from backbones.weights import read_state_dict
+from embedder.embedder import Embedder
+from utils.device import choose_device
+
+DEFAULT_NETWORK = "r50"
+
+
+class TorchEmbedder(Embedder):
+    """A torch network in evaluation mode, channels-last.
+
+    Args:
+        backbone: (B, 3, H, W) float32 in [-1, 1] to (B, D); moved to ``device`` and put in eval mode.
+        name: the network's name.
+        embedding_size: D.
+        sha256: hash of the weights' file.
+        device: where to compute.
+        bf16: run the products in bfloat16; embeddings then agree to about two digits.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        name: str,
+        embedding_size: int,
+        sha256: str,
+        device: torch.device,
+        bf16: bool = False,
+    ) -> None:
+        self.backbone = backbone.eval().to(device).to(memory_format=torch.channels_last)
+        self.name, self.embedding_size, self.sha256 = name, embedding_size, sha256
+        self.device = device
+        self.precision = "bfloat16" if bf16 else "float32"
+
+    def embed(self, images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed aligned RGB images (B, H, W, 3); (B, D), not normalised."""
+        x = to_network_input(torch.from_numpy(np.ascontiguousarray(images_BHW3)).to(self.device))  # (B, 3, H, W)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with torch.inference_mode(), autocast:
+            embedding_BD: Tensor = self.backbone(x)
+        out: NDArray[np.float32] = embedding_BD.float().cpu().numpy()
+        return out
+
+
+def load_embedder(
+    path: str | Path, network: str | None = None, device: str | torch.device = "cpu", bf16: bool = False
+) -> Embedder:
+    """Load a network that embeds.
+
+    Args:
+        path: ``model.pt`` or another state_dict, the run's folder that holds ``model.pt``, or an ``.onnx`` file.
+        network: the network's name, for a state_dict; None takes it from ``config.json`` beside the weights,
+            else from the weights themselves.
+        device: where to compute. ONNX uses a GPU only if its runtime was built for one.
+        bf16: run a torch network's products in bfloat16.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that holds no weights, weights of another network, an ONNX graph that takes or gives
+            something else, or ONNX without its runtime.
+    """
+    path = Path(path)
+    device = choose_device(device) if isinstance(device, str) else device
+    if path.suffix.lower() == ".onnx":
+        from embedder.onnx import OnnxEmbedder
+
+        if network is not None:
+            raise ValueError(f"{path} holds its own network; leave --network out")
+        if bf16:
+            raise ValueError(f"{path} fixes its own number format; leave --bf16 out")
+        return OnnxEmbedder(path, file_sha256(path), device)
+    backbone, name, embedding_size = load_backbone(path, network)
+    return TorchEmbedder(backbone, name, embedding_size, file_sha256(_weights_file(path)), device, bf16)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes; about 1 GiB a second.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: expected a network, such as a run's model.pt or an .onnx file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_backbone(path: str | Path, network: str | None = None) -> tuple[nn.Module, str, int]:
+    """Build a torch network and load its weights.
+
+    Args:
+        path: ``model.pt``, or the folder that holds it.
+        network: the network's name; None takes it from ``config.json`` beside the weights, else the one that the
+            weights fit. The embedding size comes from there too, else from the weights' last vector.
+
+    Returns:
+        the network on the CPU, its name, and its embedding size D.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that holds no weights, or weights of another network.
+    """
+    path = _weights_file(Path(path))
+    weights = read_state_dict(path)
+    config_path = path.parent / "config.json"
+    config = _read_run_config(config_path)
+    vectors = [len(value) for value in weights.values() if value.ndim == 1]
+    embedding_size = config.get("embedding_size", vectors[-1] if vectors else 512)
+    if isinstance(embedding_size, bool) or not isinstance(embedding_size, int) or embedding_size < 1:
+        raise ValueError(f"{config_path}: embedding_size is {embedding_size!r}, not a number of at least 1")
+    name, source = _choose_network(network, config, config_path, weights, embedding_size)
+    backbone = get_model(name, num_features=embedding_size)
+    mismatch = _describe_mismatch(backbone.state_dict(), weights)
+    if mismatch:
+        fitting = _fitting_networks(weights, embedding_size)
+        way_out = f"They fit --network {' or '.join(fitting)}" if fitting else "Choose another with --network"
+        raise ValueError(
+            f"{path} does not hold the weights of network {name!r} (chosen by {source}): {mismatch}. {way_out}"
+        )
+    backbone.load_state_dict(weights)
+    return backbone, name, embedding_size
+
+
+def _weights_file(path: Path) -> Path:
+    return path / "model.pt" if path.is_dir() else path
+
+
+def _choose_network(
+    network: str | None, config: dict[str, Any], config_path: Path, weights: dict[str, Tensor], embedding_size: int
+) -> tuple[str, str]:
+    """The network's name, and who said so."""
+    if network is not None:
+        return network, "--network"
+    if "network" in config:
+        if not isinstance(config["network"], str):
+            raise ValueError(f"{config_path}: network is {config['network']!r}, expected a name; give --network")
+        return config["network"], str(config_path)
+    fitting = _fitting_networks(weights, embedding_size)
+    if fitting and DEFAULT_NETWORK not in fitting:
+        return fitting[0], "the weights"
+    return DEFAULT_NETWORK, "the default"
+
+
+def _read_run_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); mend it, or move it away and give --network") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Say how weights differ from what a network wants, "" where they fit."""
+    missing = [key for key in wanted if key not in found]
+    extra = [key for key in found if key not in wanted]
+    shapes = [
+        f"{key} ({tuple(found[key].shape)} instead of {tuple(wanted[key].shape)})"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key].shape
+    ]
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for what, names in (
+            ("tensors are missing", missing),
+            ("are not the network's", extra),
+            ("have another shape", shapes),
+        )
+        if names
+    ]
+    return "; ".join(parts)
+
+
+def _fitting_networks(weights: dict[str, Tensor], embedding_size: int) -> list[str]:
+    """Names of the networks that these weights load into; nothing is allocated."""
+    with torch.device("meta"):
+        networks = {name: get_model(name, num_features=embedding_size) for name in MODEL_NAMES}
+    return [name for name, net in networks.items() if not _describe_mismatch(net.state_dict(), weights)]

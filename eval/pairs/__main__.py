@@ -1,0 +1,213 @@
+"""The command ``python -m eval.pairs``: verification sets against one model, as a table and a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prettytable import PrettyTable
+
+from embedder.batches import embedded_blocks
+from embedder.embedder import Embedder
+from embedder.load import load_embedder
+from eval.pairs.bin_file import PairSet
+from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_loader
+from eval.pairs.report import PairsReport
+from eval.pairs.sets import ENDINGS, find_pairs, load_pairs
+from utils.output import write_json
+
+PUBLIC_SETS = ("lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; on a wrong one, print what is wrong and exit with status 2."""
+    parser = argparse.ArgumentParser(
+        prog="eval.pairs",
+        description="Verify pairs of faces: 10-fold accuracy as lfw defines it (images 2i and 2i + 1 are pair i, "
+        "embeddings of the image and its mirror image added up), true accept rate at false accept rates, mean "
+        "cosines, spread of the embeddings.",
+        epilog="Exit status: 0, or 1 where a set was left out, or 2 where nothing could be evaluated.",
+    )
+    parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
+    parser.add_argument("--data", default=".", help="folder of the sets: NAME.bin, or NAME.csv of path1,path2,issame")
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="SET",
+        help=f"names in --data, or .bin and .csv files (default: all in --data, {', '.join(PUBLIC_SETS)} first)",
+    )
+    parser.add_argument("--network", help="its name (default: from config.json beside model.pt, else the weights)")
+    parser.add_argument("--no-flip", action="store_true", help="embed images alone, without their mirror images")
+    parser.add_argument("--folds", type=int, default=10, help="of the cross-validation (default 10)")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per forward pass (default 128)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every figure there")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with pictures there")
+    return parser.parse_args(argv)
+
+
+def list_sets(folder: Path) -> list[str]:
+    """Names of the sets in a folder, the public ones first; a .csv beside its .bin is the same set.
+
+    Raises:
+        FileNotFoundError: no such folder, or no set in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: give the one that holds lfw.bin and the like with --data")
+    names = {path.stem for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file()}
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} holds no .bin or .csv set; give another with --data, or files as --targets"
+        )
+    return [name for name in PUBLIC_SETS if name in names] + sorted(names.difference(PUBLIC_SETS))
+
+
+def embed_set(embedder: Embedder, pairs: PairSet, batch_size: int, flip: bool = True) -> NDArray[np.float32]:
+    """Embed every image of a set, with ``flip`` as the sum with its mirror image: (2n, D), not normalised.
+
+    Raises:
+        ValueError: an image that does not decode or is not square; the message gives its index.
+    """
+
+    def embed(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if not flip:
+            return embedder.embed(images_BHW3)
+        straight_BD, mirrored_BD = np.split(embedder.embed_halves(images_BHW3), 2, axis=1)
+        return straight_BD + mirrored_BD
+
+    n = len(pairs.encoded)
+    load = pair_loader(pairs.encoded, embedder.image_size)
+    blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+    out_ND = np.empty((n, embedder.embedding_size), np.float32)
+    for start, end, embedding_BD in embedded_blocks(embed, load, blocks, progress=pairs.name):
+        out_ND[start:end] = embedding_BD
+    return out_ND
+
+
+def evaluate(
+    options: argparse.Namespace, report: PairsReport | None = None
+) -> tuple[dict[str, PairResult], dict[str, str], Embedder]:
+    """Evaluate every set that can be read.
+
+    Args:
+        options: of :func:`parse_arguments`.
+        report: takes in each set.
+
+    Returns:
+        results by set, why others were left out by target, and the model.
+
+    Raises:
+        FileNotFoundError: no model, no folder, or no set in it.
+        ValueError: an option out of its range, or a file that holds no model.
+    """
+    if options.batch_size < 1 or options.folds < 2:
+        raise ValueError(
+            f"--batch-size must be at least 1 and --folds at least 2, got {options.batch_size} and {options.folds}"
+        )
+    targets = options.targets or list_sets(Path(options.data))
+    embedder = load_embedder(options.model, options.network, options.device)
+    results: dict[str, PairResult] = {}
+    left_out: dict[str, str] = {}
+    for target in targets:
+        try:
+            pairs = load_pairs(find_pairs(target, Path(options.data)))
+            embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip)
+            name = pairs.name if pairs.name not in results else target  # two files of one name
+            results[name] = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
+            if report is not None:
+                report.add(name, pairs, embeddings_ND, results[name])
+        except (ValueError, OSError) as error:
+            left_out[target] = str(error)
+    return results, left_out, embedder
+
+
+def results_table(results: dict[str, PairResult]) -> PrettyTable:
+    """One row a set; a dash where there is no figure."""
+
+    def shown(value: float, factor: float, digits: int) -> str:
+        return "-" if math.isnan(value) else f"{factor * value:.{digits}f}"
+
+    fars = [k for k in range(len(FARS)) if any(not math.isnan(result.tar[k]) for result in results.values())]
+    head = ["set", "pairs", "accuracy %", "+-", *(f"TAR % at {FARS[k]:g}" for k in fars)]
+    table = PrettyTable([*head, "genuine cosine", "impostor cosine", "spread", "norm"], align="r")
+    table.align["set"] = "l"
+    for name, result in results.items():
+        table.add_row(
+            [
+                name,
+                result.pairs,
+                shown(result.accuracy, 100, 3),
+                shown(result.accuracy_std, 100, 3),
+                *(shown(result.tar[k], 100, 2) for k in fars),
+                shown(result.genuine_cosine, 1, 4),
+                shown(result.impostor_cosine, 1, 4),
+                shown(result.spread, 1, 4),
+                shown(result.norm, 1, 3),
+            ]
+        )
+    return table
+
+
+def as_json(result: PairResult) -> dict[str, Any]:
+    """The figures of one set as plain values; null where there is none."""
+
+    def plain(value: float) -> float | None:
+        return None if math.isnan(value) else float(value)
+
+    names = ("accuracy", "accuracy_std", "genuine_cosine", "impostor_cosine", "spread", "norm")
+    return {
+        "pairs": result.pairs,
+        **{name: plain(getattr(result, name)) for name in names},
+        "accuracy_per_fold": [float(value) for value in result.accuracy_per_fold],
+        "tar_at_far": {f"{far:g}": plain(tar) for far, tar in zip(FARS, result.tar, strict=True)},
+        "non_finite_embeddings": result.non_finite,
+        "notes": result.notes(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 1 where a set was left out, 2 where none was evaluated."""
+    options = parse_arguments(argv)
+    page = PairsReport() if options.report is not None else None
+    try:
+        results, left_out, embedder = evaluate(options, page)
+        if not results:
+            raise ValueError("; ".join(left_out.values()))
+        print(f"{options.model}: network {embedder.name}, {embedder.embedding_size} numbers")
+        table = results_table(results).get_string()
+        print(table)
+        for name, result in results.items():
+            for note in result.notes():
+                print(f"{name}: {note}")
+        for target, problem in left_out.items():
+            print(f"{target} is left out: {problem}")
+        if options.out is not None:
+            report = {
+                "model": str(options.model),
+                "sha256": embedder.sha256,
+                "network": embedder.name,
+                "embedding_size": embedder.embedding_size,
+                "flip": not options.no_flip,
+                "folds": options.folds,
+                "sets": {name: as_json(result) for name, result in results.items()},
+                "left_out": left_out,
+            }
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(options.out, report)
+        if page is not None:
+            page.write(options.report, options.model, embedder, not options.no_flip, table)
+            print(f"Report: {options.report}")
+    except (ValueError, OSError) as error:
+        print(f"eval.pairs: error: {error}", file=sys.stderr)
+        return 2
+    return 1 if left_out else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

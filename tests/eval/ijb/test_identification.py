@@ -1,0 +1,110 @@
+import heapq
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.ijb import identification
+from eval.ijb.identification import field_lines, identification_table, identify, mean_rates
+
+
+def test_contract(contracts):
+    """Every number and word that the field's script printed for the recorded features."""
+    recorded = np.load(contracts / "ijb_1n.npz")
+    names = ("probe_features", "probe_subjects", "gallery_features", "gallery_subjects")
+    result = identify(*(recorded[name] for name in names))
+    printed = (contracts / "ijb_1n_printed.txt").read_text().splitlines()
+    assert field_lines(result) == printed
+
+
+def loop(probes, probe_subjects, gallery, gallery_subjects):
+    """One probe and one gallery template at a time; ranks, rates and thresholds."""
+    mates, places, others = [], [], []
+    for probe, person in zip(probes, probe_subjects, strict=True):
+        similarity = gallery @ probe
+        same = gallery_subjects == person
+        others += similarity[~same].tolist()
+        if same.any():
+            best = max(range(len(gallery)), key=lambda i: (same[i], similarity[i], -i))
+            order = sorted(range(len(gallery)), key=lambda i: (-similarity[i], i))
+            places.append(sum(not same[i] for i in order[: order.index(best)]))
+            mates.append(similarity[best])
+    ranks = {r: sum(place < r for place in places) / len(places) for r in (1, 5, 10)}
+    tpir, threshold = {}, {}
+    for fpir in (0.01, 0.1):
+        k = math.ceil(len(probes) * fpir)
+        largest = heapq.nlargest(k, others)
+        threshold[fpir] = largest[k - 1] if len(largest) >= k else math.nan
+        tpir[fpir] = sum(m > threshold[fpir] for m in mates) / len(mates) if len(largest) >= k else math.nan
+    return ranks, tpir, threshold
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    probes=st.integers(1, 60),
+    gallery=st.integers(1, 25),
+    people=st.sampled_from([1, 5, 30]),
+    levels=st.sampled_from([1, 3]),
+    block=st.sampled_from([8, 200, 1 << 25]),
+)
+def test_equals_the_loop(seed, probes, gallery, people, levels, block):
+    """Equal similarities, probes without a mate and persons with several templates included."""
+    rng = np.random.default_rng(seed)
+    features = rng.integers(-levels, levels + 1, (probes + gallery, 4)).astype(float)  # exact products: many ties
+    subjects = rng.integers(0, people, probes + gallery)
+    subjects[probes] = subjects[0]
+    given_ = (features[:probes], subjects[:probes], features[probes:], subjects[probes:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identification, "_BYTES_PER_BLOCK", block)
+        result = identify(*given_)
+    ranks, tpir, threshold = loop(*given_)
+    assert result.rank == ranks
+    np.testing.assert_equal(result.threshold, threshold)
+    np.testing.assert_equal(result.tpir, tpir)
+    assert result.mated == np.isin(given_[1], given_[3]).sum()
+
+
+def test_probes_without_a_mate_raise_the_threshold_alone():
+    gallery = np.eye(3)
+    probes = np.array([[1.0, 0.3, 0.0], [0.2, 0.9, 0.0], [0.5, 0.0, 0.4]])
+    closed = identify(probes[:2], [0, 1], gallery, [0, 1, 2], fpirs=(0.5,))
+    assert (closed.rank[1], closed.tpir, closed.threshold) == (1.0, {0.5: 1.0}, {0.5: 0.3})
+    opened = identify(probes, [0, 1, 7], gallery, [0, 1, 2], fpirs=(0.3,))
+    assert (opened.probes, opened.mated, opened.rank[1]) == (3, 2, 1.0)
+    assert opened.threshold == {0.3: 0.5}
+
+
+def test_without_impostors_there_is_no_threshold():
+    result = identify(np.eye(2)[:1], [4], np.eye(2)[:1], [4])
+    assert result.rank == {1: 1.0, 5: 1.0, 10: 1.0}
+    assert all(math.isnan(x) for x in (*result.tpir.values(), *result.threshold.values()))
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(ValueError, match="lengths differ: 2 probes of 1 subjects"):
+        identify(np.eye(2), [1], np.eye(2), [1, 2])
+    with pytest.raises(ValueError, match="none of 2 probes is of a person in the gallery of 2"):
+        identify(np.eye(2), [1, 2], np.eye(2), [3, 4])
+
+
+def test_table_has_each_gallery_and_their_mean():
+    probes, gallery = np.eye(4), np.eye(4)
+    results = {
+        "G1": identify(probes, [0, 1, 2, 3], gallery, [0, 1, 2, 3]),
+        "G2": identify(probes, [0, 1, 2, 3], gallery, [1, 0, 2, 3]),
+        "G1+G2": identify(probes, [0, 1, 2, 3], gallery, [1, 0, 3, 2]),
+    }
+    assert mean_rates([results["G1"], results["G2"]])[0] == 0.75
+    table = identification_table("net-IJBC", results)
+    assert table.field_names == [
+        *("Methods", "Gallery", "rank-1", "rank-5", "rank-10", "TPIR@FPIR=0.01", "TPIR@FPIR=0.1"),
+    ]
+    assert [row[:3] for row in table.rows] == [
+        ["net-IJBC", "G1", "100.00"],
+        ["net-IJBC", "G2", "50.00"],
+        ["net-IJBC", "G1+G2", "0.00"],
+        ["net-IJBC", "mean of G1 and G2", "75.00"],
+    ]

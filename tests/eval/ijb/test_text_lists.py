@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eval.ijb import text_lists
+from eval.ijb.text_lists import read_csv_numbers, read_named_lines, read_number_columns
+
+BLANKS = st.sampled_from([" ", "  ", "\t", " \t "])
+
+
+def test_line_ends_and_tabs(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"1 2 3\r\n4\t5  6")
+    assert read_number_columns(path, 3).tolist() == [[1, 4], [2, 5], [3, 6]]
+    path.write_bytes(b"a.jpg\t1  2\r\nb.jpg 3 4\r\n\r\n")
+    names, numbers = read_named_lines(path, 2, np.int64)
+    assert names == ["a.jpg", "b.jpg"]
+    assert numbers.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 6, 7, 1 << 20])
+def test_every_line_is_looked_at_in_any_block(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(text_lists, "_BYTES_PER_BLOCK", block)
+    path = tmp_path / "list.txt"
+    lines = ["1 2", "  3\t4  ", "500000 6\r", "7 8"]
+    for end in ("", "\n"):
+        path.write_text("\n".join(lines) + end, newline="")
+        assert read_number_columns(path, 2).tolist() == [[1, 3, 500000, 7], [2, 4, 6, 8]]
+    for row in range(4):
+        for wrong in ("1", "1 2 3", "", "1 2.5", "1 x"):
+            path.write_text("\n".join([*lines[:row], wrong, *lines[row:]]) + "\n1 2", newline="")
+            with pytest.raises(ValueError, match=rf"line {row + 1}: expected 2 whole numbers, found '{wrong}'"):
+                read_number_columns(path, 2)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[st.integers(-(10**6), 10**18 - 1)] * 3), min_size=1, max_size=30),
+    blank=BLANKS,
+    end=st.sampled_from(["\n", "\r\n"]),
+    block=st.integers(1, 200),
+    plain=st.booleans(),
+)
+def test_numbers_come_back_as_they_were_written(tmp_path, rows, blank, end, block, plain):
+    rows = [[abs(x) if plain else x for x in row] for row in rows]
+    path = tmp_path / "list.txt"
+    path.write_bytes(end.join(blank.join(map(str, row)) for row in rows).encode() + end.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_lists, "_BYTES_PER_BLOCK", block)
+        assert read_number_columns(path, 3).T.tolist() == rows
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.text("ab3.-_/é", min_size=1, max_size=9), *[st.floats(allow_nan=False, allow_infinity=False)] * 2
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    blank=BLANKS,
+)
+def test_names_and_numbers_come_back(tmp_path, rows, blank):
+    path = tmp_path / "list.txt"
+    path.write_text("".join(blank.join(map(str, row)) + "\n" for row in rows))
+    names, numbers = read_named_lines(path, 2, np.float64)
+    assert names == [row[0] for row in rows]
+    assert numbers.tolist() == [list(row[1:]) for row in rows]
+
+
+DECIMAL = st.builds(
+    lambda sign, whole, part: f"{sign}{whole}.{part}",
+    st.sampled_from(["", "", "-"]),
+    st.sampled_from(["", "0", "007"]) | st.integers(0, 10**8).map(str),
+    st.text("0123456789", max_size=8),
+).filter(lambda word: any(c.isdigit() for c in word))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[DECIMAL] * 3), min_size=1, max_size=20),
+    odd=st.sampled_from(["", "", "", "7", "1e3", "-", ".", "1.2.3", "1-2.0", "+1.5", "x"]),
+    block=st.integers(1, 400),
+)
+def test_decimals_are_the_nearest_floats(tmp_path, rows, odd, block):
+    """To the last bit, what Python reads; what no number is gets named."""
+    rows = [*(list(row) for row in rows), ["1.0", odd or "1.0", "2.0"]]
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"{i}.a.jpg {' '.join(row)}\n" for i, row in enumerate(rows)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_lists, "_BYTES_PER_BLOCK", block)
+        if odd in ("-", ".", "1.2.3", "1-2.0", "x"):
+            with pytest.raises(ValueError, match=f"line {len(rows)}: expected a file name and 3 numbers"):
+                read_named_lines(path, 3, np.float64)
+            return
+        names, numbers = read_named_lines(path, 3, np.float64)
+    assert names == [f"{i}.a.jpg" for i in range(len(rows))]
+    wanted = np.array([[float(word) for word in row] for row in rows])
+    np.testing.assert_array_equal(numbers.view(np.int64), wanted.view(np.int64))
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"a.jpg 1\n\xff.jpg 2\n")
+    with pytest.raises(ValueError, match="line 2: expected a file name and 1 whole numbers"):
+        read_named_lines(path, 1, np.int64)
+
+
+def test_csv_takes_the_first_columns_below_the_heading(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("TEMPLATE_ID,SUBJECT_ID,FILENAME\r\n5,7,a,b.jpg\r\n\r\n6 , 8\r\n")
+    assert read_csv_numbers(path, 2).tolist() == [[5, 7], [6, 8]]
+    for wrong in ("5", "5,x", "5.5,1", ",", "5,99999999999999999999"):
+        path.write_text(f"TEMPLATE_ID,SUBJECT_ID\n1,2\n{wrong}\n")
+        with pytest.raises(ValueError, match=r"list\.csv, line 3: expected 2 whole numbers"):
+            read_csv_numbers(path, 2)
+    path.write_text("TEMPLATE_ID,SUBJECT_ID\n")
+    with pytest.raises(ValueError, match="no line below"):
+        read_csv_numbers(path, 2)

@@ -1,0 +1,169 @@
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from backbones import get_model
+from embedder.load import load_embedder
+from eval.pairs import __main__ as pairs_command
+from eval.pairs.protocol import embed_images, evaluate_embeddings
+from eval.pairs.sets import load_pairs
+from pair_stub import face, made_set, png
+from paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "model.pt"
+    network = get_model("rtiny", num_features=32)
+    network.train()(torch.rand(32, 3, 112, 112) * 2 - 1)  # running statistics of something
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two sets in .bin, one in .csv."""
+    for name, n in (("lfw", 20), ("mine", 6)):
+        pairs = made_set(n)
+        (tmp_path / f"{name}.bin").write_bytes(pickle.dumps((pairs.encoded, pairs.issame.tolist())))
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(png(face(i, 112 if i else 160)))
+    (tmp_path / "list.csv").write_text("0.png,0.png,1\n0.png,1.png,0\n2.png,2.png,1\n3.png,1.png,0\n")
+    return tmp_path
+
+
+def arguments(model, data, *more):
+    return ["--model", str(model), "--data", str(data), "--batch-size", "7", "--device", "cpu", *more]
+
+
+def test_every_set_of_a_folder(model, data, capsys):
+    out = data / "deep" / "report.json"
+    assert pairs_command.main(arguments(model, data, "--out", str(out))) == 0
+    printed = capsys.readouterr().out
+    assert "network rtiny, 32 numbers" in printed
+    rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")]
+    assert rows == ["set", "lfw", "list", "mine"]
+    assert "mine: 6 pairs for 10 folds: 6 folds used" in printed
+    report = json.loads(out.read_text())
+    assert report["network"] == "rtiny"
+    assert len(report["sha256"]) == 64
+    assert report["left_out"] == {}
+    lfw = report["sets"]["lfw"]
+    assert lfw["pairs"] == 20
+    assert lfw["accuracy"] == 1
+    assert lfw["genuine_cosine"] == pytest.approx(1)
+    assert lfw["tar_at_far"] == {"0.0001": None, "0.001": None, "0.01": None, "0.1": 1.0}
+
+
+def test_figures_are_those_of_training(model, data):
+    pairs = load_pairs(data / "lfw.bin")
+    embedder = load_embedder(model)
+    found = pairs_command.embed_set(embedder, pairs, 7)
+    backbone = get_model("rtiny", num_features=32)
+    backbone.load_state_dict(torch.load(model))
+    expected = embed_images(backbone, pairs.encoded, torch.device("cpu"), 7)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    alone = pairs_command.embed_set(embedder, pairs, 7, flip=False)
+    np.testing.assert_allclose(
+        alone, embed_images(backbone, pairs.encoded, torch.device("cpu"), 7, flip=False), atol=1e-4
+    )
+    assert not np.allclose(alone, found)
+    results, _, _ = pairs_command.evaluate(
+        pairs_command.parse_arguments(arguments(model, data, "--targets", "lfw", "--no-flip"))
+    )
+    assert results["lfw"].norm == pytest.approx(evaluate_embeddings(alone, pairs.issame).norm, rel=1e-5)
+
+
+def test_named_targets_and_files_from_elsewhere(model, data, tmp_path, capsys):
+    more = ["--targets", "mine", str(data / "list.csv"), str(data / "lfw.bin")]
+    assert pairs_command.main(arguments(model, tmp_path, *more)) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("| mine") < printed.index("| list") < printed.index("| lfw")
+
+
+def test_a_set_that_cannot_be_used_is_left_out(model, data, capsys):
+    pairs = made_set(4)
+    pairs.encoded[5] = b"no image"
+    (data / "broken.bin").write_bytes(pickle.dumps((pairs.encoded, pairs.issame.tolist())))
+    more = ["--targets", "lfw", "agedb_30", "broken"]
+    assert pairs_command.main(arguments(model, data, *more)) == 1
+    printed = capsys.readouterr().out
+    assert "| lfw" in printed
+    assert f"agedb_30 is left out: no verification set {data / 'agedb_30.bin'}" in printed
+    assert "broken is left out: image 5: not a decodable image" in printed
+
+
+def test_broken_weights_make_a_report(data, tmp_path, capsys):
+    state = get_model("rtiny", num_features=32).state_dict()
+    state["fc.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    out = tmp_path / "report.json"
+    assert pairs_command.main(arguments(tmp_path / "nan.pt", data, "--targets", "lfw", "--out", str(out))) == 0
+    printed = capsys.readouterr().out
+    assert "lfw: 40 of 40 embeddings are not finite" in printed
+    assert "training has diverged" in printed
+    assert json.loads(out.read_text())["sets"]["lfw"]["accuracy"] is None
+
+
+def test_a_collapsed_network_is_told(data, tmp_path, capsys):
+    state = get_model("rtiny", num_features=32).state_dict()
+    state["fc.weight"].zero_()
+    torch.save(state, tmp_path / "same.pt")
+    assert pairs_command.main(arguments(tmp_path / "same.pt", data, "--targets", "lfw")) == 0
+    printed = capsys.readouterr().out
+    assert "all embeddings are nearly the same" in printed
+    assert "its weights were not loaded" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--folds", "1"], "--folds at least 2"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--data", "nowhere"], "no folder nowhere"),
+        (["--model", "nowhere.pt"], "no file nowhere.pt"),
+        (["--network", "r18"], "does not hold the weights of network 'r18'"),
+        (["--targets", "cplfw"], "no verification set"),
+        (["--device", "toaster"], "--device must be"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line(model, data, capsys, more, message):
+    assert pairs_command.main(arguments(model, data, *more)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("eval.pairs: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_a_folder_without_sets(model, tmp_path, capsys):
+    assert pairs_command.main(arguments(model, tmp_path)) == 2
+    assert "holds no .bin or .csv set" in capsys.readouterr().err
+
+
+def test_public_sets_come_first(tmp_path):
+    for name in ("zz.bin", "calfw.bin", "agedb_30.csv", "lfw.bin", "aa.csv", "aa.bin", "notes.txt"):
+        (tmp_path / name).touch()
+    assert pairs_command.list_sets(tmp_path) == ["lfw", "agedb_30", "calfw", "aa", "zz"]
+
+
+def test_as_a_module(model, data):
+    command = [sys.executable, "-m", "eval.pairs", *arguments(model, data, "--targets", "mine")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "| mine" in done.stdout
+
+
+def test_the_public_form_of_real_faces(model, shared_data, capsys):
+    more = ["--targets", "lfw", "--batch-size", "100"]
+    assert pairs_command.main(arguments(model, shared_data / "lfw_train", *more)) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| lfw"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[2] == "1200"
+    assert 50 < float(cells[3]) < 80  # untrained: above chance, far from good

@@ -1,0 +1,55 @@
+"""The device that a process computes on: choosing it, preparing it, copying to it without waiting for it."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+
+import torch
+from torch import Tensor
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn a ``--device`` into a device; "auto" is the first GPU where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def prepare_device(device: torch.device) -> None:
+    """Make repeated steps fast: on a GPU let cuDNN search for kernels, on a CPU keep freed memory.
+
+    glibc returns large blocks to the system as they are freed, so that a training step spends its time in page
+    faults on the next one's. After this call the process keeps them.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    elif platform.system() == "Linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on ``device``; what the host sends is queued behind the device's work, and the host goes on at once.
+
+    A plain ``x.to(device)`` would wait until the device has caught up, and a copy from memory that is not pinned
+    may. Towards the host this is a plain copy: its result must be there when the call returns.
+    """
+    if x.device.type != "cpu" or device.type == "cpu":
+        return x.to(device)
+    if device.type == "cuda":
+        x = x.pin_memory()  # torch keeps the pinned copy until the stream has read it
+    return x.to(device, non_blocking=True)
