@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from embedder.align import align_face
 from embedder.embedder import Embedder
 from embedder.load import load_embedder
-from utils.atomic import open_atomic
+from utils.atomic import open_atomic, write_json
 from utils.decode import decode_rgb
-from utils.output import write_json
 
 LANDMARKS = "ten numbers x1,y1,...,x5,y5, or a file of them (.json: also [[x, y], ...])"
 

@@ -7,7 +7,7 @@ Shapes: W ranks, B batch of one rank, G = W * B, D embedding size, C classes, L 
 heads, S selected classes of this rank.
 
 Layout: class c lives in head c // L, slot c % L. Rank r holds a contiguous block of heads
-(``utils.distributed.share``) and one row of ``weight`` for each class in them; the last head may be short.
+(``utils.distributed.part_of``) and one row of ``weight`` for each class in them; the last head may be short.
 
 Source: Liang et al., Multi-Head Encoding for Extreme Label Classification, TPAMI 2025 (arXiv 2412.10182); with
 ``head_size=1`` it is PartialFC (An et al., CVPR 2022) or, with ``negative_rate=1``, model-parallel full softmax.
@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from head_selection import HeadScope, Selection, Shard, draw_heads, select_heads
-from head_storage import CENTRES, Fetch, HeadStorage, Place, Rows
+from heads.selection import HeadScope, Selection, Shard, draw_heads, select_heads
+from heads.storage import CENTRES, Fetch, HeadStorage, Place, Rows
 from losses import Margin, cosines, sharded_cross_entropy
 from utils import hashing
 from utils.device import to_device
@@ -37,7 +37,7 @@ from utils.distributed import (
     gather_rows_with_grad,
     get_rank,
     get_world_size,
-    share,
+    part_of,
 )
 
 INITIAL_STD = 0.01  # of a centre's elements
@@ -67,7 +67,7 @@ class PartialFCMHS(nn.Module):
     """Sharded classifier over C classes that works on the heads holding the batch's labels.
 
     ``loss = head(local_embeddings, local_labels)`` is the mean over the global batch, equal on all ranks. Backward
-    fills the gradient of the selected rows; an optimizer of row_optim.py made on this module updates them in place.
+    fills the gradient of the selected rows; an optimizer of heads/optim.py made on this module updates them in place.
 
     Args:
         margin_loss: a margin on cosines, such as ``losses.ArcFace``.
@@ -134,7 +134,7 @@ class PartialFCMHS(nn.Module):
         self.amp_dtype = amp_dtype
         self.iteration = 0  # training forwards so far
         self.num_heads = -(-num_classes // head_size)
-        self.shard = Shard(num_classes, head_size, *share(self.num_heads, get_rank(), get_world_size()))
+        self.shard = Shard(num_classes, head_size, *part_of(self.num_heads, get_rank(), get_world_size()))
         self.head_start, self.head_end = self.shard.head_start, self.shard.head_end
         self.class_start, self.class_end = self.shard.class_start, self.shard.class_end
         self.storage = HeadStorage(
@@ -238,7 +238,7 @@ class PartialFCMHS(nn.Module):
     def _arrays(self) -> Rows:
         """The centres and the optimizer's state, all written."""
         if self.storage.place == "file":
-            raise ValueError("heads in files are no tensor: see centres(), and head_checkpoint.py for saving them")
+            raise ValueError("heads in files are no tensor: see centres(), and heads/checkpoint.py for saving them")
         self.storage.flush()
         return self.storage.arrays
 
@@ -350,7 +350,7 @@ class PartialFCMHS(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """This rank's centres, optimizer state and visits, for ``state_dict``.
 
-        head_checkpoint.py saves for any number of ranks, and heads in files too.
+        heads/checkpoint.py saves for any number of ranks, and heads in files too.
         """
         return {**self._arrays(), "visits": self.visits, **self.settings()}
 

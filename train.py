@@ -17,16 +17,19 @@ import torch
 
 from backbones import get_model
 from dataset import Batch, Loader
-from eval.verification import Verification
-from run_data import WaitingHint, class_list, data_folder, describe, open_data, sampler_of, verification_targets
-from training_run import TrainingRun
-from utils.banner import banner_lines
+from training.banner import banner_lines
+from training.data import WaitingHint, class_list, data_folder, describe, open_data, sampler_of, verification_targets
+from training.memory import MemoryPlan, plan_memory
+from training.metrics import MetricsWriter, check_wandb
+from training.output import check_output, open_output
+from training.report import Speedometer
+from training.run import TrainingRun
+from training.verification import Verification
+from utils.atomic import write_json
 from utils.config import Config, get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks, barrier, close_ranks, init_ranks, together
-from utils.logging import MetricsWriter, Speedometer, check_wandb, init_logging, log
-from utils.memory import MemoryPlan, plan_memory
-from utils.output import check_output, open_output, write_json
+from utils.log import init_logging, log
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from utils.distributed import (
     gather_rows_with_grad,
     get_rank,
     get_world_size,
-    share,
+    part_of,
 )
 
 INITIAL_STD = 0.01  # of a centre's elements
@@ -53,7 +53,7 @@ class FullSoftmax(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        start, end = share(-(-num_classes // unit), get_rank(), get_world_size())
+        start, end = part_of(-(-num_classes // unit), get_rank(), get_world_size())
         self.class_start, self.class_end = min(start * unit, num_classes), min(end * unit, num_classes)
         self.margin_loss = margin_loss
         self.amp_dtype = amp_dtype

@@ -39,9 +39,9 @@ from data.faces import FaceRecords
 from data.records.reader import RecordReader
 from data.records.writer import write_face_records
 from dataset import Batch, Loader, get_dataloader
-from run_data import open_data, sampler_of
 from tools.demo_faces.sets import aligned_faces
-from tools.ordered_map import ordered_map
+from tools.parts.ordered_map import ordered_map
+from training.data import open_data, sampler_of
 from utils.config import get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks

@@ -29,9 +29,9 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax, NormalisedMHS
+from heads.optim import RowSGD
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
-from row_optim import RowSGD
 from utils.device import prepare_device
 from utils.distributed import all_reduce_sum_, barrier, broadcast_object, close_ranks, init_ranks
 

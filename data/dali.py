@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.faces import Batch, Encoded, FaceDataset
 from data.sampler import EpochSampler
 
-log = logging.getLogger("mhs_arcface")  # the one of utils.logging, which a loader's worker need not import
+log = logging.getLogger("mhs_arcface")  # the one of utils.log, which a loader's worker need not import
 BATCHES_AHEAD = 2  # that DALI decodes while the training computes
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 

@@ -33,7 +33,7 @@ from data.records.writer import RecordWriter, write_face_records
 from dataset import get_dataloader
 from eval.pairs.bin_file import load_bin
 from eval.pairs.protocol import embed_images
-from run_data import examine
+from training.data import examine
 from utils.decode import decode_rgb
 
 IDENTITIES, EACH = 8, 3

@@ -15,9 +15,9 @@ from embedder.align import TEMPLATE, align_face
 from embedder.load import load_embedder
 from eval.pairs.bin_file import load_bin
 from paths import data_path
-from utils.checkpoint import save_model
+from training.checkpoint import save_model
+from training.sync_bn import synchronise_batch_norm
 from utils.decode import decode_rgb
-from utils.sync_bn import synchronise_batch_norm
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript", "insightface")
 absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]

@@ -24,13 +24,12 @@ from pathlib import Path
 
 from prettytable import PrettyTable
 
-from tools.data_checks import Findings, Problem, find_problems
-from tools.data_figure import draw_histogram
-from tools.data_scan import scan
-from tools.face_sources import open_source
-from tools.record_output import print_config
-from utils.atomic import open_atomic
-from utils.output import write_json
+from tools.parts.data_checks import Findings, Problem, find_problems
+from tools.parts.data_figure import draw_histogram
+from tools.parts.data_scan import scan
+from tools.parts.face_sources import open_source
+from tools.parts.record_output import print_config
+from utils.atomic import open_atomic, write_json
 
 SHOWN = 5  # problems of one kind that are printed
 

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from head_storage import CENTRES
+from heads.storage import CENTRES
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
+from training.checkpoint import list_checkpoints, load_training
 from utils.atomic import open_atomic, temporary_name
-from utils.checkpoint import list_checkpoints, load_training
 
 BLOCK_BYTES = 16 * 2**20  # of centres in memory at once; making initial ones takes about ten times as much
 

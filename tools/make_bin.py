@@ -30,9 +30,9 @@ from data.folders import IMAGE_SUFFIXES
 from data.records.images import find_images, read_labels
 from data.records.reader import RecordReader
 from eval.pairs.sets import load_csv
-from tools.pack_sources import FolderFiles
-from tools.pair_sampling import Pair, sample_pairs
-from tools.record_output import pair_config_lines, print_config
+from tools.parts.pack_sources import FolderFiles
+from tools.parts.pair_sampling import Pair, sample_pairs
+from tools.parts.record_output import pair_config_lines, print_config
 from utils.atomic import open_atomic
 from utils.decode import fit_face
 

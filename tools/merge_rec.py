@@ -26,7 +26,7 @@ from data.records.images import find_images, first_image_size
 from data.records.layout import EXACT_LABELS, pack, unpack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, range_record, write_property
-from tools.record_output import check_out, config_lines, print_config, write_classes
+from tools.parts.record_output import check_out, config_lines, print_config, write_classes
 
 _READ_AT_ONCE = 256  # records
 

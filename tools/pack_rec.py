@@ -28,9 +28,9 @@ from pathlib import Path
 
 from data.folders import IMAGE_SUFFIXES
 from data.records.writer import FaceRecordWriter
-from tools.ordered_map import ordered_map
-from tools.pack_sources import FaceFiles, FolderFiles, ListFiles
-from tools.record_output import check_out, config_lines, print_config, write_classes
+from tools.parts.ordered_map import ordered_map
+from tools.parts.pack_sources import FaceFiles, FolderFiles, ListFiles
+from tools.parts.record_output import check_out, config_lines, print_config, write_classes
 from tools.shuffle_rec import shuffle_records
 from utils.atomic import open_atomic
 from utils.decode import FittedFace, fit_face

@@ -9,9 +9,9 @@ from dataclasses import fields
 from prettytable import PrettyTable
 
 from backbones import get_model
+from training.memory import MIB, MemoryPlan, plan_memory
 from utils.config import Config, get_config
-from utils.distributed import share
-from utils.memory import MIB, MemoryPlan, plan_memory
+from utils.distributed import part_of
 
 
 def main(argv: Sequence[str] | None = None) -> MemoryPlan:
@@ -47,7 +47,7 @@ def plan_of(cfg: Config, ranks: int) -> MemoryPlan:
     if ranks < 1:
         raise ValueError(f"--ranks must be at least 1, got {ranks}")
     head_size, negative_rate = cfg.head_layout()
-    start, end = share(-(-num_classes // head_size), 0, ranks)
+    start, end = part_of(-(-num_classes // head_size), 0, ranks)
     rows = min(num_classes, (end - start) * head_size)
     return plan_memory(
         backbone=get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=cfg.amp_dtype()),

@@ -22,8 +22,8 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from data.augment import OPERATIONS, PRESETS, Augmentation
-from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
-from tools.face_sources import open_source
+from tools.parts.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
+from tools.parts.face_sources import open_source
 from utils.decode import decode_rgb
 from utils.device import prepare_device
 

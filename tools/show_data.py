@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.records.images import find_images, read_labels
-from tools.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
-from tools.face_sources import AnySource, FolderSource, PairSource, RecordSource, open_source
+from tools.parts.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
+from tools.parts.face_sources import AnySource, FolderSource, PairSource, RecordSource, open_source
 from utils.decode import decode_rgb
 
 

@@ -30,7 +30,7 @@ from data.faces import read_class_names
 from data.records.images import find_images, first_image_size, read_labels
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_property
-from tools.record_output import check_out, config_lines, print_config, write_classes
+from tools.parts.record_output import check_out, config_lines, print_config, write_classes
 
 _SPILLED = struct.Struct("<QQ")  # place in the new order, length
 _READ_AT_ONCE = 256  # records

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def temporary_name(path: Path) -> Path:
@@ -29,3 +30,9 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value, complete or not at all."""
+    with open_atomic(path) as file:
+        file.write((json.dumps(value, indent=1, default=str) + "\n").encode())

@@ -232,7 +232,7 @@ def sum_over_ranks_with_grad(x: Tensor) -> Tensor:
     return _SumOverRanks.apply(x)  # type: ignore[no-any-return]
 
 
-def share(n: int, rank: int, world_size: int) -> tuple[int, int]:
+def part_of(n: int, rank: int, world_size: int) -> tuple[int, int]:
     """The half-open block [start, end) of ``n`` things that ``rank`` holds; sizes differ by at most one."""
     each, more = divmod(n, world_size)
     start = rank * each + min(rank, more)

@@ -26,7 +26,7 @@ from eval.ijb.lists import IJBTree, Subjects
 from eval.ijb.templates import FeatureMode, image_features, pool_templates, template_rows
 from eval.roc import FAR_GRID, Roc, roc
 from utils.decode import decode_rgb
-from utils.distributed import barrier, broadcast_object, get_rank, get_world_size, share, together
+from utils.distributed import barrier, broadcast_object, get_rank, get_world_size, part_of, together
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def embedded_tree(
     try:
         together(lambda: _see(cache.folder))
         missing, damaged = broadcast_object(together(lambda: cache.missing() if get_rank() == 0 else None))
-        first, last = share(len(missing), get_rank(), get_world_size())
+        first, last = part_of(len(missing), get_rank(), get_world_size())
         together(lambda: _embed_parts(embedder, tree, cache, missing[first:last], batch_size, threads))
         barrier()
         yield Embedded(cache, len(tree.names) - sum(end - start for start, end in missing), damaged)

@@ -20,7 +20,7 @@ from eval.pairs.bin_file import PairSet
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_loader
 from eval.pairs.report import PairsReport
 from eval.pairs.sets import ENDINGS, find_pairs, load_pairs
-from utils.output import write_json
+from utils.atomic import write_json
 
 PUBLIC_SETS = ("lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw")
 

@@ -19,7 +19,7 @@ from torch import nn
 from embedder.batches import LoadBatch, embed_batches
 from eval.pairs.bin_file import PairSet
 from utils.decode import decode_rgb
-from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, share
+from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, part_of
 
 # On the squared distance of L2-normalised embeddings, which is 2 - 2 * cosine.
 THRESHOLDS: NDArray[np.float64] = np.arange(0, 4, 0.01)  # (T,)
@@ -214,7 +214,7 @@ def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: i
     squared = np.einsum("nd,nd->n", difference_nD, difference_nD)
     # A pair is accepted where squared < threshold: bin k means thresholds k, k + 1, ... accept it.
     bins = np.searchsorted(THRESHOLDS, squared, side="right")
-    ends = [share(n, f, folds)[1] for f in range(folds)]
+    ends = [part_of(n, f, folds)[1] for f in range(folds)]
     fold_of_pair = np.searchsorted(ends, np.arange(n), side="right")
     accepted_genuine = _fold_counts(bins, fold_of_pair, folds, issame)  # (F, T)
     accepted_impostor = _fold_counts(bins, fold_of_pair, folds, ~issame)
@@ -296,7 +296,7 @@ def verify(
         ValueError: an image of the set does not decode; the message gives the set and the index.
     """
     n_images = len(pair_set.encoded)
-    start, end = share(n_images, get_rank(), get_world_size())
+    start, end = part_of(n_images, get_rank(), get_world_size())
     part_ND, error = np.empty((0, 0), np.float32), ""
     try:
         load = pair_loader(pair_set.encoded, image_size)

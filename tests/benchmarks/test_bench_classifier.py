@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from benchmarks import bench_classifier, classifier_case
 from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax, NormalisedMHS
+from heads.optim import RowSGD
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
-from row_optim import RowSGD
 
 C, D, L = 29, 8, 4  # the last head has one class
 KEYS = {

@@ -6,10 +6,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from heads.optim import RowSGD
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
 from ranks import run_ranks
-from row_optim import RowSGD
 from utils.distributed import all_gather_objects
 
 pytestmark = pytest.mark.distributed

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from heads.optim import RowSGD
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from ranks import run_ranks
-from row_optim import RowSGD
 from utils.distributed import all_gather_objects
 
 pytestmark = pytest.mark.distributed

@@ -12,9 +12,9 @@ from data.records.layout import pack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_face_records
 from tools.check_data import main
-from tools.data_checks import find_problems
-from tools.data_scan import scan
-from tools.face_sources import open_source
+from tools.parts.data_checks import find_problems
+from tools.parts.data_scan import scan
+from tools.parts.face_sources import open_source
 
 
 def face(value, size=(112, 112), suffix=".png"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from head_checkpoint import save_heads
+from heads.checkpoint import save_heads
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from paths import ROOT

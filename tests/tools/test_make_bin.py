@@ -10,7 +10,7 @@ from data.records.writer import write_face_records
 from eval.pairs.bin_file import load_bin
 from made_faces import contents, encode, make_folder
 from tools.make_bin import main
-from tools.pair_sampling import sample_pairs
+from tools.parts.pair_sampling import sample_pairs
 from utils.decode import decode_rgb
 
 

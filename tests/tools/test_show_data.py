@@ -8,8 +8,8 @@ import pytest
 
 from data.records.writer import write_face_records
 from tools import show_augment, show_data
-from tools.contact_sheet import FACE, contact_sheet, write_png
-from tools.face_sources import open_source
+from tools.parts.contact_sheet import FACE, contact_sheet, write_png
+from tools.parts.face_sources import open_source
 from tools.show_data import draw_rows, main
 
 

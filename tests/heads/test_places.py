@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import head_storage
-from head_checkpoint import load_heads, save_heads
+from heads import storage as head_storage
+from heads.checkpoint import load_heads, save_heads
+from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace, get_margin
 from partial_fc_mhs import PartialFCMHS
 from pretend_device import NAME, PretendDevice
-from row_optim import RowAdamW, RowSGD
 
 C, L, D, B = 23, 4, 4, 3
 PLACES = ("device", "host", "file")

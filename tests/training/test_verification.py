@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from eval import verification
-from eval.verification import Verification
 from pair_stub import Stub, made_set
 from ranks import run_ranks
+from training import verification
+from training.verification import Verification
 from utils.distributed import get_rank
-from utils.logging import log
+from utils.log import log
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tools.face_sources import AnySource
-from tools.ordered_map import ordered_map
+from tools.parts.face_sources import AnySource
+from tools.parts.ordered_map import ordered_map
 from utils.decode import decode_rgb
 
 _CHUNK = 1024  # items that a process takes at a time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.output import write_json
+from utils.atomic import write_json
 
 OUTPUTS = ("train.rec", "train.idx", "property", "classes.json", "unreadable.txt")
 

@@ -5,7 +5,7 @@ import torch
 
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
-from utils.banner import banner_lines, expected_share
+from training.banner import banner_lines, expected_share
 from utils.config import get_config
 from utils.distributed import Ranks
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from backbones import get_model
+from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
 from paths import ROOT
-from row_optim import RowAdamW, RowSGD
 from tools.plan_memory import main
-from utils.memory import MIB, activation_bytes, plan_memory
+from training.memory import MIB, activation_bytes, plan_memory
 
 # A whole run in a process of its own that prints its plan and the peak that the system counted.
 MEASURE = """

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.records.layout import EXACT_LABELS
-from tools.data_scan import Seen
-from tools.face_sources import AnySource, FolderSource, PairSource, Place, RecordSource
-from tools.record_output import config_lines, pair_config_lines
+from tools.parts.data_scan import Seen
+from tools.parts.face_sources import AnySource, FolderSource, PairSource, Place, RecordSource
+from tools.parts.record_output import config_lines, pair_config_lines
 
 FOLDS = 10  # of the cross-validation of a verification set
 Size = tuple[int, int]

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-import flops
 from backbones import MODEL_NAMES, get_model
 from backbones.base import Backbone
+from tools import flops
 
 
 def by_hand(network):
@@ -78,7 +78,7 @@ def test_command_line(capsys):
     assert "r50" not in out
     assert flops.main(["r51"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("flops.py: error: unknown network 'r51', did you mean 'r50'")
+    assert captured.err.startswith("flops: error: unknown network 'r51', did you mean 'r50'")
     assert captured.out == ""
     assert flops.main(["rtiny", "--embedding-size", "0"]) == 2
     assert "num_features must be at least 1" in capsys.readouterr().err

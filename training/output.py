@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
 
-from utils.atomic import open_atomic
-from utils.checkpoint import list_checkpoints
+from training.checkpoint import list_checkpoints
 from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, barrier, broadcast_object, together
 
@@ -86,9 +83,3 @@ def _make(output: Path, token: Path, cfg: Config) -> None:
         raise OSError(
             f"cannot write the output folder {output} ({problem}): choose another with output=FOLDER"
         ) from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value, complete or not at all."""
-    with open_atomic(path) as file:
-        file.write((json.dumps(value, indent=1, default=str) + "\n").encode())

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds of one 112 x 112 face. ``python flops.py [NAME ...]``.
+"""What a network costs: parameters and multiply-adds of one 112 x 112 face. ``python -m tools.flops [NAME ...]``.
 
 The convention of insightface's tables: one multiplication with its addition counts once, and only convolutions and
 matrix products count, which is over 99 % of the work. "6.3 GFLOPs" of its r50 means that; others count it double.
@@ -50,7 +50,7 @@ def cost_of(network: nn.Module) -> Cost:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="flops.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="flops", description=__doc__)
     parser.add_argument("networks", nargs="*", metavar="NAME", help=f"default: all of {', '.join(MODEL_NAMES)}")
     parser.add_argument("--embedding-size", type=int, default=512, help="numbers of an embedding (default 512)")
     options = parser.parse_args(argv)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cost = cost_of(get_model(name, options.embedding_size))
             table.add_row([name, f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e9:.3f}"])
     except ValueError as error:
-        print(f"flops.py: error: {error}", file=sys.stderr)
+        print(f"flops: error: {error}", file=sys.stderr)
         return 2
     print(table)
     print("One multiplication with its addition counts once; convolutions and matrix products only.")

@@ -16,7 +16,7 @@ class StopRequest:
     """While entered, SIGTERM is remembered instead of ending the process.
 
     Attributes:
-        agreed: whether any rank had been asked when :meth:`share` was last called; the same on every rank.
+        agreed: whether any rank had been asked when :meth:`agree` was last called; the same on every rank.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class StopRequest:
     def _remember(self, *_: object) -> None:
         self._asked = True
 
-    def share(self, bad: Tensor) -> bool:
+    def agree(self, bad: Tensor) -> bool:
         """Whether ``bad`` (a scalar bool) holds on any rank; updates :attr:`agreed` with the same message.
 
         Collective: one all-reduce of two numbers, and a wait for its result.

@@ -1,4 +1,4 @@
-"""Metrics files, Weights & Biases, and the speedometer."""
+"""Metrics files, and Weights & Biases."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from utils import logging as ours
+from training import metrics as ours
 from utils.config import get_config
 
 
@@ -83,17 +83,3 @@ def test_weights_and_biases_needs_its_key(wandb, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(ValueError, match="environment variable WANDB_API_KEY"):
         ours.check_wandb(get_config("demo", ["using_wandb=True"]))
-
-
-def test_speedometer(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(ours.time, "monotonic", lambda: now[0])
-    speed = ours.Speedometer()
-    speed.images, speed.waited_s = 500, 1.0
-    now[0] += 10.0
-    with speed.paused():  # a verification
-        now[0] += 4.0
-    assert speed.read() == (50.0, 0.1)
-    assert speed.hours_left(10, 3600) == pytest.approx(1.0)
-    now[0] += 2.0
-    assert speed.read() == (0.0, 0.0)

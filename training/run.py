@@ -19,19 +19,19 @@ from torch.optim import SGD, AdamW, Optimizer
 from backbones import get_model
 from data.augment import Augmentation
 from dataset import Batch
-from eval.verification import Verification
-from head_checkpoint import load_heads, save_heads
+from heads.checkpoint import load_heads, save_heads
+from heads.optim import RowAdamW, RowOptimizer, RowSGD
 from losses import get_margin
-from lr_scheduler import PolyScheduler
 from partial_fc_mhs import PartialFCMHS
-from row_optim import RowAdamW, RowOptimizer, RowSGD
-from run_data import DamagedSamples
-from utils import checkpoint
+from training import checkpoint
+from training.data import DamagedSamples
+from training.schedule import PolyScheduler
+from training.stop import StopRequest
+from training.sync_bn import synchronise_batch_norm
+from training.verification import Verification
 from utils.config import Config
 from utils.distributed import Ranks, broadcast_, together
-from utils.logging import log
-from utils.stop import StopRequest
-from utils.sync_bn import synchronise_batch_norm
+from utils.log import log
 
 
 class TrainingRun:
@@ -140,7 +140,7 @@ class TrainingRun:
         norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self.cfg.clip_grad_norm or float("inf"))
         rows = torch.stack([leaf.grad.sum() for leaf in self.head.leaves if leaf.grad is not None]).sum()
         bad = ~(norm + rows + loss).isfinite()
-        if not self.stop.share(bad):
+        if not self.stop.agree(bad):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
             self.scaler.update()

@@ -24,7 +24,7 @@ from dataset import (
 )
 from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
-from utils.logging import log
+from utils.log import log
 
 SYNTHETIC_IMAGES = 1_000_000  # of "synthetic" data without num_image
 MAX_DAMAGED_SHARE = 0.01  # of the images, above which there is no skipping any more

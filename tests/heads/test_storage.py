@@ -8,11 +8,11 @@ import time
 import pytest
 import torch
 
-import head_storage
-from head_checkpoint import load_heads, save_heads
+from heads import storage as head_storage
+from heads.checkpoint import load_heads, save_heads
+from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
-from row_optim import RowAdamW, RowSGD
 
 C, L, D, STEPS = 53, 4, 8, 12
 OPTIMIZERS = {
@@ -257,7 +257,7 @@ def test_a_state_dict_holds_centres_optimizer_state_and_visits(tmp_path, place):
 def test_heads_in_files_are_no_tensor(tmp_path):
     head = make("file", tmp_path)
     for use in (lambda: head.weight, head.state_dict, lambda: head.set_extra_state({})):
-        with pytest.raises(ValueError, match=r"no tensor: see centres\(\), and head_checkpoint"):
+        with pytest.raises(ValueError, match=r"no tensor: see centres\(\), and heads/checkpoint"):
             use()
 
 

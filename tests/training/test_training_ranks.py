@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-import head_checkpoint
 import train
 from backbones import get_model
+from heads import checkpoint as head_checkpoint
 from paths import ROOT, data_path
 from ranks import run_ranks
-from utils.checkpoint import list_checkpoints
+from training.checkpoint import list_checkpoints
 from utils.config import get_config
 from utils.distributed import Ranks, all_gather_objects
 

@@ -13,8 +13,9 @@ from torch import nn
 from eval.pairs.bin_file import PairSet
 from eval.pairs.protocol import FARS, PairResult, pair_loader, sample_pairs, verify
 from eval.pairs.sets import find_pairs, load_pairs
-from utils.distributed import all_gather_objects, get_rank, get_world_size, share, together
-from utils.logging import MetricsWriter, log
+from training.metrics import MetricsWriter
+from utils.distributed import all_gather_objects, get_rank, get_world_size, part_of, together
+from utils.log import log
 
 # Before training, a set of more pairs than this is only looked at: every image is decoded, a few pairs are embedded.
 WHOLE_AT_START = 1_500
@@ -126,7 +127,7 @@ def _figures(result: PairResult) -> dict[str, float]:
 def _decode_share(pairs: PairSet, at_once: int = 64) -> None:
     """Decode this rank's share of the images; ValueError for the first that does not decode or is not square."""
     load = pair_loader(pairs.encoded)
-    start, end = share(len(pairs.encoded), get_rank(), get_world_size())
+    start, end = part_of(len(pairs.encoded), get_rank(), get_world_size())
     try:
         for first in range(start, end, at_once):
             load(first, min(first + at_once, end))

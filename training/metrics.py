@@ -1,18 +1,13 @@
-"""What a run says of itself: training.log and the terminal, metrics.jsonl, TensorBoard, Weights & Biases."""
+"""The figures of a run, step by step: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import json
-import logging
 import math
 import os
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from logging.handlers import MemoryHandler
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,36 +16,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.atomic import open_atomic
 from utils.config import Config
-
-log = logging.getLogger("mhs_arcface")
-
-
-def init_logging(is_main: bool, output: Path | None = None) -> None:
-    """Send rank 0's log lines, and all ranks' warnings, to the terminal.
-
-    With ``output`` rank 0's go to ``output/training.log`` too, those first that were logged while there was none.
-    """
-    early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    if is_main:
-        handlers.append(
-            MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)
-            if output is None
-            else logging.FileHandler(output / "training.log")
-        )
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
-    for before in early if output is not None and is_main else []:
-        before.setTarget(handlers[-1])
-        before.flush()
-        before.setTarget(None)
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    for handler in handlers:
-        log.addHandler(handler)
-    log.propagate = False
-    log.setLevel(logging.INFO if is_main else logging.WARNING)
 
 
 class MetricsWriter:
@@ -148,33 +113,3 @@ def _start_wandb(cfg: Config, output: Path) -> Any:
         config=cfg.as_dict(),
         dir=str(output),
     )
-
-
-class Speedometer:
-    """Images a second and the share of the time spent waiting for data, since the last reading."""
-
-    def __init__(self) -> None:
-        self.start_s = self.since_s = time.monotonic()
-        self.waited_s = 0.0
-        self.images = 0
-
-    def read(self) -> tuple[float, float]:
-        """(images a second, share of time waiting for data), then count anew."""
-        now = time.monotonic()
-        passed = max(now - self.since_s, 1e-9)
-        result = self.images / passed, min(self.waited_s / passed, 1.0)
-        self.since_s, self.waited_s, self.images = now, 0.0, 0
-        return result
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time that is spent inside on something else than training, such as verification."""
-        begin_s = time.monotonic()
-        yield
-        passed_s = time.monotonic() - begin_s
-        self.since_s += passed_s
-        self.start_s += passed_s
-
-    def hours_left(self, done: int, left: int) -> float:
-        """Hours for ``left`` steps at the mean pace of the ``done`` steps taken so far."""
-        return (time.monotonic() - self.start_s) / max(done, 1) * left / 3600

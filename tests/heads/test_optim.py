@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace
-from row_optim import RowAdamW, RowSGD
 from test_partial_fc_mhs import data, dense_loss, make_head, visible_classes
 
 OPTIMIZERS = {

@@ -6,8 +6,8 @@ from torch import nn
 
 from backbones import get_model
 from ranks import run_ranks
+from training.sync_bn import synchronise_batch_norm
 from utils.distributed import all_gather_objects
-from utils.sync_bn import synchronise_batch_norm
 
 pytestmark = pytest.mark.distributed
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from head_selection import Shard, draw_heads, select_heads
+from heads.selection import Shard, draw_heads, select_heads
 from utils import hashing
-from utils.distributed import share
+from utils.distributed import part_of
 
 
 def reference(shard, labels, drawn, scope):
@@ -29,7 +29,7 @@ def test_equals_a_loop(data):
     rank, scope = data.draw(st.integers(0, W - 1)), data.draw(st.sampled_from(["batch", "own"]))
     rate = data.draw(st.sampled_from([0.0, 0.3, 1.0]))
     labels = data.draw(st.lists(st.integers(0, C - 1), min_size=1, max_size=8))
-    shard = Shard(C, L, *share(-(-C // L), rank, W))
+    shard = Shard(C, L, *part_of(-(-C // L), rank, W))
     drawn_h = draw_heads(shard, rate, hashing.key(3, data.draw(st.integers(0, 5))))
     assert all(shard.head_start <= head < shard.head_end for head in drawn_h.tolist())
     found = select_heads(shard, torch.tensor(labels), drawn_h, scope)

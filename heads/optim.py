@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from head_storage import CENTRES, Rows
+from heads.storage import CENTRES, Rows
 from partial_fc_mhs import PartialFCMHS, Pending
 from utils.device import to_device
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import run_data
 import train
 from data.records.layout import pack
 from data.records.writer import write_face_records
@@ -17,9 +16,10 @@ from dataset import Batch, FaceRecords, SyntheticFaces, get_dataloader
 from face_files import face, make_image_folder, write
 from paths import ROOT
 from ranks import run_ranks
+from training import data as run_data
 from utils.config import get_config
 from utils.distributed import Ranks
-from utils.logging import init_logging
+from utils.log import init_logging
 
 TINY = str(ROOT / "tests" / "tiny.py")
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from tools.ordered_map import ordered_map
+from tools.parts.ordered_map import ordered_map
 
 
 def square(number):

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from lr_scheduler import PolyScheduler
+from training.schedule import PolyScheduler
 
 
 @pytest.mark.parametrize("case", ["warmup", "none"])

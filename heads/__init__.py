@@ -1,0 +1,1 @@
+"""Which class centres live here, how they are chosen, stored, moved, changed and kept."""

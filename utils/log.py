@@ -1,0 +1,38 @@
+"""The project's log: rank 0's lines, and all ranks' warnings, to the terminal and to training.log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+log = logging.getLogger("mhs_arcface")
+
+
+def init_logging(is_main: bool, output: Path | None = None) -> None:
+    """Send rank 0's log lines, and all ranks' warnings, to the terminal.
+
+    With ``output`` rank 0's go to ``output/training.log`` too, those first that were logged while there was none.
+    """
+    early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if is_main:
+        handlers.append(
+            MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)
+            if output is None
+            else logging.FileHandler(output / "training.log")
+        )
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
+    for before in early if output is not None and is_main else []:
+        before.setTarget(handlers[-1])
+        before.flush()
+        before.setTarget(None)
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    for handler in handlers:
+        log.addHandler(handler)
+    log.propagate = False
+    log.setLevel(logging.INFO if is_main else logging.WARNING)
