@@ -118,7 +118,7 @@ def train(run: TrainingRun, loader: Loader) -> None:
                     run.verify(verification)
         if not (run.output / "model.pt").exists():  # resumed after a crash between the last checkpoint and it
             run.save_model()
-        run.head.storage.close()
+        run.classifier.shard.storage.close()
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
     log.info("done: %s", run.output / "model.pt")
 
@@ -153,7 +153,7 @@ def epoch_batches(run: TrainingRun, loader: Loader, speed: Speedometer) -> Itera
     The time that the loader kept the training waiting is counted.
     """
     sampler_of(loader).set_position(run.epoch, run.step_in_epoch * run.cfg.gradient_acc)
-    run.head.forget_prefetched()
+    run.classifier.shard.forget_prefetched()
     arriving = iter(loader)
 
     def following() -> Batch | None:
@@ -163,7 +163,7 @@ def epoch_batches(run: TrainingRun, loader: Loader, speed: Speedometer) -> Itera
         if batch is None:
             return None
         run.damaged.count(batch)
-        run.head.prefetch(batch.labels_B)
+        run.classifier.shard.prefetch(batch.labels_B)
         return batch
 
     ahead = following()
@@ -174,14 +174,16 @@ def epoch_batches(run: TrainingRun, loader: Loader, speed: Speedometer) -> Itera
 
 def announce(run: TrainingRun, loader: Loader, start: Path | None) -> None:
     """Log what the run is, and leave config.json and classes.json."""
-    cfg, head = run.cfg, run.head
+    cfg, classifier = run.cfg, run.classifier
     ranks = Ranks(run.rank, run.world_size, 0, run.device)
-    for line in banner_lines(cfg, ranks, head.num_classes, cfg.num_image or 0, run.steps_per_epoch):
+    for line in banner_lines(
+        cfg, ranks, classifier.shard.layout.num_classes, cfg.num_image or 0, run.steps_per_epoch
+    ):
         log.info(line)
     for line in describe(loader):
         log.info("data: %s", line)
     scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
-    log.info("loss: %s, softmax over %s", head.margin_loss, scope)
+    log.info("loss: %s, softmax over %s", classifier.margin_loss, scope)
     log.info("augmentation: %s", run.augment)
     log.info("output: %s", run.output)
     if start is not None:
@@ -197,8 +199,8 @@ def announce(run: TrainingRun, loader: Loader, start: Path | None) -> None:
 
 def memory_of(run: TrainingRun) -> MemoryPlan:
     """What this rank needs at the peak of a step."""
-    cfg, head = run.cfg, run.head
-    rows = head.class_end - head.class_start
+    cfg, shard = run.cfg, run.classifier.shard
+    rows = shard.layout.classes_here
     with torch.random.fork_rng(devices=[]):  # the run's own random state, for dropout, stays as it is
         # A fresh network, since the run's own may talk to other ranks.
         network = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=cfg.amp_dtype())
@@ -211,8 +213,8 @@ def memory_of(run: TrainingRun) -> MemoryPlan:
             optimizer=cfg.optimizer,
             rows=rows,
             embedding_size=cfg.embedding_size,
-            head_size=head.head_size,
-            drawn_rows=round(head.negative_rate * rows),
+            head_size=shard.layout.head_size,
+            drawn_rows=round(shard.negative_rate * rows),
             head_storage=cfg.head_storage,
         )
 
@@ -221,7 +223,7 @@ def log_step(
     run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, hint: WaitingHint, loss: float, done: int
 ) -> None:
     """Write the log line and the metrics of the steps since the last one."""
-    stats = run.head.stats
+    stats = run.classifier.stats
     assert stats is not None
     imgs_per_s, waiting = speed.read()
     lr = run.schedules[0].get_last_lr()[0]

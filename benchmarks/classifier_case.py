@@ -128,7 +128,7 @@ class Rig:
                 head_storage=case.storage,
                 head_folder=Path(case.folder) if case.storage == "file" else None,
             )
-            self.optimizer = RowSGD(self.ours, LR, MOMENTUM, WEIGHT_DECAY)
+            self.optimizer = RowSGD(self.ours.shard, LR, MOMENTUM, WEIGHT_DECAY)
         else:
             if case.method == "mhs_dense":
                 self.dense = DenseMHS(margin, case.dim, case.classes, head_size=case.head_size, amp_dtype=amp)
@@ -149,7 +149,7 @@ class Rig:
             begin = time.perf_counter()
             if self.ours is not None:
                 for coming in batches[:2] if i == 0 else batches[i + 1 : i + 2]:
-                    self.ours.prefetch(coming)
+                    self.ours.shard.prefetch(coming)
                 loss = self.ours(x_BD, labels)
             else:
                 assert self.dense is not None
@@ -163,7 +163,7 @@ class Rig:
 
     def waited_s(self) -> float | None:
         """Seconds that steps have waited for the disk so far; None where nothing counts them."""
-        return None if self.ours is None or self.case.storage == "device" else self.ours.storage.waited_s
+        return None if self.ours is None or self.case.storage == "device" else self.ours.shard.storage.waited_s
 
     def selected_classes(self) -> int:
         """Classes of all ranks in the last step's softmax."""
@@ -178,13 +178,13 @@ class Rig:
         if self.ours is None:
             return None
         begin = time.perf_counter()
-        self.ours.storage.flush()
+        self.ours.shard.storage.flush()
         return time.perf_counter() - begin
 
     def close(self) -> None:
         """Let go of files and memory."""
         if self.ours is not None:
-            self.ours.storage.close()
+            self.ours.shard.storage.close()
 
 
 class Labels:

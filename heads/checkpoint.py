@@ -1,101 +1,162 @@
 """The classifier in a checkpoint: every rank writes the heads that it has updated, any number of ranks read them.
 
-``heads/rank_R_of_W/`` holds ``heads.npy`` (global head numbers, ascending), ``visits.npy`` (their updates) and, for
-the centres and each optimizer state, ``NAME.npy`` with one row per class. Heads without an update are not there:
-their values follow from the seed. Saving and loading go head block by head block, so that memory stays small.
+``heads/rank_R_of_W/`` holds ``heads.npy`` (head numbers, ascending), ``visits.npy`` (their updates) and, for the
+centres and each optimizer state, ``NAME.npy`` with one row per class. Heads without an update are not there: their
+values follow from the seed. Saving and loading go head block by head block, so that memory stays small.
 
-Shapes: n heads, L classes per head, D embedding size.
+Shapes: n heads of one part, L classes per head, D embedding size, C classes, m classes of one block.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from partial_fc_mhs import PartialFCMHS
+from heads.arrays import CENTRES
+from heads.shard import HeadShard, first_centres
 from utils.distributed import get_rank, get_world_size
 
 BLOCK_BYTES = 64 * 2**20  # of one array in memory at once
+MERGED_BLOCK_BYTES = 16 * 2**20  # of centres; making initial ones takes about ten times as much
+_HEADER_BYTES = 128  # of an .npy file; one without rows cannot be mapped
 
 
-def save_heads(head: PartialFCMHS, folder: Path) -> None:
+@dataclass(frozen=True)
+class Part:
+    """What one rank wrote; the large arrays are mapped, not read."""
+
+    path: Path
+    heads_n: NDArray[np.int64]  # the updated heads, ascending
+    visits_n: NDArray[np.int32]  # their updates
+    arrays: dict[str, NDArray[Any]]  # name -> L rows for each of them, fewer for the last head of all
+
+    @property
+    def centres(self) -> NDArray[Any]:
+        """The centres, (rows, D)."""
+        return self.arrays[CENTRES]
+
+
+def save_heads(shard: HeadShard, folder: Path) -> None:
     """Write this rank's updated heads below ``folder``.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    storage = head.storage
+    storage, layout = shard.storage, shard.layout
     storage.flush()
     mine = folder / f"rank_{get_rank()}_of_{get_world_size()}"
     mine.mkdir(parents=True)
-    heads_n = storage.visits.nonzero().squeeze(1)
-    rows = sum(len(_rows_of(head, chunk)) for chunk in heads_n.split(_heads_at_once(head)))
-    _write_npy(mine / "heads.npy", (len(heads_n),), iter([(heads_n + head.head_start).numpy()]))
-    _write_npy(mine / "visits.npy", (len(heads_n),), iter([storage.visits[heads_n].numpy()]))
+    places_n = storage.visits.nonzero().squeeze(1)
+    heads_n = places_n + layout.head_start
+    rows = sum(len(layout.classes_of(heads_h)) for heads_h in heads_n.split(_heads_at_once(shard)))
+    _write_npy(mine / "heads.npy", (len(heads_n),), iter([heads_n.numpy()]))
+    _write_npy(mine / "visits.npy", (len(heads_n),), iter([storage.visits[places_n].numpy()]))
     for name in storage.names:
-        _write_npy(mine / f"{name}.npy", (rows, head.embedding_size), _blocks(head, heads_n, name))
+        _write_npy(mine / f"{name}.npy", (rows, shard.embedding_size), _blocks(shard, heads_n, name))
 
 
-def load_heads(head: PartialFCMHS, folder: Path) -> None:
-    """Take over this rank's share of the heads below ``folder``, written by any number of ranks.
+def load_heads(shard: HeadShard, folder: Path) -> None:
+    """Take over this rank's heads from those below ``folder``, written by any number of ranks.
 
     Raises:
         ValueError: files are missing or damaged, or were written with another optimizer or number type.
     """
-    parts = sorted(folder.glob("rank_*_of_*"), key=lambda path: int(path.name.split("_")[1]))
-    if not parts or len(parts) != int(parts[0].name.split("_")[3]):
-        raise ValueError(f"{folder} holds {len(parts)} ranks' heads, not all; resume from an older checkpoint")
-    for part in parts:
+    for part in read_parts(folder):
         try:
-            _load_part(head, part)
+            _load_part(shard, part)
         except (OSError, EOFError) as error:
-            raise ValueError(f"{part} cannot be read ({error}); resume from an older checkpoint") from error
+            raise ValueError(f"{part.path} cannot be read ({error}); use an older checkpoint") from error
 
 
-def _load_part(head: PartialFCMHS, part: Path) -> None:
-    storage, L = head.storage, head.head_size
-    arrays = {
-        path.stem: np.load(path, mmap_mode="r" if path.stat().st_size > 128 else None) for path in part.glob("*.npy")
-    }
-    heads_n, visits_n = arrays.pop("heads"), arrays.pop("visits")
-    if set(arrays) != set(storage.names):
+def read_parts(folder: Path) -> list[Part]:
+    """Open the parts that the ranks left, in the order of their heads.
+
+    Raises:
+        ValueError: a part is missing or damaged.
+    """
+    paths = sorted(folder.glob("rank_*_of_*"), key=lambda path: int(path.name.split("_")[1]))
+    if not paths or len(paths) != int(paths[0].name.split("_")[3]):
+        raise ValueError(f"{folder} holds {len(paths)} ranks' heads, not all; use an older checkpoint")
+    parts = []
+    for path in paths:
+        try:
+            arrays = {
+                file.stem: np.load(file, mmap_mode="r" if file.stat().st_size > _HEADER_BYTES else None)
+                for file in path.glob("*.npy")
+            }
+            parts.append(Part(path, np.array(arrays.pop("heads")), np.array(arrays.pop("visits")), arrays))
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); use an older checkpoint") from error
+    return parts
+
+
+def merged_blocks(
+    parts: Sequence[Part], settings: dict[str, int]
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
+    """Yield consecutive classes' centres (m, D), and the updates of their heads (m,), until all C have come.
+
+    Args:
+        parts: of every rank.
+        settings: the classifier's num_classes, head_size, embedding_size and seed.
+    """
+    C, L, D, seed = (settings[name] for name in ("num_classes", "head_size", "embedding_size", "seed"))
+    dtype = torch.from_numpy(np.empty(0, centres_dtype(parts))).dtype
+    heads_at_once = max(1, MERGED_BLOCK_BYTES // (L * D * dtype.itemsize))
+    for first_head in range(0, -(-C // L), heads_at_once):
+        start, end = first_head * L, min((first_head + heads_at_once) * L, C)
+        rows_mD = first_centres(seed, torch.arange(start, end), D, dtype).numpy()
+        visits_m = np.zeros(end - start, np.int32)
+        for part in parts:
+            low, high = np.searchsorted(part.heads_n, [first_head, first_head + heads_at_once])
+            if low == high:
+                continue
+            classes = (part.heads_n[low:high, None] * L + np.arange(L)).ravel()
+            classes = classes[classes < C] - start
+            rows_mD[classes] = part.centres[low * L : low * L + len(classes)]
+            visits_m[classes] = np.repeat(part.visits_n[low:high], L)[: len(classes)]
+        yield rows_mD, visits_m
+
+
+def centres_dtype(parts: Sequence[Part]) -> np.dtype[Any]:
+    """The centres' number type; a part without heads does not know it."""
+    return next((part.centres.dtype for part in parts if len(part.heads_n)), np.dtype(np.float32))
+
+
+def _load_part(shard: HeadShard, part: Part) -> None:
+    storage, layout, L = shard.storage, shard.layout, shard.layout.head_size
+    if set(part.arrays) != set(storage.names):
         raise ValueError(
-            f"{part} holds {', '.join(sorted(arrays))}, this run needs {', '.join(sorted(storage.names))}: it was "
-            "written with another optimizer"
+            f"{part.path} holds {', '.join(sorted(part.arrays))}, this run needs {', '.join(sorted(storage.names))}: "
+            "it was written with another optimizer"
         )
-    first, last = np.searchsorted(heads_n, [head.head_start, head.head_end])
-    for start in range(first, last, _heads_at_once(head)):
-        end = min(start + _heads_at_once(head), last)
-        heads_h = torch.from_numpy(np.array(heads_n[start:end])) - head.head_start
+    first, last = np.searchsorted(part.heads_n, [layout.head_start, layout.head_end])
+    for start in range(first, last, _heads_at_once(shard)):
+        end = min(start + _heads_at_once(shard), last)
         values = {}
-        for name, array in arrays.items():
-            block = torch.from_numpy(np.array(array[start * L : end * L]))
-            if block.dtype != head.dtype:
-                raise ValueError(f"{part} holds {block.dtype}, this run computes in {head.dtype}")
-            values[name] = block
-        visits_h = torch.from_numpy(np.array(visits_n[start:end]))
-        storage.restore(heads_h, _rows_of(head, heads_h), values, visits_h)
+        for name, array in part.arrays.items():
+            values[name] = torch.from_numpy(np.array(array[start * L : end * L]))
+            if values[name].dtype != shard.dtype:
+                raise ValueError(f"{part.path} holds {values[name].dtype}, this run computes in {shard.dtype}")
+        heads_h, visits_h = (torch.from_numpy(x[start:end]) for x in (part.heads_n, part.visits_n))
+        storage.restore(heads_h, values, visits_h)
         storage.flush()
 
 
-def _heads_at_once(head: PartialFCMHS) -> int:
-    return max(1, BLOCK_BYTES // (head.head_size * head.embedding_size * head.dtype.itemsize))
+def _heads_at_once(shard: HeadShard) -> int:
+    return max(1, BLOCK_BYTES // (shard.layout.head_size * shard.embedding_size * shard.dtype.itemsize))
 
 
-def _rows_of(head: PartialFCMHS, heads_h: torch.Tensor) -> torch.Tensor:
-    """Local class numbers of some heads, given by their local numbers."""
-    return head.shard.classes_of(heads_h + head.head_start) - head.class_start
-
-
-def _blocks(head: PartialFCMHS, heads_n: torch.Tensor, name: str) -> Iterator[NDArray[np.generic]]:
-    for heads_h in heads_n.split(_heads_at_once(head)):
-        fetch = head.storage.fetch(heads_h, _rows_of(head, heads_h), [name])
-        yield head.storage.take(fetch)[name].cpu().numpy()
+def _blocks(shard: HeadShard, heads_n: Tensor, name: str) -> Iterator[NDArray[np.generic]]:
+    for heads_h in heads_n.split(_heads_at_once(shard)):
+        yield shard.storage.take(shard.storage.fetch(heads_h, [name]))[name].cpu().numpy()
 
 
 def _write_npy(path: Path, shape: tuple[int, ...], blocks: Iterator[NDArray[np.generic]]) -> None:

@@ -11,29 +11,31 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from heads.storage import CENTRES, Rows
-from partial_fc_mhs import PartialFCMHS, Pending
+from heads.arrays import CENTRES, Rows
+from heads.shard import HeadShard, Pending
 from utils.device import to_device
 
 
 class RowOptimizer(Optimizer):
     """What both optimizers share: which rows there are to update, and how their state travels.
 
+    One parameter group, whose parameters are the rows of the moment; ``param_groups[0]["lr"]`` is read at each step.
+
     Subclasses name their arrays of state in ``state_names`` and define :meth:`update`.
     """
 
     state_names: tuple[str, ...] = ()
 
-    def __init__(self, head: PartialFCMHS, defaults: dict[str, Any]) -> None:
-        if head.pending or head.has_announced:
+    def __init__(self, shard: HeadShard, settings: dict[str, Any]) -> None:
+        if shard.pending or shard.has_announced:
             raise ValueError(
                 "make the optimizer before the first forward or prefetch: its state travels with the heads"
             )
-        super().__init__([torch.zeros(0, requires_grad=True)], defaults)
-        self.param_groups[0]["params"] = head.leaves  # the list that forward fills, so that GradScaler sees the rows
-        self.head = head
+        super().__init__([{"params": []}], settings)
+        self.param_groups[0]["params"] = shard.leaves  # the list that forward fills, so that GradScaler sees the rows
+        self.shard = shard
         for name in self.state_names:
-            head.storage.add(name)
+            shard.storage.arrays.add(name)
 
     def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
         """Change the centres and their state, ``rows``, in place.
@@ -49,19 +51,19 @@ class RowOptimizer(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the rows selected since the last :meth:`zero_grad`. No collective."""
         assert closure is None, "a closure would select other rows"
-        pending = [p for p in self.head.pending if p.leaf_SD.grad is not None]
+        pending = [p for p in self.shard.pending if p.leaf_SD.grad is not None]
         if not pending:
             return
-        heads_h, rows_S, rows, grad_SD = _joined(pending)
-        self.update(rows, grad_SD, self.head.updates_of(rows_S).unsqueeze(1) + 1)
-        self.head.storage.store(heads_h, rows_S, rows)
+        heads_h, classes_S, rows, grad_SD = _joined(pending)
+        self.update(rows, grad_SD, self.shard.updates_of(classes_S).unsqueeze(1) + 1)
+        self.shard.storage.store(heads_h, rows)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the selected rows and their gradients."""
-        self.head.clear_pending()
+        self.shard.clear_pending()
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings. The state of the rows lies in the head's storage, which checkpoints save."""
+        """The settings. The state of the rows lies in the shard's storage, which checkpoints save."""
         return {k: v for k, v in self.param_groups[0].items() if k != "params"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -70,14 +72,14 @@ class RowOptimizer(Optimizer):
 
 
 class RowSGD(RowOptimizer):
-    """SGD on the selected rows of a :class:`PartialFCMHS`, in place; all other rows keep every bit.
+    """SGD on the selected rows of a :class:`HeadShard`, in place; all other rows keep every bit.
 
     For a row that is selected in every step the result equals ``torch.optim.SGD``. A row that is selected rarely sees
     only its own updates: between them neither its momentum nor its weight decays. Several forwards before one step
     (gradient accumulation) add up their gradients, as ``.grad`` does.
 
     Args:
-        head: the classifier whose rows are updated.
+        shard: whose rows are updated.
         lr: learning rate, at least 0.
         momentum: factor in [0, 1) on the row's previous update.
         weight_decay: added to the gradient as ``weight_decay * row``, at least 0.
@@ -91,7 +93,7 @@ class RowSGD(RowOptimizer):
 
     def __init__(
         self,
-        head: PartialFCMHS,
+        shard: HeadShard,
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
@@ -104,7 +106,7 @@ class RowSGD(RowOptimizer):
             )
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs momentum above 0")
-        super().__init__(head, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
+        super().__init__(shard, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
 
     def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
@@ -117,14 +119,14 @@ class RowSGD(RowOptimizer):
 
 
 class RowAdamW(RowOptimizer):
-    """AdamW on the selected rows of a :class:`PartialFCMHS`, in place, with a step count for each head.
+    """AdamW on the selected rows of a :class:`HeadShard`, in place, with a step count for each head.
 
     For a row that is selected in every step the result equals ``torch.optim.AdamW``. A row that is selected rarely
     sees only its own updates: its averages and its decay rest between them, and the bias correction counts its own
     head's updates, not the run's.
 
     Args:
-        head: the classifier whose rows are updated.
+        shard: whose rows are updated.
         lr: learning rate, at least 0.
         betas: decay factors in [0, 1) of the averages of the gradient and of its square.
         eps: added to the root of the second average, at least 0.
@@ -138,7 +140,7 @@ class RowAdamW(RowOptimizer):
 
     def __init__(
         self,
-        head: PartialFCMHS,
+        shard: HeadShard,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -149,7 +151,7 @@ class RowAdamW(RowOptimizer):
                 "expected lr >= 0, betas in [0, 1), eps >= 0 and weight_decay >= 0, "
                 f"got lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}"
             )
-        super().__init__(head, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(shard, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
@@ -165,26 +167,25 @@ class RowAdamW(RowOptimizer):
 
 
 def _joined(pending: list[Pending]) -> tuple[Tensor, Tensor, Rows, Tensor]:
-    """Heads, rows, their values and gradient; what occurs in several forwards has its gradients added."""
+    """Heads, classes, their rows and gradient; what occurs in several forwards has its gradients added."""
     if len(pending) == 1:
         (one,) = pending
         assert one.leaf_SD.grad is not None
         values = {**one.rows, CENTRES: one.leaf_SD.detach()}
-        return one.selection.heads_h, one.selection.rows_S, values, one.leaf_SD.grad
-    rows = torch.cat([p.selection.rows_S for p in pending])
-    rows_S, place = rows.unique(return_inverse=True)
+        return one.selection.heads_h, one.selection.classes_S, values, one.leaf_SD.grad
+    classes_S, place = torch.cat([p.selection.classes_S for p in pending]).unique(return_inverse=True)
     grad_SD: Tensor | None = None
     values = {}
     done = 0
     for p in pending:
         assert p.leaf_SD.grad is not None
-        there = to_device(place[done : done + len(p.selection.rows_S)], p.leaf_SD.device)
+        there = to_device(place[done : done + len(p.selection.classes_S)], p.leaf_SD.device)
         done += len(there)
         if grad_SD is None:
-            grad_SD = p.leaf_SD.new_zeros((len(rows_S), p.leaf_SD.shape[1])).detach()
+            grad_SD = p.leaf_SD.new_zeros((len(classes_S), p.leaf_SD.shape[1])).detach()
             values = {name: torch.empty_like(grad_SD) for name in p.rows}
         grad_SD.index_add_(0, there, p.leaf_SD.grad)
         for name, value in p.rows.items():
             values[name].index_copy_(0, there, value.detach())  # equal rows hold equal values
     assert grad_SD is not None
-    return torch.cat([p.selection.heads_h for p in pending]).unique(), rows_S, values, grad_SD
+    return torch.cat([p.selection.heads_h for p in pending]).unique(), classes_S, values, grad_SD

@@ -1,66 +1,53 @@
-"""Where a rank's heads live, and how a step's heads travel to the training device and back.
+"""How a step's heads travel between their arrays and the training device, and what is newer than what is read.
 
-Every class has one row in each array: its centre, and one more for each name of optimizer state. The arrays lie in
-memory of the training device, in host memory, or in files. Host memory and files are read and written by one
-background thread in the order of the calls, so that the next step's heads arrive and the last step's leave while this
-one computes. A fetch that was asked for before an update still gives the updated rows, bit for bit.
+Arrays in host memory and in files are read and written by one background thread in the order of the calls, so that
+the next step's heads arrive and the last step's leave while this one computes. A fetch that was asked for before an
+update still gives the updated rows, bit for bit.
 
-Heads that were never updated cost nothing: their rows are not written, and read as their initial values.
+Heads that were never updated cost nothing: they are not written, and read as their initial values.
 
-Files have no name: they go with the process, and two runs may share a folder. They are read and written with plain
-calls, so that a full disk is an error and the process stays small; the system's cache holds what it can.
-
-Shapes: h heads of one request and S their classes (local numbers, ascending, on the host), D embedding size.
+Shapes: h heads of one request and S their classes, ascending, on the host; D embedding size.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
-import os
-import sys
-import tempfile
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from heads.arrays import CENTRES, FileArrays, HeadArrays, MemoryArrays, Rows, untouched_zeros
+from heads.layout import Layout
 from utils.device import to_device
 
 Place = Literal["device", "host", "file"]
-Rows = dict[str, Tensor]  # array name -> (S, D)
-CENTRES = "weight"
 WRITES_AT_ONCE = 8  # updates that may wait to be written
-_MAP_NORESERVE = 0x4000  # Linux: no promise of memory for what may never be touched
 
 
 @dataclass
 class Fetch:
-    """Rows on their way; ``HeadStorage.take`` hands them over."""
+    """Heads on their way; ``HeadStorage.take`` hands them over."""
 
     heads_h: Tensor
-    rows_S: Tensor
-    names: Sequence[str] | None
+    names: Sequence[str]
     coming: Future[Rows] | None  # None: read when taken
     newer: list[tuple[Tensor, Rows]] = field(default_factory=list)  # updates made since it was asked for
 
 
 class HeadStorage:
-    """The arrays of one rank.
+    """The heads of one rank, wherever they live.
 
     Args:
-        rows: classes of this rank.
-        head_size: L.
+        layout: which classes they hold.
         width: D.
         dtype: of every array.
         device: where training computes.
-        initial: gives the first centres (S, D), where the heads live, of classes that were never updated.
+        initial: gives the first centres (N, D) of classes (N,) that were never updated, on the device of the latter.
         place: "device", "host", or "file".
         folder: for "file": where the files are made; it should be on a local disk.
 
@@ -71,8 +58,7 @@ class HeadStorage:
 
     def __init__(
         self,
-        rows: int,
-        head_size: int,
+        layout: Layout,
         width: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -84,48 +70,38 @@ class HeadStorage:
             raise ValueError(f"head_storage must be 'device', 'host' or 'file', got {place!r}")
         if place == "file" and folder is None:
             raise ValueError("head_storage = 'file' needs a folder for the files: set head_folder")
-        self.rows, self.head_size, self.width = rows, head_size, width
-        self.dtype, self.device, self.initial, self.place = dtype, device, initial, place
-        self.home = device if place == "device" else torch.device("cpu")  # of the arrays
-        self.visits = _untouched_zeros((-(-rows // head_size),), torch.int32, torch.device("cpu"))  # of each head
-        self.names: list[str] = []  # of the arrays, the centres first
-        self.arrays: dict[str, Tensor] = {}  # name -> (rows, D), for "device" and "host"
+        self.layout, self.device, self.initial = layout, device, initial
+        self.arrays: HeadArrays
+        if folder is not None and place == "file":
+            self.arrays = FileArrays(layout, width, dtype, folder)
+        else:
+            self.arrays = MemoryArrays(layout, width, dtype, device if place == "device" else torch.device("cpu"))
+        self.visits = untouched_zeros((layout.heads_here,), torch.int32, torch.device("cpu"))  # updates of each head
         self.waited_s = 0.0  # time that take() was kept waiting
-        self._files: dict[str, int] = {}  # name -> descriptor, for "file"
-        self._closers: list[weakref.finalize[..., HeadStorage]] = []
         self._failed: Exception | None = None  # a write that failed; nothing is read or written after it
-        self._folder = folder
         self._worker = None if place == "device" else _single_threaded_worker(device)
         # Not yet run on a GPU: rows travel on a stream of their own, and the background thread waits for it.
         self._stream = torch.cuda.Stream(device) if self._worker and device.type == "cuda" else None
         self._writing: list[Future[None]] = []
         self._fetches: list[Fetch] = []  # asked for and not taken yet
-        self.add(CENTRES)
+        self.arrays.add(CENTRES)
 
-    def add(self, name: str) -> None:
-        """Add an array of zeros that takes up room only where it is written."""
-        self.names.append(name)
-        if self.place != "file":
-            self.arrays[name] = _untouched_zeros((self.rows, self.width), self.dtype, self.home)
-            return
-        assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self._folder) as file:
-            file.truncate(self.rows * self._row_bytes)
-            self._files[name] = os.dup(file.fileno())
-        self._closers.append(weakref.finalize(self, os.close, self._files[name]))
+    @property
+    def names(self) -> list[str]:
+        """The arrays: the centres, then the optimizer's state."""
+        return self.arrays.names
 
-    def fetch(self, heads_h: Tensor, rows_S: Tensor, names: Sequence[str] | None = None) -> Fetch:
-        """Start reading the rows of some heads, of all arrays or those named; :meth:`take` still sees later updates.
+    def fetch(self, heads_h: Tensor, names: Sequence[str] | None = None) -> Fetch:
+        """Start reading some heads, of all arrays or those named; :meth:`take` still sees later updates.
 
         Raises:
             OSError: an earlier write has failed.
         """
         self._check_writes()
+        names = names or list(self.names)
         if self._worker is None:
-            return Fetch(heads_h, rows_S, names, None)
-        reading = self._worker.submit(self._bring, heads_h, rows_S, self._fresh(heads_h), names)
-        fetch = Fetch(heads_h, rows_S, names, reading)
+            return Fetch(heads_h, names, None)
+        fetch = Fetch(heads_h, names, self._worker.submit(self._bring, heads_h, self._is_fresh(heads_h), names))
         self._fetches.append(fetch)
         return fetch
 
@@ -136,7 +112,7 @@ class HeadStorage:
             OSError: they could not be read.
         """
         if fetch.coming is None:
-            return self._read(fetch.heads_h, fetch.rows_S, self._fresh(fetch.heads_h), fetch.names)
+            return self._read(fetch.heads_h, self._is_fresh(fetch.heads_h), fetch.names)
         started_s = time.monotonic()
         if fetch.coming.exception() is not None:
             self._check_writes()  # a write that failed before it says what to do
@@ -145,23 +121,16 @@ class HeadStorage:
             for value in rows.values():  # made on the other stream, so this one must be known to use it
                 value.record_stream(torch.cuda.current_stream(self.device))
         self.waited_s += time.monotonic() - started_s
-        self._fetches = [other for other in self._fetches if other is not fetch]
-        for newer_S, values in fetch.newer:
-            place_S = torch.searchsorted(fetch.rows_S, newer_S).clamp(max=max(len(fetch.rows_S) - 1, 0))
-            both = (
-                fetch.rows_S[place_S] == newer_S if len(fetch.rows_S) else torch.zeros_like(newer_S, dtype=torch.bool)
-            )
-            here = to_device(place_S[both], self.device)
-            there = to_device(both.nonzero().squeeze(1), self.device)
-            for name in rows:
-                rows[name][here] = values[name].to(self.device)[there]  # what restore() was given is on the host
+        self.forget(fetch)
+        for newer_h, values in fetch.newer:
+            self._lay_over(rows, fetch.heads_h, values, newer_h)
         return rows
 
     def forget(self, fetch: Fetch) -> None:
         """Give up a fetch that will not be taken."""
         self._fetches = [other for other in self._fetches if other is not fetch]
 
-    def store(self, heads_h: Tensor, rows_S: Tensor, values: Rows) -> None:
+    def store(self, heads_h: Tensor, values: Rows) -> None:
         """Write new values of all arrays of some heads, and count an update of each.
 
         For host memory and files it returns at once and the writing goes on behind: ``values`` must not change after.
@@ -170,21 +139,21 @@ class HeadStorage:
             OSError: an earlier write has failed.
         """
         self._check_writes()
-        self.visits[heads_h] += 1
+        self.visits[self.layout.places_of(heads_h)] += 1
         if self._worker is None:
-            self._write(heads_h, rows_S, values)
+            self._write(heads_h, values)
             return
         for fetch in self._fetches:
-            fetch.newer.append((rows_S, values))
+            fetch.newer.append((heads_h, values))
         made = None if self._stream is None else torch.cuda.current_stream(self.device).record_event()
-        self._writing.append(self._worker.submit(self._write, heads_h, rows_S, values, made))
+        self._writing.append(self._worker.submit(self._write, heads_h, values, made))
         if len(self._writing) > WRITES_AT_ONCE:  # a disk that falls behind must not fill the memory
             self._writing[0].exception()
 
-    def restore(self, heads_h: Tensor, rows_S: Tensor, values: Rows, visits_h: Tensor) -> None:
+    def restore(self, heads_h: Tensor, values: Rows, visits_h: Tensor) -> None:
         """Write values as :meth:`store` does, but set the number of updates."""
-        self.store(heads_h, rows_S, values)
-        self.visits[heads_h] = visits_h
+        self.store(heads_h, values)
+        self.visits[self.layout.places_of(heads_h)] = visits_h
 
     def flush(self) -> None:
         """Wait until everything is written.
@@ -207,80 +176,77 @@ class HeadStorage:
         finally:
             if self._worker is not None:
                 self._worker.shutdown(wait=True)
-            for close_file in self._closers:
-                close_file()
-
-    @property
-    def _row_bytes(self) -> int:
-        return self.width * self.dtype.itemsize
-
-    @property
-    def _block(self) -> int:
-        return self.head_size * self._row_bytes
+            self.arrays.close()
 
     def _check_writes(self) -> None:
         self._writing = [write for write in self._writing if not write.done()]
         if isinstance(self._failed, OSError):
+            where = f" to {self.arrays.folder}" if isinstance(self.arrays, FileArrays) else ""
             raise OSError(
-                f"the classifier's heads could not be written to {self._folder}: {self._failed}. Make room there or "
+                f"the classifier's heads could not be written{where}: {self._failed}. Make room there or "
                 "set another head_folder, and go on from the last checkpoint with resume = True"
             ) from self._failed
         if self._failed is not None:
             raise self._failed
 
-    def _fresh(self, heads_h: Tensor) -> Tensor:
-        return self.visits[heads_h] == 0
+    def _is_fresh(self, heads_h: Tensor) -> Tensor:
+        return self.visits[self.layout.places_of(heads_h)] == 0
 
-    def _read(self, heads_h: Tensor, rows_S: Tensor, fresh_h: Tensor, names: Sequence[str] | None) -> Rows:
+    def _read(self, heads_h: Tensor, fresh_h: Tensor, names: Sequence[str]) -> Rows:
+        """What the arrays hold, and the initial values of the heads that were not in them when this was asked for."""
         if self._failed is not None:
             raise self._failed
-        names = names or self.names
         if not fresh_h.any():
-            return self._read_written(heads_h, rows_S, names)
-        fresh_S = torch.repeat_interleave(fresh_h, self.head_size)[: len(rows_S)]
-        initial = self.initial(rows_S[fresh_S])
-        if len(initial) == len(rows_S):
+            return self.arrays.read(heads_h, names)
+        classes_S, home = self.layout.classes_of(heads_h), self.arrays.home
+        fresh_S = torch.repeat_interleave(fresh_h, self.layout.head_size)[: len(classes_S)]
+        initial = self.initial(to_device(classes_S[fresh_S], home))
+        if len(initial) == len(classes_S):
             return {name: initial if name == CENTRES else torch.zeros_like(initial) for name in names}
-        written = self._read_written(heads_h[~fresh_h], rows_S[~fresh_S], names)
-        old, new = (to_device(mask_S.nonzero().squeeze(1), self.home) for mask_S in (~fresh_S, fresh_S))
+        written = self.arrays.read(heads_h[~fresh_h], names)
+        old, new = (to_device(mask_S.nonzero().squeeze(1), home) for mask_S in (~fresh_S, fresh_S))
         rows = {}
         for name in names:
-            rows[name] = torch.zeros((len(rows_S), self.width), dtype=self.dtype, device=self.home)
+            rows[name] = torch.zeros((len(classes_S), initial.shape[1]), dtype=initial.dtype, device=home)
             rows[name][old] = written[name]
             if name == CENTRES:
                 rows[name][new] = initial
         return rows
 
-    def _read_written(self, heads_h: Tensor, rows_S: Tensor, names: Sequence[str]) -> Rows:
-        if self.place == "file":
-            return self._read_files(heads_h.tolist(), len(rows_S), names)
-        here_S = to_device(rows_S, self.home)
-        return {name: self.arrays[name].index_select(0, here_S) for name in names}
+    def _lay_over(self, rows: Rows, heads_h: Tensor, values: Rows, newer_h: Tensor) -> None:
+        """Overwrite the rows of those heads that were updated after they had been asked for."""
+        classes_S, newer_S = self.layout.classes_of(heads_h), self.layout.classes_of(newer_h)
+        if not len(classes_S):
+            return
+        place_S = torch.searchsorted(classes_S, newer_S).clamp(max=len(classes_S) - 1)
+        both = classes_S[place_S] == newer_S
+        here = to_device(place_S[both], self.device)
+        there = to_device(both.nonzero().squeeze(1), self.device)
+        for name in rows:
+            rows[name][here] = to_device(values[name], self.device)[there]  # what restore() was given is on the host
 
-    def _read_files(self, heads: list[int], S: int, names: Sequence[str]) -> Rows:
-        for name in names:
-            for head in heads:  # all at once, so that a disk sees the whole request
-                os.posix_fadvise(self._files[name], head * self._block, self._block, os.POSIX_FADV_WILLNEED)
-        rows = {}
-        for name in names:
-            rows[name] = torch.empty((S, self.width), dtype=self.dtype)
-            data = _bytes_of(rows[name])
-            for i, head in enumerate(heads):
-                part = data[i * self._block : (i + 1) * self._block]
-                read = os.preadv(self._files[name], [part], head * self._block)
-                if read != len(part):
-                    raise OSError(f"read {read} of {len(part)} bytes of {name} of head {head} in {self._folder}")
-        return rows
-
-    def _bring(self, heads_h: Tensor, rows_S: Tensor, fresh_h: Tensor, names: Sequence[str] | None) -> Rows:
+    def _bring(self, heads_h: Tensor, fresh_h: Tensor, names: Sequence[str]) -> Rows:
         """Read, in the background, and move to the training device beside what it computes."""
-        rows = self._read(heads_h, rows_S, fresh_h, names)
+        rows = self._read(heads_h, fresh_h, names)
         if self._stream is None:
-            return {name: value.to(self.device) for name, value in rows.items()}
+            return {name: to_device(value, self.device) for name, value in rows.items()}
         with torch.cuda.stream(self._stream):
-            moved = {name: value.pin_memory().to(self.device, non_blocking=True) for name, value in rows.items()}
+            moved = {name: to_device(value, self.device) for name, value in rows.items()}
         self._stream.synchronize()
         return moved
+
+    def _write(self, heads_h: Tensor, values: Rows, made: torch.cuda.Event | None = None) -> None:
+        """Write; ``made`` says when the values are there, if they must be fetched from a GPU first."""
+        if self._failed is not None:
+            return
+        try:
+            if made is not None:
+                values = self._fetch_back(values, made)
+            self.arrays.write(heads_h, {name: to_device(value, self.arrays.home) for name, value in values.items()})
+        except Exception as error:
+            self._failed = error
+            if self._worker is None:
+                raise
 
     def _fetch_back(self, values: Rows, made: torch.cuda.Event) -> Rows:
         assert self._stream is not None
@@ -293,39 +259,6 @@ class HeadStorage:
                 host[name].copy_(value.detach(), non_blocking=True)
         self._stream.synchronize()
         return host
-
-    def _write(self, heads_h: Tensor, rows_S: Tensor, values: Rows, made: torch.cuda.Event | None = None) -> None:
-        """Write; ``made`` says when the values are there, if they must be fetched from a GPU first."""
-        if self._failed is not None:
-            return
-        try:
-            if made is not None:
-                values = self._fetch_back(values, made)
-            values = {name: value.to(self.home) for name, value in values.items()}
-            if self.place == "file":
-                for name, descriptor in self._files.items():
-                    data = _bytes_of(values[name].contiguous())
-                    for i, head in enumerate(heads_h.tolist()):
-                        _write_all(descriptor, data[i * self._block : (i + 1) * self._block], head * self._block)
-            else:
-                here_S = to_device(rows_S, self.home)
-                for name, array in self.arrays.items():
-                    array.index_copy_(0, here_S, values[name])
-        except Exception as error:
-            self._failed = error
-            if self._worker is None:
-                raise
-
-
-def _bytes_of(x: Tensor) -> memoryview:
-    array: Any = x.numpy()
-    return memoryview(array).cast("B") if x.numel() else memoryview(b"")
-
-
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def _single_threaded_worker(device: torch.device) -> ThreadPoolExecutor:
@@ -340,17 +273,3 @@ def _single_threaded_worker(device: torch.device) -> ThreadPoolExecutor:
     if device.type == "cuda":
         worker.submit(torch.cuda.set_device, device).result()
     return worker
-
-
-def _untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that on a CPU take up memory only where they are written, in pages of 4 KiB.
-
-    numpy.zeros would ask for pages of 2 MiB, each cleared as a whole when the first head in it is written.
-    """
-    if device.type != "cpu" or 0 in shape:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (_MAP_NORESERVE if sys.platform == "linux" else 0)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
-    if sys.platform == "linux":
-        memory.madvise(mmap.MADV_DONTFORK)  # loader processes would keep a copy of every page that is updated
-    return torch.frombuffer(memory, dtype=dtype).view(shape)

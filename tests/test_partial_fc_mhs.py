@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heads.shard import INITIAL_STD
 from losses import ArcFace, CosFace
-from partial_fc_mhs import INITIAL_STD, PartialFCMHS
+from partial_fc_mhs import PartialFCMHS
 
 
-def make_head(num_classes=13, head_size=4, margin=None, weight=None, **options):
+def make_classifier(num_classes=13, head_size=4, margin=None, weight=None, **options):
     options.setdefault("dtype", torch.float64)
-    head = PartialFCMHS(margin or ArcFace(16.0, 0.3), 8, num_classes, head_size=head_size, **options)
+    classifier = PartialFCMHS(margin or ArcFace(16.0, 0.3), 8, num_classes, head_size=head_size, **options)
     if weight is not None:
-        head.weight.copy_(weight)
-        head.visits.fill_(1)
-    return head
+        classifier.shard.weight.copy_(weight)
+        classifier.shard.visits.fill_(1)
+    return classifier
 
 
 def data(n=6, num_classes=13, seed=7):
@@ -45,8 +46,8 @@ def visible_classes(labels, num_classes, head_size, scope):
 def test_equals_dense(scope, head_size):
     x, labels, weight = data()
     margin = ArcFace(16.0, 0.3)
-    head = make_head(head_size=head_size, weight=weight, head_scope=scope)
-    loss = head(x, labels)
+    classifier = make_classifier(head_size=head_size, weight=weight, head_scope=scope)
+    loss = classifier(x, labels)
     loss.backward()
     dense_x = x.detach().clone().requires_grad_()
     dense_weight = weight.clone().requires_grad_()
@@ -55,8 +56,8 @@ def test_equals_dense(scope, head_size):
     torch.testing.assert_close(loss, want, rtol=0, atol=1e-12)
     torch.testing.assert_close(x.grad, dense_x.grad, rtol=0, atol=1e-12)
     grad = torch.zeros_like(weight)
-    (forward,) = head.pending
-    grad[forward.selection.rows_S] = forward.leaf_SD.grad
+    (forward,) = classifier.shard.pending
+    grad[forward.selection.classes_S] = forward.leaf_SD.grad
     torch.testing.assert_close(grad, dense_weight.grad, rtol=0, atol=1e-12)
 
 
@@ -64,14 +65,14 @@ def test_equals_dense(scope, head_size):
 def test_equals_contract(contracts, scope):
     recorded = {k: torch.tensor(v) for k, v in np.load(contracts / "mhs_arcface.npz").items()}
     H, L, D = recorded["weight"].shape
-    head = PartialFCMHS(ArcFace(64, 0.5), D, H * L, head_size=L, head_scope=scope)
-    head.weight.copy_(recorded["weight"].view(H * L, D))
-    head.visits.fill_(1)
+    classifier = PartialFCMHS(ArcFace(64, 0.5), D, H * L, head_size=L, head_scope=scope)
+    classifier.shard.weight.copy_(recorded["weight"].view(H * L, D))
+    classifier.shard.visits.fill_(1)
     x = recorded["x"].requires_grad_()
-    loss = head(x, recorded["labels"])
+    loss = classifier(x, recorded["labels"])
     loss.backward()
     grad = torch.zeros(H * L, D)
-    grad[head.pending[0].selection.rows_S] = head.leaves[0].grad
+    grad[classifier.shard.pending[0].selection.classes_S] = classifier.shard.leaves[0].grad
     torch.testing.assert_close(loss.detach(), recorded[f"{scope}_loss"], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(x.grad, recorded[f"{scope}_grad_x"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grad.view(H, L, D), recorded[f"{scope}_grad_weight"], rtol=1e-4, atol=1e-5)
@@ -79,21 +80,21 @@ def test_equals_contract(contracts, scope):
 
 def test_every_head_is_full_softmax():
     x, labels, weight = data()
-    head = make_head(head_size=1, negative_rate=1.0, weight=weight)
+    classifier = make_classifier(head_size=1, negative_rate=1.0, weight=weight)
     want = dense_loss(x, labels, weight, ArcFace(16.0, 0.3), torch.ones(6, 13, dtype=torch.bool))
-    torch.testing.assert_close(head(x, labels), want, rtol=0, atol=1e-12)
-    assert int(head.stats.selected_classes) == 13
+    torch.testing.assert_close(classifier(x, labels), want, rtol=0, atol=1e-12)
+    assert int(classifier.stats.selected_classes) == 13
 
 
 def test_single_class_heads_with_negatives_are_partial_fc():
     """PartialFC: positives and a random share of the others, softmax over those."""
     C = 4000
     x, labels, weight = data(6, C)
-    head = make_head(C, 1, weight=weight, negative_rate=0.1)
+    classifier = make_classifier(C, 1, weight=weight, negative_rate=0.1)
     chosen = []
     for _ in range(4):
-        loss = head(x, labels)
-        rows = head.pending[-1].selection.rows_S
+        loss = classifier(x, labels)
+        rows = classifier.shard.pending[-1].selection.classes_S
         chosen.append(rows)
         assert torch.isin(labels, rows).all()
         assert 300 < len(rows) < 500  # 0.1 * 4000, four standard deviations being 76
@@ -105,9 +106,9 @@ def test_single_class_heads_with_negatives_are_partial_fc():
 
 def test_pure_mhs_selects_the_labels_heads_only():
     x, labels, weight = data()
-    head = make_head(weight=weight)
-    head(x, labels)
-    assert head.pending[0].selection.heads_h.tolist() == sorted({int(v) // 4 for v in labels})
+    classifier = make_classifier(weight=weight)
+    classifier(x, labels)
+    assert classifier.shard.pending[0].selection.heads_h.tolist() == sorted({int(v) // 4 for v in labels})
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,45 +121,47 @@ def test_pure_mhs_selects_the_labels_heads_only():
 )
 def test_any_layout_points_labels_at_their_rows(num_classes, head_size, rate, scope, seed):
     x, labels, weight = data(5, num_classes, seed)
-    head = make_head(num_classes, head_size, weight=weight, negative_rate=rate, head_scope=scope)
-    selection = head.select(labels, 0)
-    assert torch.equal(selection.rows_S[selection.columns_G], labels)
-    assert selection.rows_S.max() < num_classes
-    assert torch.equal(selection.rows_S, selection.rows_S.unique())
+    classifier = make_classifier(num_classes, head_size, weight=weight, negative_rate=rate, head_scope=scope)
+    selection = classifier.shard.select(labels, 0)
+    assert torch.equal(selection.classes_S[selection.columns_G], labels)
+    assert selection.classes_S.max() < num_classes
+    assert torch.equal(selection.classes_S, selection.classes_S.unique())
     if selection.hidden_GS is not None:
         assert not selection.hidden_GS.gather(1, selection.columns_G.unsqueeze(1)).any()
-    assert head(x, labels).isfinite()
+    assert classifier(x, labels).isfinite()
 
 
 def test_own_scope_sees_drawn_heads():
     x, labels, weight = data()
-    head = make_head(weight=weight, head_scope="own", negative_rate=1.0)
+    classifier = make_classifier(weight=weight, head_scope="own", negative_rate=1.0)
     want = dense_loss(x, labels, weight, ArcFace(16.0, 0.3), torch.ones(6, 13, dtype=torch.bool))
-    torch.testing.assert_close(head(x, labels), want, rtol=0, atol=1e-12)
+    torch.testing.assert_close(classifier(x, labels), want, rtol=0, atol=1e-12)
 
 
 def test_eval_mode_leaves_nothing_to_update():
     x, labels, weight = data()
-    head = make_head(weight=weight).eval()
-    head(x, labels)
+    classifier = make_classifier(weight=weight).eval()
+    classifier(x, labels)
     with torch.no_grad():
-        head.train()(x, labels)
-    assert not head.pending
-    assert head.iteration == 0
+        classifier.train()(x, labels)
+    assert not classifier.shard.pending
+    assert classifier.shard.iteration == 0
 
 
 def test_initial_centres_depend_on_seed_and_class_only():
-    a = make_head(1000, 7, seed=3, dtype=torch.float32)
-    b = make_head(1000, 100, seed=3, dtype=torch.float32)
+    a = make_classifier(1000, 7, seed=3, dtype=torch.float32)
+    b = make_classifier(1000, 100, seed=3, dtype=torch.float32)
     classes = torch.arange(1000)
     order = torch.randperm(1000)
-    assert torch.equal(a.initial_centres(classes)[order], b.initial_centres(classes[order]))
-    assert not torch.equal(a.initial_centres(classes), make_head(1000, 7, seed=4).initial_centres(classes).float())
+    assert torch.equal(a.shard.initial_centres(classes)[order], b.shard.initial_centres(classes[order]))
+    assert not torch.equal(
+        a.shard.initial_centres(classes), make_classifier(1000, 7, seed=4).shard.initial_centres(classes).float()
+    )
 
 
 def test_initial_centres_are_normal():
-    head = PartialFCMHS(CosFace(), 64, 20000, head_size=10)
-    values = head.initial_centres(torch.arange(20000)) / INITIAL_STD
+    classifier = PartialFCMHS(CosFace(), 64, 20000, head_size=10)
+    values = classifier.shard.initial_centres(torch.arange(20000)) / INITIAL_STD
     n = values.numel()
     assert abs(values.mean()) < 5 / n**0.5
     assert abs(values.var() - 1) < 5 * (2 / n) ** 0.5
@@ -171,11 +174,13 @@ def test_initial_centres_are_normal():
 
 def test_first_visit_starts_from_the_initial_centre():
     x, labels, _ = data()
-    head = make_head()
-    assert not head.weight.any()
-    head(x, labels)
-    rows = head.pending[0].selection.rows_S
-    torch.testing.assert_close(head.leaves[0].detach(), head.initial_centres(rows), rtol=0, atol=0)
+    classifier = make_classifier()
+    assert not classifier.shard.weight.any()
+    classifier(x, labels)
+    rows = classifier.shard.pending[0].selection.classes_S
+    torch.testing.assert_close(
+        classifier.shard.leaves[0].detach(), classifier.shard.initial_centres(rows), rtol=0, atol=0
+    )
 
 
 def test_autocast_type_stays_near_float32():
@@ -183,24 +188,24 @@ def test_autocast_type_stays_near_float32():
     x, labels = torch.randn(16, 64), torch.randint(0, 100, (16,))
     losses = {}
     for amp in (None, torch.bfloat16, torch.float16):
-        head = PartialFCMHS(ArcFace(16, 0.3), 64, 100, head_size=5, amp_dtype=amp)
-        losses[amp] = head(x, labels)
+        classifier = PartialFCMHS(ArcFace(16, 0.3), 64, 100, head_size=5, amp_dtype=amp)
+        losses[amp] = classifier(x, labels)
         losses[amp].backward()
         assert losses[amp].dtype == torch.float32
-        assert head.leaves[0].grad.dtype == torch.float32
+        assert classifier.shard.leaves[0].grad.dtype == torch.float32
     assert losses[torch.bfloat16].item() == pytest.approx(losses[None].item(), rel=2e-2)
     assert losses[torch.float16].item() == pytest.approx(losses[None].item(), rel=5e-3)
 
 
 def test_stats():
     weight = torch.eye(8, dtype=torch.float64)
-    head = make_head(8, 2, weight=weight)
+    classifier = make_classifier(8, 2, weight=weight)
     x = torch.stack((weight[0], weight[5], weight[1] + 0.1 * weight[0])).requires_grad_()
-    head(x, torch.tensor([0, 5, 0]))
-    assert head.stats.top1.item() == pytest.approx(2 / 3)
-    assert head.stats.positive_cosine.item() == pytest.approx((1 + 1 + 0.1 / 1.01**0.5) / 3)
-    assert head.stats.selected_heads.item() == 2
-    assert head.stats.selected_classes.item() == 4
+    classifier(x, torch.tensor([0, 5, 0]))
+    assert classifier.stats.top1.item() == pytest.approx(2 / 3)
+    assert classifier.stats.positive_cosine.item() == pytest.approx((1 + 1 + 0.1 / 1.01**0.5) / 3)
+    assert classifier.stats.selected_heads.item() == 2
+    assert classifier.stats.selected_classes.item() == 4
 
 
 @pytest.mark.parametrize(
@@ -214,7 +219,7 @@ def test_stats():
 )
 def test_refuses_bad_labels(labels, message):
     with pytest.raises(ValueError, match=message):
-        make_head()(torch.zeros(6, 8), labels)
+        make_classifier()(torch.zeros(6, 8), labels)
 
 
 @pytest.mark.parametrize(
@@ -228,9 +233,9 @@ def test_refuses_bad_labels(labels, message):
 )
 def test_refuses_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
-        make_head(**options)
+        make_classifier(**options)
 
 
 def test_refuses_embeddings_of_another_size():
     with pytest.raises(ValueError, match=r"must be \(B, 8\), got \(6, 9\)"):
-        make_head()(torch.zeros(6, 9), torch.zeros(6, dtype=torch.int64))
+        make_classifier()(torch.zeros(6, 9), torch.zeros(6, dtype=torch.int64))

@@ -182,7 +182,7 @@ def test_accumulation_is_the_mean_of_the_parts(tmp_path):
     whole, one = steps(tmp_path / "one", "batch_size=8")
     parts, two = steps(tmp_path / "two", "batch_size=4", "gradient_acc=2")
     assert parts == pytest.approx(whole, rel=1e-5)
-    torch.testing.assert_close(one.head.weight, two.head.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one.classifier.shard.weight, two.classifier.shard.weight, rtol=1e-4, atol=1e-6)
     for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
@@ -207,14 +207,14 @@ def test_non_finite_steps_are_skipped_and_counted(tmp_path):
     batches = train.epoch_batches(state, loader, train.Speedometer())
     state.train_step(batches)
     before = {k: v.clone() for k, v in state.backbone.state_dict().items() if "running" not in k and "num_b" not in k}
-    centres = state.head.weight.clone()
+    centres = state.classifier.shard.weight.clone()
     poison = state.backbone.conv1.weight.register_hook(lambda grad: grad * torch.nan)
     state.train_step(batches)
     state.train_step(batches)
     assert state.skipped == 2
     after = state.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(state.head.weight, centres)
+    assert torch.equal(state.classifier.shard.weight, centres)
     with pytest.raises(FloatingPointError, match=r"3 steps in a row .* the gradient of conv1.weight on rank 0, lr"):
         state.train_step(batches)
     poison.remove()
@@ -222,7 +222,7 @@ def test_non_finite_steps_are_skipped_and_counted(tmp_path):
     state.row_optimizer.zero_grad()
     state.train_step(batches)
     assert state.skipped_in_a_row == 0
-    assert not torch.equal(state.head.weight, centres)
+    assert not torch.equal(state.classifier.shard.weight, centres)
 
 
 def test_fp16_overflow_lowers_the_scale_and_goes_on(tmp_path):

@@ -13,31 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from heads.storage import CENTRES
-from losses import get_margin
-from partial_fc_mhs import PartialFCMHS
+from heads.checkpoint import centres_dtype, merged_blocks, read_parts
 from training.checkpoint import list_checkpoints, load_training
 from utils.atomic import open_atomic, temporary_name
-
-BLOCK_BYTES = 16 * 2**20  # of centres in memory at once; making initial ones takes about ten times as much
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one rank wrote; the arrays are mapped, not read."""
-
-    heads_n: NDArray[np.int64]  # global numbers of the updated heads, ascending
-    visits_n: NDArray[np.int32]  # their updates
-    centres: NDArray[Any]  # L rows for each of them, fewer for the last head of all
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -55,59 +39,6 @@ def find_checkpoint(path: Path) -> Path:
         f"{path} holds no checkpoint: expected a run's folder with checkpoints/step_N in it, or such a step_N; a run "
         "writes them with save_all_states = True"
     )
-
-
-def read_parts(folder: Path) -> list[Part]:
-    """Open the parts that the ranks left, in the order of their heads.
-
-    Raises:
-        ValueError: a part is missing or damaged.
-    """
-    paths = sorted(folder.glob("rank_*_of_*"), key=lambda path: int(path.name.split("_")[1]))
-    if not paths or len(paths) != int(paths[0].name.split("_")[3]):
-        raise ValueError(f"{folder} holds {len(paths)} ranks' heads, not all; take an older checkpoint")
-    parts = []
-    for path in paths:
-        try:
-            heads_n, visits_n = np.load(path / "heads.npy"), np.load(path / "visits.npy")
-            mode: Literal["r"] | None = "r" if len(heads_n) else None  # an empty array cannot be mapped
-            parts.append(Part(heads_n, visits_n, np.load(path / f"{CENTRES}.npy", mmap_mode=mode)))
-        except (OSError, EOFError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); take an older checkpoint") from error
-    return parts
-
-
-def _dtype(parts: Sequence[Part]) -> np.dtype[Any]:
-    """The centres' number type; an empty part does not know it."""
-    return next((part.centres.dtype for part in parts if len(part.heads_n)), np.dtype(np.float32))
-
-
-def merged_blocks(
-    parts: Sequence[Part], settings: dict[str, int]
-) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
-    """Yield consecutive classes' centres (m, D), and the updates of their heads (m,), until all C have come.
-
-    Args:
-        parts: of every rank.
-        settings: the classifier's num_classes, head_size, embedding_size and seed.
-    """
-    C, L, D = (settings[name] for name in ("num_classes", "head_size", "embedding_size"))
-    dtype = torch.from_numpy(np.empty(0, _dtype(parts))).dtype
-    fresh = PartialFCMHS(get_margin("arcface", 64.0), D, C, head_size=L, seed=settings["seed"], dtype=dtype)
-    heads_at_once = max(1, BLOCK_BYTES // (L * D * dtype.itemsize))
-    for first_head in range(0, fresh.num_heads, heads_at_once):
-        start, end = first_head * L, min((first_head + heads_at_once) * L, C)
-        rows_mD = fresh.initial_centres(torch.arange(start, end)).numpy()
-        visits_m = np.zeros(end - start, np.int32)
-        for part in parts:
-            low, high = np.searchsorted(part.heads_n, [first_head, first_head + heads_at_once])
-            if low == high:
-                continue
-            classes = (part.heads_n[low:high, None] * L + np.arange(L)).ravel()
-            classes = classes[classes < C] - start
-            rows_mD[classes] = part.centres[low * L : low * L + len(classes)]
-            visits_m[classes] = np.repeat(part.visits_n[low:high], L)[: len(classes)]
-        yield rows_mD, visits_m
 
 
 def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> tuple[int, int, int]:
@@ -138,7 +69,7 @@ def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> t
     as_npy = out if out.suffix == ".npy" else temporary_name(out).with_suffix(".npy")
     try:
         with open_atomic(as_npy) as file:
-            descr = np.lib.format.dtype_to_descr(_dtype(parts))
+            descr = np.lib.format.dtype_to_descr(centres_dtype(parts))
             header = {"descr": descr, "fortran_order": False, "shape": (C, D)}
             np.lib.format.write_array_header_1_0(file, header)
             done = 0

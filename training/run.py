@@ -76,7 +76,7 @@ class TrainingRun:
         num_classes = cfg.class_count()
         assert num_classes is not None
         head_size, negative_rate = cfg.head_layout()
-        self.head = together(
+        self.classifier = together(
             lambda: PartialFCMHS(
                 get_margin(cfg.loss, cfg.scale, cfg.margin, cfg.margin_list, cfg.interclass_filtering_threshold),
                 cfg.embedding_size,
@@ -97,10 +97,12 @@ class TrainingRun:
             self.optimizer: Optimizer = SGD(
                 self.backbone.parameters(), lr, cfg.momentum, weight_decay=decay, nesterov=cfg.nesterov
             )
-            self.row_optimizer = together(lambda: RowSGD(self.head, lr, cfg.momentum, decay, cfg.nesterov))
+            self.row_optimizer = together(
+                lambda: RowSGD(self.classifier.shard, lr, cfg.momentum, decay, cfg.nesterov)
+            )
         else:
             self.optimizer = AdamW(self.backbone.parameters(), lr, weight_decay=decay)
-            self.row_optimizer = together(lambda: RowAdamW(self.head, lr, weight_decay=decay))
+            self.row_optimizer = together(lambda: RowAdamW(self.classifier.shard, lr, weight_decay=decay))
         self.optimizers: list[Optimizer] = [self.optimizer, self.row_optimizer]
         self.total_steps, warmup = steps_per_epoch * cfg.num_epoch, round(steps_per_epoch * cfg.warmup_epoch)
         self.schedules = [PolyScheduler(o, None, self.total_steps, warmup) for o in self.optimizers]
@@ -114,7 +116,7 @@ class TrainingRun:
             images = batch.images_BHW3.to(self.device, non_blocking=True)
             images = self.augment(images, batch.sample_ids_B, self.epoch)
             with self._reduce_gradients(part == cfg.gradient_acc - 1):
-                loss = self.head(self.model(images), batch.labels_B) / cfg.gradient_acc
+                loss = self.classifier(self.model(images), batch.labels_B) / cfg.gradient_acc
                 self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
         self._update(loss_sum)
@@ -138,7 +140,7 @@ class TrainingRun:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self.cfg.clip_grad_norm or float("inf"))
-        rows = torch.stack([leaf.grad.sum() for leaf in self.head.leaves if leaf.grad is not None]).sum()
+        rows = torch.stack([leaf.grad.sum() for leaf in self.classifier.shard.leaves if leaf.grad is not None]).sum()
         bad = ~(norm + rows + loss).isfinite()
         if not self.stop.agree(bad):
             for optimizer in self.optimizers:
@@ -171,7 +173,7 @@ class TrainingRun:
         for name, parameter in self.backbone.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 return f"the gradient of {name}"
-        if any(leaf.grad is not None and not leaf.grad.isfinite().all() for leaf in self.head.leaves):
+        if any(leaf.grad is not None and not leaf.grad.isfinite().all() for leaf in self.classifier.shard.leaves):
             return "the gradient of the classifier's rows"
         return "a gradient of another rank"
 
@@ -200,15 +202,20 @@ class TrainingRun:
         training = {
             "backbone": self.backbone.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "head": self.head.settings(),
-            "margin": self.head.margin_loss.state_dict(),
+            "head": self.classifier.shard.settings(),
+            "margin": self.classifier.margin_loss.state_dict(),
             "scaler": self.scaler.state_dict(),
             "position": {"epoch": self.epoch, "step": self.step, "images_in_epoch": images_in_epoch},
             "skipped": self.skipped,
         }
         folder, rng = self.output / "checkpoints", checkpoint.rng_state(self.device)
         checkpoint.save_checkpoint(
-            folder, self.step, training, lambda where: save_heads(self.head, where), self.cfg.keep_checkpoints, rng
+            folder,
+            self.step,
+            training,
+            lambda where: save_heads(self.classifier.shard, where),
+            self.cfg.keep_checkpoints,
+            rng,
         )
 
     @property
@@ -222,9 +229,9 @@ class TrainingRun:
         Weights, state and place in the data are taken over; rates, decay and length are this run's config's.
         """
         state = together(lambda: checkpoint.load_training(path))
-        self.head.load_settings(state["head"])
-        self.head.margin_loss.load_state_dict(state["margin"])
-        together(lambda: load_heads(self.head, path / "heads"))
+        self.classifier.shard.load_settings(state["head"])
+        self.classifier.margin_loss.load_state_dict(state["margin"])
+        together(lambda: load_heads(self.classifier.shard, path / "heads"))
         try:
             self.backbone.load_state_dict(state["backbone"])
             self.optimizer.load_state_dict(

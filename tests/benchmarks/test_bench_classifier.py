@@ -64,11 +64,11 @@ def test_a_first_step_equals_ours(make_dense, head_size, negative_rate):
     x, labels, weight = batch()
     margin = ArcFace(16.0, 0.3)
     ours = PartialFCMHS(margin, D, C, head_size=head_size, negative_rate=negative_rate, dtype=torch.float64)
-    ours.weight.copy_(weight)
-    ours.visits.fill_(1)
+    ours.shard.weight.copy_(weight)
+    ours.shard.visits.fill_(1)
     dense = with_weight(make_dense(margin), weight)
     steps = (
-        (ours, RowSGD(ours, 0.1, 0.9, 5e-4)),
+        (ours, RowSGD(ours.shard, 0.1, 0.9, 5e-4)),
         (dense, torch.optim.SGD(dense.parameters(), 0.1, 0.9, weight_decay=5e-4)),
     )
     losses, grads = [], []
@@ -81,9 +81,9 @@ def test_a_first_step_equals_ours(make_dense, head_size, negative_rate):
         grads.append(x_BD.grad)
     torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(grads[1], grads[0], rtol=0, atol=1e-12)
-    moved = (ours.weight != weight).any(1)
+    moved = (ours.shard.weight != weight).any(1)
     assert int(moved.sum()) == dense.selected_rows == int(ours.stats.selected_classes)
-    torch.testing.assert_close(dense.weight.detach()[moved], ours.weight[moved], rtol=0, atol=1e-12)
+    torch.testing.assert_close(dense.weight.detach()[moved], ours.shard.weight[moved], rtol=0, atol=1e-12)
 
 
 def test_partial_fc_takes_the_labels_and_a_share_of_the_others():

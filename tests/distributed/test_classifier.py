@@ -44,33 +44,33 @@ def problem(case):
     return x, labels, weight, network
 
 
-def make_head(case):
+def make_classifier(case):
     options = {k: v for k, v in case.items() if k not in ("labels", "num_classes")}
     return PartialFCMHS(ArcFace(16.0, 0.3), D, case["num_classes"], dtype=torch.float64, seed=5, **options)
 
 
 def train_sharded(rank, world_size, case):
     x, labels, weight, network = problem(case)
-    head = make_head(case)
-    head.weight.copy_(weight[head.class_start : head.class_end])
-    head.visits.fill_(1)
+    classifier = make_classifier(case)
+    classifier.shard.weight.copy_(weight[classifier.shard.layout.class_start : classifier.shard.layout.class_end])
+    classifier.shard.visits.fill_(1)
     model = DistributedDataParallel(network)
-    optimizers = [torch.optim.SGD(model.parameters(), 0.1, 0.9), RowSGD(head, 0.1, 0.9, 1e-2)]
+    optimizers = [torch.optim.SGD(model.parameters(), 0.1, 0.9), RowSGD(classifier.shard, 0.1, 0.9, 1e-2)]
     B = G // world_size
     record = {"loss": [], "grad": [], "stats": []}
     for step in range(STEPS):
         mine = slice(rank * B, (rank + 1) * B)
-        loss = head(model(x[step, mine]), labels[step, mine])
+        loss = classifier(model(x[step, mine]), labels[step, mine])
         loss.backward()
         record["loss"].append(loss.item())
         record["grad"].append(network.weight.grad.clone())
-        stats = head.stats
+        stats = classifier.stats
         record["stats"].append([float(v) for v in vars(stats).values()])
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    record["centres"] = torch.cat(all_gather_objects(head.weight))
-    record["momentum"] = torch.cat(all_gather_objects(head.storage.arrays["momentum_buffer"]))
+    record["centres"] = torch.cat(all_gather_objects(classifier.shard.weight))
+    record["momentum"] = torch.cat(all_gather_objects(classifier.shard.tensors()["momentum_buffer"]))
     return record
 
 
@@ -80,7 +80,7 @@ def train_dense(case):
     C, L = case["num_classes"], case["head_size"]
     weight, margin = weight.clone().requires_grad_(), ArcFace(16.0, 0.3)
     momentum = torch.zeros_like(weight)
-    draws = make_head(case)
+    draws = make_classifier(case).shard
     optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9)
     heads = torch.arange(C) // L
     record = {"loss": [], "grad": []}
@@ -120,9 +120,11 @@ def test_sharded_equals_dense(name, world_size):
 
 
 def draw(rank, world_size):
-    head = PartialFCMHS(ArcFace(), 8, 1000, head_size=7, negative_rate=0.25, seed=11)
-    drawn = [head.drawn_heads(iteration) for iteration in range(3)]
-    centres = head.initial_centres(torch.arange(head.class_start, head.class_end))
+    classifier = PartialFCMHS(ArcFace(), 8, 1000, head_size=7, negative_rate=0.25, seed=11)
+    drawn = [classifier.shard.drawn_heads(iteration) for iteration in range(3)]
+    centres = classifier.shard.initial_centres(
+        torch.arange(classifier.shard.layout.class_start, classifier.shard.layout.class_end)
+    )
     return drawn, centres
 
 
@@ -153,8 +155,8 @@ def count_collectives(rank, world_size):
     dist.all_reduce = counting("all_reduce")
     ours._all_gather = counting(ours._all_gather.__name__)
     ours._reduce_scatter = counting(ours._reduce_scatter.__name__)
-    head = PartialFCMHS(ArcFace(), D, 1000, head_size=10)
-    head(torch.randn(6, D, requires_grad=True), torch.arange(6) * 100).backward()
+    classifier = PartialFCMHS(ArcFace(), D, 1000, head_size=10)
+    classifier(torch.randn(6, D, requires_grad=True), torch.arange(6) * 100).backward()
     return counted
 
 
@@ -165,8 +167,8 @@ def test_five_collectives_of_the_stated_size():
 
 
 def one_rank_with_a_bad_label(rank, world_size):
-    head = PartialFCMHS(ArcFace(), D, 100, head_size=10)
-    head(torch.randn(2, D), torch.tensor([0, 100 if rank == 1 else 5]))
+    classifier = PartialFCMHS(ArcFace(), D, 100, head_size=10)
+    classifier(torch.randn(2, D), torch.tensor([0, 100 if rank == 1 else 5]))
 
 
 def test_a_bad_label_on_one_rank_is_an_error_on_all():

@@ -22,22 +22,28 @@ def train(rank, world_size, loss, scope):
     with torch.no_grad():
         network.weight.copy_(torch.randn(D, 5, generator=g, dtype=torch.float64))
     margin = get_margin(loss, 16.0)
-    head = PartialFCMHS(margin, D, C, head_size=3, negative_rate=0.3, head_scope=scope, seed=5, dtype=torch.float64)
-    head.weight.copy_(torch.randn(C, D, generator=g, dtype=torch.float64)[head.class_start : head.class_end])
-    head.visits.fill_(1)
+    classifier = PartialFCMHS(
+        margin, D, C, head_size=3, negative_rate=0.3, head_scope=scope, seed=5, dtype=torch.float64
+    )
+    classifier.shard.weight.copy_(
+        torch.randn(C, D, generator=g, dtype=torch.float64)[
+            classifier.shard.layout.class_start : classifier.shard.layout.class_end
+        ]
+    )
+    classifier.shard.visits.fill_(1)
     model = DistributedDataParallel(network)
-    optimizers = [torch.optim.SGD(model.parameters(), 0.01), RowSGD(head, 0.1, 0.9, 1e-2)]
+    optimizers = [torch.optim.SGD(model.parameters(), 0.01), RowSGD(classifier.shard, 0.1, 0.9, 1e-2)]
     B, losses = G // world_size, []
     for step in range(4):
         mine = slice(rank * B, (rank + 1) * B)
-        value = head(model(x[step, mine]), labels[step, mine])
+        value = classifier(model(x[step, mine]), labels[step, mine])
         value.backward()
         losses.append(value.item())
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
     state = [float(v) for v in margin.state_dict().values()]
-    return losses, network.weight.detach(), torch.cat(all_gather_objects(head.weight)), state
+    return losses, network.weight.detach(), torch.cat(all_gather_objects(classifier.shard.weight)), state
 
 
 @pytest.mark.parametrize("scope", ["batch", "own"])

@@ -18,8 +18,8 @@ from pretend_device import NAME, PretendDevice
 C, L, D, B = 23, 4, 4, 3
 PLACES = ("device", "host", "file")
 OPTIMIZERS = {
-    "sgd": lambda head: RowSGD(head, 0.5, 0.9, 5e-2, nesterov=True),
-    "adamw": lambda head: RowAdamW(head, 0.05, weight_decay=0.1),
+    "sgd": lambda classifier: RowSGD(classifier.shard, 0.5, 0.9, 5e-2, nesterov=True),
+    "adamw": lambda classifier: RowAdamW(classifier.shard, 0.05, weight_decay=0.1),
 }
 
 
@@ -34,26 +34,26 @@ class Run:
         self.make()
 
     def make(self):
-        self.head = PartialFCMHS(
+        self.classifier = PartialFCMHS(
             ArcFace(8.0, 0.3), D, C, head_size=L, head_storage=self.place, head_folder=self.folder, **self.options
         )
-        self.optimizer = OPTIMIZERS[self.optimizer_name](self.head)
+        self.optimizer = OPTIMIZERS[self.optimizer_name](self.classifier)
         self.waiting = []
 
     def prefetch(self, labels):
-        self.head.prefetch(labels)
+        self.classifier.shard.prefetch(labels)
         self.waiting.append(labels)
 
     def forward(self, labels):
         labels = self.waiting.pop(0) if self.waiting else labels
         x = torch.randn(B, D, generator=torch.Generator().manual_seed(int(labels.sum()))).requires_grad_()
-        loss = self.head(x, labels)
+        loss = self.classifier(x, labels)
         loss.backward()
         self.found += [loss.detach(), x.grad]
 
     def evaluate(self, labels):
         with torch.no_grad():
-            self.found.append(self.head(torch.ones(B, D), labels))
+            self.found.append(self.classifier(torch.ones(B, D), labels))
 
     def step(self, labels):
         self.optimizer.step()
@@ -63,25 +63,25 @@ class Run:
         self.optimizer.zero_grad()
 
     def forget(self, labels):
-        self.head.forget_prefetched()
+        self.classifier.shard.forget_prefetched()
         self.waiting.clear()
 
     def look(self, labels):
-        self.found += [self.head.centres(labels), self.head.visits.clone()]
+        self.found += [self.classifier.shard.centres(labels), self.classifier.shard.visits.clone()]
 
     def resume(self, labels):
         self.saved += 1
-        save_heads(self.head, self.folder / f"{self.place}_{self.saved}")
-        counted = self.head.settings()
-        self.head.storage.close()
+        save_heads(self.classifier.shard, self.folder / f"{self.place}_{self.saved}")
+        counted = self.classifier.shard.settings()
+        self.classifier.shard.storage.close()
         self.make()
-        self.head.load_settings(counted)
-        load_heads(self.head, self.folder / f"{self.place}_{self.saved}")
+        self.classifier.shard.load_settings(counted)
+        load_heads(self.classifier.shard, self.folder / f"{self.place}_{self.saved}")
 
     def back(self, labels):
         """To the last checkpoint, in the midst of a run: heads that it does not hold stay as they are."""
         if self.saved:
-            load_heads(self.head, self.folder / f"{self.place}_{self.saved}")
+            load_heads(self.classifier.shard, self.folder / f"{self.place}_{self.saved}")
 
 
 CALLS = ("prefetch", "forward", "step", "evaluate", "skip", "forget", "look", "resume", "back")
@@ -104,7 +104,7 @@ def test_any_course_of_calls_gives_the_same_bits_everywhere(tmp_path_factory, co
         for call, numbers in [*course, ("step", [0] * B), ("look", list(range(B)))]:
             getattr(run, call)(torch.tensor(numbers))
         run.look(torch.arange(C))
-        run.head.storage.close()
+        run.classifier.shard.storage.close()
         results[place] = run.found
     for place in PLACES[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[place], results["device"], strict=True)), place
@@ -145,7 +145,7 @@ def test_on_a_device_of_its_own(tmp_path, monkeypatch, loss, scope, optimizer, p
     for device in ("cpu", NAME):
         with PretendDevice() as pretended:
             found = []
-            head = PartialFCMHS(
+            classifier = PartialFCMHS(
                 get_margin(loss, 8.0, margin_list=(1.0, 0.3, 0.1) if loss == "combined" else None),
                 D,
                 C,
@@ -156,28 +156,28 @@ def test_on_a_device_of_its_own(tmp_path, monkeypatch, loss, scope, optimizer, p
                 negative_rate=0.3,
                 device=device,
             )
-            row_optimizer = OPTIMIZERS[optimizer](head)
+            row_optimizer = OPTIMIZERS[optimizer](classifier)
             g = torch.Generator().manual_seed(1)
             x = torch.randn(9, B, D, generator=g)
             batches = torch.randint(0, C, (9, B), generator=g).unbind()
-            head.prefetch(batches[0])
+            classifier.shard.prefetch(batches[0])
             for i, numbers in enumerate(batches):
                 x_BD = x[i].to(device).requires_grad_()
                 pretended.waits.clear()
                 if i < 8:
-                    head.prefetch(batches[i + 1])
-                value = head(x_BD, numbers)
+                    classifier.shard.prefetch(batches[i + 1])
+                value = classifier(x_BD, numbers)
                 value.backward()
                 if i % 3:  # steps of one forward and of two
                     row_optimizer.step()
                     row_optimizer.zero_grad()
                 waits += pretended.waits if device == NAME and place == "device" else []
                 found += [value.detach().cpu(), x_BD.grad.cpu()]
-            save_heads(head, tmp_path / f"saved_{device}")
-            head.prefetch(batches[0])
-            load_heads(head, tmp_path / f"saved_{device}")
-            found += [head(x[0].to(device).requires_grad_(), batches[0]).detach().cpu()]
-            found += [head.centres(torch.arange(C)).cpu(), head.visits.clone()]
+            save_heads(classifier.shard, tmp_path / f"saved_{device}")
+            classifier.shard.prefetch(batches[0])
+            load_heads(classifier.shard, tmp_path / f"saved_{device}")
+            found += [classifier(x[0].to(device).requires_grad_(), batches[0]).detach().cpu()]
+            found += [classifier.shard.centres(torch.arange(C)).cpu(), classifier.shard.visits.clone()]
             results.append(found)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert not waits

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from heads import storage as head_storage
+from heads.arrays import MemoryArrays
 from heads.checkpoint import load_heads, save_heads
 from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace
@@ -16,8 +17,8 @@ from partial_fc_mhs import PartialFCMHS
 
 C, L, D, STEPS = 53, 4, 8, 12
 OPTIMIZERS = {
-    "sgd": lambda head: RowSGD(head, 0.5, 0.9, 5e-2),
-    "adamw": lambda head: RowAdamW(head, 0.05, weight_decay=0.1),
+    "sgd": lambda classifier: RowSGD(classifier.shard, 0.5, 0.9, 5e-2),
+    "adamw": lambda classifier: RowAdamW(classifier.shard, 0.05, weight_decay=0.1),
 }
 PLACES = ("device", "host", "file")
 
@@ -36,31 +37,30 @@ def batches(steps=STEPS):
     return x, labels
 
 
-def train(head, optimizer, ahead=0, accumulate=1, skip=()):
+def train(classifier, optimizer, ahead=0, accumulate=1, skip=()):
     """The loss of each step; ``ahead``: how many batches are announced before they are due."""
     x, labels = batches()
     announced = 0
     losses = []
     for step in range(STEPS):
         while ahead and announced < min(step + 1 + ahead, STEPS):
-            head.prefetch(labels[announced])
+            classifier.shard.prefetch(labels[announced])
             announced += 1
-        loss = head(x[step].clone().requires_grad_(), labels[step])
+        loss = classifier(x[step].clone().requires_grad_(), labels[step])
         loss.backward()
         losses.append(float(loss.detach()))
         if (step + 1) % accumulate == 0:
             if step not in skip:
                 optimizer.step()
             optimizer.zero_grad()
-    head.storage.flush()
+    classifier.shard.storage.flush()
     return losses
 
 
-def everything(head):
-    rows = torch.arange(C)
-    heads = torch.arange(head.num_heads)
-    storage = head.storage
-    values = storage.take(storage.fetch(heads, rows))
+def everything(classifier):
+    heads = torch.arange(classifier.shard.layout.num_heads)
+    storage = classifier.shard.storage
+    values = storage.take(storage.fetch(heads))
     return [*(values[name] for name in sorted(values)), storage.visits.clone()]
 
 
@@ -72,9 +72,9 @@ def reference(tmp_path_factory):
         key = (name, tuple(sorted(options.items())))
         if key not in found:
             keywords = dict(options)
-            head = make("device", tmp_path_factory.mktemp("reference"), negative_rate=keywords.pop("rate", 0.0))
-            losses = train(head, OPTIMIZERS[name](head), **keywords)
-            found[key] = losses, everything(head)
+            classifier = make("device", tmp_path_factory.mktemp("reference"), negative_rate=keywords.pop("rate", 0.0))
+            losses = train(classifier, OPTIMIZERS[name](classifier), **keywords)
+            found[key] = losses, everything(classifier)
         return found[key]
 
     return of
@@ -84,65 +84,68 @@ def reference(tmp_path_factory):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_place_gives_the_same_bits_fetched_ahead_or_not(tmp_path, reference, name, place, ahead):
-    head = make(place, tmp_path)
-    losses = train(head, OPTIMIZERS[name](head), ahead)
+    classifier = make(place, tmp_path)
+    losses = train(classifier, OPTIMIZERS[name](classifier), ahead)
     want_losses, want = reference(name)
     assert losses == want_losses
-    assert all(torch.equal(a, b) for a, b in zip(everything(head), want, strict=True))
-    head.storage.close()
+    assert all(torch.equal(a, b) for a, b in zip(everything(classifier), want, strict=True))
+    classifier.shard.storage.close()
 
 
 @pytest.mark.parametrize("place", ["host", "file"])
 @pytest.mark.parametrize("options", [{"accumulate": 3}, {"skip": (2, 3, 7)}, {"rate": 0.4}])
 def test_accumulation_skipped_steps_and_negatives(tmp_path, reference, place, options):
     keywords = dict(options)
-    head = make(place, tmp_path, negative_rate=keywords.pop("rate", 0.0))
-    losses = train(head, OPTIMIZERS["sgd"](head), 2, **keywords)
+    classifier = make(place, tmp_path, negative_rate=keywords.pop("rate", 0.0))
+    losses = train(classifier, OPTIMIZERS["sgd"](classifier), 2, **keywords)
     want_losses, want = reference("sgd", **options)
     assert losses == want_losses
-    assert all(torch.equal(a, b) for a, b in zip(everything(head), want, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(everything(classifier), want, strict=True))
 
 
 def test_a_slow_disk_is_waited_for_and_does_not_hold_up_the_writer(tmp_path, reference, monkeypatch):
     real = head_storage.HeadStorage._write
 
     def slow(*args):
-        time.sleep(0.2 if args[0].place == "host" else 0.02)
+        time.sleep(0.2 if isinstance(args[0].arrays, MemoryArrays) else 0.02)
         real(*args)
 
     monkeypatch.setattr(head_storage.HeadStorage, "_write", slow)
-    head = make("file", tmp_path)
-    assert train(head, OPTIMIZERS["sgd"](head), 1) == reference("sgd")[0]
-    assert all(torch.equal(a, b) for a, b in zip(everything(head), reference("sgd")[1], strict=True))
+    classifier = make("file", tmp_path)
+    assert train(classifier, OPTIMIZERS["sgd"](classifier), 1) == reference("sgd")[0]
+    assert all(torch.equal(a, b) for a, b in zip(everything(classifier), reference("sgd")[1], strict=True))
     x, labels = batches()
-    optimizer = RowAdamW(make("host", tmp_path / "b"), 0.1)
-    optimizer.head(x[0].requires_grad_(), labels[0]).backward()
+    classifier = make("host", tmp_path / "b")
+    optimizer = RowAdamW(classifier.shard, 0.1)
+    classifier(x[0].requires_grad_(), labels[0]).backward()
     started = time.monotonic()
     optimizer.step()
     assert time.monotonic() - started < 0.15, "the step has waited for the writer"
-    optimizer.head.storage.flush()
+    optimizer.shard.storage.flush()
     assert time.monotonic() - started > 0.2
 
 
 def test_untouched_heads_take_no_room_on_disk(tmp_path):
-    head = PartialFCMHS(ArcFace(), 512, 1_000_000, head_size=12, head_storage="file", head_folder=tmp_path)
-    optimizer = RowSGD(head, 0.1)
-    head(torch.randn(4, 512, requires_grad=True), torch.tensor([0, 5, 500_000, 999_999])).backward()
+    classifier = PartialFCMHS(ArcFace(), 512, 1_000_000, head_size=12, head_storage="file", head_folder=tmp_path)
+    optimizer = RowSGD(classifier.shard, 0.1)
+    classifier(torch.randn(4, 512, requires_grad=True), torch.tensor([0, 5, 500_000, 999_999])).backward()
     optimizer.step()
-    head.storage.flush()
-    files = [os.fstat(file) for file in head.storage._files.values()]
+    classifier.shard.storage.flush()
+    files = [os.fstat(file) for file in classifier.shard.storage.arrays.files.values()]
     assert [f.st_size for f in files] == [1_000_000 * 512 * 4] * 2
     assert sum(f.st_blocks * 512 for f in files) < 1_000_000
     assert not list(tmp_path.iterdir()), "the files have no name and go with the process"
-    assert torch.equal(head.centres(torch.tensor([777])), head.initial_centres(torch.tensor([777])))
-    head.storage.close()
+    assert torch.equal(
+        classifier.shard.centres(torch.tensor([777])), classifier.shard.initial_centres(torch.tensor([777]))
+    )
+    classifier.shard.storage.close()
 
 
 def test_centres_in_any_order(tmp_path):
-    head = make("file", tmp_path)
-    train(head, OPTIMIZERS["sgd"](head))
+    classifier = make("file", tmp_path)
+    train(classifier, OPTIMIZERS["sgd"](classifier))
     classes = torch.tensor([52, 0, 17, 3, 16])
-    assert torch.equal(head.centres(classes), everything(head)[1][classes])
+    assert torch.equal(classifier.shard.centres(classes), everything(classifier)[1][classes])
 
 
 def full_disk(*_):
@@ -150,13 +153,17 @@ def full_disk(*_):
 
 
 def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
-    head = make("file", tmp_path)
-    optimizer = OPTIMIZERS["sgd"](head)
+    classifier = make("file", tmp_path)
+    optimizer = OPTIMIZERS["sgd"](classifier)
     x, labels = batches()
     monkeypatch.setattr(os, "pwrite", full_disk)
-    head(x[0].requires_grad_(), labels[0]).backward()
+    classifier(x[0].requires_grad_(), labels[0]).backward()
     optimizer.step()
-    for again in (head.storage.flush, lambda: save_heads(head, tmp_path / "saved"), head.storage.close):
+    for again in (
+        classifier.shard.storage.flush,
+        lambda: save_heads(classifier.shard, tmp_path / "saved"),
+        classifier.shard.storage.close,
+    ):
         with pytest.raises(OSError, match=r"could not be written to .*No space left.*go on from the last checkpoint"):
             again()
 
@@ -167,96 +174,96 @@ def test_a_really_full_disk(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("mounting a small disk is not permitted here")
     try:
-        head = PartialFCMHS(ArcFace(), 512, 100_000, head_size=10, head_storage="file", head_folder=small)
-        optimizer = RowSGD(head, 0.1)
+        classifier = PartialFCMHS(ArcFace(), 512, 100_000, head_size=10, head_storage="file", head_folder=small)
+        optimizer = RowSGD(classifier.shard, 0.1)
         with pytest.raises(OSError, match="No space left"):  # noqa: PT012
             for step in range(20):
                 labels = torch.arange(8) * 100 + step * 100  # neighbouring steps share heads
-                head.prefetch(labels)
-                head(torch.randn(8, 512, requires_grad=True), labels).backward()
+                classifier.shard.prefetch(labels)
+                classifier(torch.randn(8, 512, requires_grad=True), labels).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            head.storage.flush()
+            classifier.shard.storage.flush()
         with pytest.raises(OSError, match="No space left"):
-            head.storage.close()
+            classifier.shard.storage.close()
     finally:
         subprocess.run(["umount", "--lazy", small], check=True)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_checkpoints_hold_the_updated_heads_only(tmp_path, place):
-    head = make(place, tmp_path)
-    train(head, OPTIMIZERS["adamw"](head))
-    save_heads(head, tmp_path / "saved")
-    visited = int((head.visits > 0).sum())
+    classifier = make(place, tmp_path)
+    train(classifier, OPTIMIZERS["adamw"](classifier))
+    save_heads(classifier.shard, tmp_path / "saved")
+    visited = int((classifier.shard.visits > 0).sum())
     (part,) = (tmp_path / "saved").iterdir()
     assert (part / "weight.npy").stat().st_size <= 128 + visited * L * D * 4
-    assert visited < head.num_heads
+    assert visited < classifier.shard.layout.num_heads
     for other in PLACES:
         copy = make(other, tmp_path / "copy")
-        RowAdamW(copy, 0.05)
-        load_heads(copy, tmp_path / "saved")
-        assert all(torch.equal(a, b) for a, b in zip(everything(copy), everything(head), strict=True))
+        RowAdamW(copy.shard, 0.05)
+        load_heads(copy.shard, tmp_path / "saved")
+        assert all(torch.equal(a, b) for a, b in zip(everything(copy), everything(classifier), strict=True))
 
 
 def test_a_missing_part_of_a_checkpoint_is_an_error(tmp_path):
-    head = make("device", tmp_path)
-    RowSGD(head, 0.1)
+    classifier = make("device", tmp_path)
+    RowSGD(classifier.shard, 0.1)
     with pytest.raises(ValueError, match="holds 0 ranks' heads, not all"):
-        load_heads(head, tmp_path / "nothing")
-    save_heads(head, tmp_path / "saved")
+        load_heads(classifier.shard, tmp_path / "nothing")
+    save_heads(classifier.shard, tmp_path / "saved")
     (tmp_path / "saved" / "rank_0_of_1").rename(tmp_path / "saved" / "rank_0_of_2")
     with pytest.raises(ValueError, match="holds 1 ranks' heads, not all"):
-        load_heads(head, tmp_path / "saved")
+        load_heads(classifier.shard, tmp_path / "saved")
 
 
 def test_labels_other_than_announced_are_an_error(tmp_path):
-    head = make("host", tmp_path)
+    classifier = make("host", tmp_path)
     x, labels = batches()
-    head.prefetch(labels[0])
+    classifier.shard.prefetch(labels[0])
     with pytest.raises(ValueError, match="differ from those announced"):
-        head(x[0], labels[1])
-    head(x[0], labels[0].clone())
-    assert not head.has_announced
+        classifier(x[0], labels[1])
+    classifier(x[0], labels[0].clone())
+    assert not classifier.shard.has_announced
 
 
 def test_forgetting_what_was_announced(tmp_path, reference):
-    head = make("host", tmp_path)
-    head.prefetch(torch.tensor([50, 50, 50, 1, 2, 3]))
-    head.forget_prefetched()
-    assert train(head, OPTIMIZERS["sgd"](head), 1) == reference("sgd")[0]
+    classifier = make("host", tmp_path)
+    classifier.shard.prefetch(torch.tensor([50, 50, 50, 1, 2, 3]))
+    classifier.shard.forget_prefetched()
+    assert train(classifier, OPTIMIZERS["sgd"](classifier), 1) == reference("sgd")[0]
 
 
 def test_a_checkpoint_takes_the_place_of_what_was_announced(tmp_path):
     """The announced heads were drawn for another iteration."""
-    head = make("host", tmp_path, negative_rate=0.4)
+    classifier = make("host", tmp_path, negative_rate=0.4)
     x, labels = batches()
-    head.prefetch(labels[0])
-    head.load_settings({**head.settings(), "iteration": 7})
-    head(x[0], labels[0])
-    want = head.select(labels[0], 7).heads_h
-    assert torch.equal(head.pending[0].selection.heads_h, want)
-    assert not torch.equal(head.select(labels[0], 0).heads_h, want)
+    classifier.shard.prefetch(labels[0])
+    classifier.shard.load_settings({**classifier.shard.settings(), "iteration": 7})
+    classifier(x[0], labels[0])
+    want = classifier.shard.select(labels[0], 7).heads_h
+    assert torch.equal(classifier.shard.pending[0].selection.heads_h, want)
+    assert not torch.equal(classifier.shard.select(labels[0], 0).heads_h, want)
 
 
 @pytest.mark.parametrize("place", ["device", "host"])
 def test_a_state_dict_holds_centres_optimizer_state_and_visits(tmp_path, place):
-    head = make(place, tmp_path)
-    train(head, OPTIMIZERS["adamw"](head))
+    classifier = make(place, tmp_path)
+    train(classifier, OPTIMIZERS["adamw"](classifier))
     copy = make("host", tmp_path)
-    RowAdamW(copy, 0.05)
-    copy.load_state_dict(head.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(everything(copy), everything(head), strict=True))
-    assert copy.iteration == head.iteration == STEPS
+    RowAdamW(copy.shard, 0.05)
+    copy.load_state_dict(classifier.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(everything(copy), everything(classifier), strict=True))
+    assert copy.shard.iteration == classifier.shard.iteration == STEPS
     other = make("host", tmp_path)
-    RowSGD(other, 0.1)
+    RowSGD(other.shard, 0.1)
     with pytest.raises(ValueError, match="saved without momentum_buffer: with another optimizer"):
-        other.load_state_dict(head.state_dict())
+        other.load_state_dict(classifier.state_dict())
 
 
 def test_heads_in_files_are_no_tensor(tmp_path):
-    head = make("file", tmp_path)
-    for use in (lambda: head.weight, head.state_dict, lambda: head.set_extra_state({})):
+    classifier = make("file", tmp_path)
+    for use in (lambda: classifier.shard.weight, classifier.state_dict, lambda: classifier.set_extra_state({})):
         with pytest.raises(ValueError, match=r"no tensor: see centres\(\), and heads/checkpoint"):
             use()
 
@@ -264,17 +271,17 @@ def test_heads_in_files_are_no_tensor(tmp_path):
 @pytest.mark.parametrize("classes", [[0, C], [-1, 2]])
 def test_centres_of_classes_that_are_not_here(tmp_path, classes):
     with pytest.raises(ValueError, match=rf"holds classes \[0, {C}\), asked for {classes[0]} to {classes[1]}"):
-        make("device", tmp_path).centres(torch.tensor(classes))
+        make("device", tmp_path).shard.centres(torch.tensor(classes))
 
 
 def test_evaluation_does_not_use_up_announcements(tmp_path):
-    head = make("file", tmp_path)
+    classifier = make("file", tmp_path)
     x, labels = batches()
-    head.prefetch(labels[0])
+    classifier.shard.prefetch(labels[0])
     with torch.no_grad():
-        head(x[1], labels[1])
-    head(x[0].requires_grad_(), labels[0]).backward()
-    assert len(head.pending) == 1
+        classifier(x[1], labels[1])
+    classifier(x[0].requires_grad_(), labels[0]).backward()
+    assert len(classifier.shard.pending) == 1
 
 
 def test_two_runs_may_share_a_folder(tmp_path):
@@ -282,15 +289,15 @@ def test_two_runs_may_share_a_folder(tmp_path):
     train(first, OPTIMIZERS["sgd"](first))
     before = everything(first)
     second = make("file", tmp_path)
-    RowSGD(second, 0.1)
+    RowSGD(second.shard, 0.1)
     assert all(torch.equal(a, b) for a, b in zip(everything(first), before, strict=True))
 
 
 def test_the_optimizer_comes_before_the_first_forward(tmp_path):
-    head = make("device", tmp_path)
-    head.prefetch(torch.tensor([1, 2]))
+    classifier = make("device", tmp_path)
+    classifier.shard.prefetch(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="before the first forward"):
-        RowSGD(head, 0.1)
+        RowSGD(classifier.shard, 0.1)
 
 
 @pytest.mark.parametrize(

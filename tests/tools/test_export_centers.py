@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import heads.checkpoint
 import train
 from heads.checkpoint import save_heads
 from losses import get_margin
@@ -24,27 +25,26 @@ def trained(classes):
     return classes[:, None] + torch.arange(D) / 100
 
 
-def make_head(dtype=torch.float32, num_classes=C):
+def make_classifier(dtype=torch.float32, num_classes=C):
     margin = get_margin("arcface", 64.0)
     return PartialFCMHS(margin, D, num_classes, head_size=L, seed=SEED, dtype=dtype)
 
 
 def write_checkpoint(rank, world_size, folder, updated, dtype=torch.float32):
-    head = make_head(dtype)
+    classifier = make_classifier(dtype)
     for number, updates in updated.items():
-        if head.head_start <= number < head.head_end:
+        if classifier.shard.layout.head_start <= number < classifier.shard.layout.head_end:
             classes = torch.arange(number * L, min((number + 1) * L, C))
-            values = {name: trained(classes).to(dtype) for name in head.storage.names}
-            local = torch.tensor([number - head.head_start])
+            values = {name: trained(classes).to(dtype) for name in classifier.shard.storage.names}
             for _ in range(updates):
-                head.storage.store(local, classes - head.class_start, values)
-    save_heads(head, folder / "heads")
+                classifier.shard.storage.store(torch.tensor([number]), values)
+    save_heads(classifier.shard, folder / "heads")
     if rank == 0:
-        torch.save({"head": head.settings()}, folder / "training.pt")
+        torch.save({"head": classifier.shard.settings()}, folder / "training.pt")
 
 
 def expected(updated=UPDATED, dtype=torch.float32):
-    centres = make_head(dtype).initial_centres(torch.arange(C))
+    centres = make_classifier(dtype).shard.initial_centres(torch.arange(C))
     updates = torch.zeros(C, dtype=torch.int32)
     for number, count in updated.items():
         classes = torch.arange(number * L, min((number + 1) * L, C))
@@ -76,7 +76,7 @@ def test_any_number_of_ranks_gives_the_same_centres(tmp_path, world_size, checkp
 def test_updated_and_untouched_centres(checkpoint, tmp_path, capsys, monkeypatch, blocks):
     head_bytes = L * D * 4
     monkeypatch.setattr(
-        export_centers, "BLOCK_BYTES", {"one": 1 << 20, "a head each": 1, "uneven": 4 * head_bytes}[blocks]
+        heads.checkpoint, "MERGED_BLOCK_BYTES", {"one": 1 << 20, "a head each": 1, "uneven": 4 * head_bytes}[blocks]
     )
     out, updates = tmp_path / "deep" / "centres.npy", tmp_path / "updates.npy"
     assert export_centers.main([str(checkpoint), str(out), "--updates", str(updates)]) == 0
@@ -140,13 +140,13 @@ def test_of_a_training(tmp_path):
     assert export_centers.main([str(tmp_path), str(tmp_path / "c.npy"), "--updates", str(tmp_path / "u.npy")]) == 0
     updates = np.load(tmp_path / "u.npy")
     assert 0 < np.count_nonzero(updates) < 500
-    head = run.head
-    visits = np.repeat(head.visits.numpy(), 3)[:500]
+    classifier = run.classifier
+    visits = np.repeat(classifier.shard.visits.numpy(), 3)[:500]
     np.testing.assert_array_equal(updates, visits)
     found = torch.from_numpy(np.load(tmp_path / "c.npy"))
     touched = torch.from_numpy(visits > 0)
-    assert torch.equal(found[touched], head.weight[touched])
-    assert torch.equal(found[~touched], head.initial_centres(torch.arange(500))[~touched])
+    assert torch.equal(found[touched], classifier.shard.weight[touched])
+    assert torch.equal(found[~touched], classifier.shard.initial_centres(torch.arange(500))[~touched])
 
 
 def fails(capsys, *argv):

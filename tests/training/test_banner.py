@@ -12,9 +12,11 @@ from utils.distributed import Ranks
 
 @pytest.mark.parametrize(("C", "L", "rate", "G"), [(1000, 10, 0.0, 64), (1000, 1, 0.1, 32), (1000, 100, 0.0, 20)])
 def test_expected_share_is_the_mean_of_what_is_selected(C, L, rate, G):
-    head = PartialFCMHS(ArcFace(), 4, C, head_size=L, negative_rate=rate)
+    classifier = PartialFCMHS(ArcFace(), 4, C, head_size=L, negative_rate=rate)
     g = torch.Generator().manual_seed(0)
-    shares = [len(head.select(torch.randint(0, C, (G,), generator=g), i).rows_S) / C for i in range(300)]
+    shares = [
+        len(classifier.shard.select(torch.randint(0, C, (G,), generator=g), i).classes_S) / C for i in range(300)
+    ]
     assert sum(shares) / len(shares) == pytest.approx(expected_share(C, L, rate, G), rel=0.03)
 
 

@@ -64,8 +64,8 @@ def test_plan_is_within_ten_percent_of_measured_peaks(tmp_path, overrides):
 
 @pytest.mark.parametrize(("optimizer", "make"), [("sgd", RowSGD), ("adamw", RowAdamW)])
 def test_arrays_are_counted_as_they_are_made(optimizer, make):
-    head = PartialFCMHS(ArcFace(), 32, 1000, head_size=10)
-    make(head, 0.1)
+    classifier = PartialFCMHS(ArcFace(), 32, 1000, head_size=10)
+    make(classifier.shard, 0.1)
     backbone = get_model("rtiny", 32)
     plan = plan_memory(
         backbone=backbone,
@@ -80,7 +80,7 @@ def test_arrays_are_counted_as_they_are_made(optimizer, make):
         drawn_rows=0,
         head_storage="device",
     )
-    assert plan.centres == sum(array.nbytes for array in head.storage.arrays.values())
+    assert plan.centres == sum(array.nbytes for array in classifier.shard.tensors().values())
     parameters = sum(p.numel() for p in backbone.parameters())
     assert plan.backbone == parameters * 4 * {"sgd": 3, "adamw": 4}[optimizer]
     assert plan.total == plan.process + plan.centres + plan.step + plan.backbone + plan.activations

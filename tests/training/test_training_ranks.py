@@ -92,10 +92,15 @@ def load_and_return_centres(rank, world_size, overrides):
 
 
 def everything(run):
-    buffers = [run.head.visits, *run.head.storage.arrays.values()]
+    buffers = [run.classifier.shard.visits, *run.classifier.shard.tensors().values()]
     parts = all_gather_objects([b.clone() for b in buffers])
     joined = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return joined, (run.epoch, run.step, run.step_in_epoch), run.schedules[0].get_last_lr(), run.head.iteration
+    return (
+        joined,
+        (run.epoch, run.step, run.step_in_epoch),
+        run.schedules[0].get_last_lr(),
+        run.classifier.shard.iteration,
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

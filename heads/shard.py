@@ -1,0 +1,269 @@
+"""One rank's heads: which classes they hold, with which centres they start, and which of them a step works on.
+
+Shapes: W ranks, B batch of one rank, G = W * B, D embedding size, C classes, L classes per head, h heads of one
+request, S their classes, N any number of classes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heads.arrays import CENTRES, MemoryArrays, Rows
+from heads.layout import Layout
+from heads.selection import HeadScope, Selection, draw_heads, select_heads
+from heads.storage import Fetch, HeadStorage, Place
+from utils import hashing
+from utils.device import to_device
+from utils.distributed import all_gather_rows, get_rank, get_world_size
+
+INITIAL_STD = 0.01  # of a centre's elements
+_FOR_CENTRES, _FOR_NEGATIVES = 1, 2  # what a random draw is for, so that draws for two purposes differ
+
+
+@dataclass
+class Pending:
+    """One forward that waits for the optimizer."""
+
+    selection: Selection
+    leaf_SD: Tensor  # the centres, with their gradient after backward
+    rows: Rows  # the optimizer's state (and the centres) as fetched
+
+
+def first_centres(seed: int, classes_N: Tensor, embedding_size: int, dtype: torch.dtype) -> Tensor:
+    """The values (N, D) with which the centres of the given classes start, on their device: normal(0, 0.01)."""
+    key = hashing.key(seed, _FOR_CENTRES)
+    out_ND = torch.empty((len(classes_N), embedding_size), dtype=dtype, device=classes_N.device)
+    for start in range(0, len(classes_N), 65_536):  # hashing takes five times the room of its result
+        block = slice(start, start + 65_536)
+        torch.mul(hashing.normal(key, classes_N[block], embedding_size), INITIAL_STD, out=out_ND[block])
+    return out_ND
+
+
+class HeadShard:
+    """The heads of this rank, among those of all ranks.
+
+    Args:
+        num_classes: C.
+        embedding_size: D.
+        head_size: L; above C it means one head.
+        negative_rate: each head that holds no label of the batch takes part with this probability, drawn anew each
+            step: 0 is pure multi-head sampling, 1 takes every head.
+        head_scope: what a sample's softmax runs over: "batch", all selected classes of all ranks; "own", its own
+            head and the drawn ones.
+        head_storage: where the centres and the optimizer's state live: "device", "host" or "file".
+        head_folder: for "file", a folder on a disk of this machine.
+        seed: initial centres are functions of (seed, class), negatives of (seed, step, head).
+        dtype: of the centres, float32 or float64.
+        device: where the classifier computes.
+
+    Raises:
+        ValueError: an argument outside its range, named with what is allowed.
+        OSError: ``head_folder`` cannot be written.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        *,
+        head_size: int,
+        negative_rate: float = 0.0,
+        head_scope: HeadScope = "batch",
+        head_storage: Place = "device",
+        head_folder: Path | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        sizes = {"num_classes": num_classes, "embedding_size": embedding_size, "head_size": head_size}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= negative_rate <= 1:
+            raise ValueError(f"negative_rate must be in [0, 1], got {negative_rate}")
+        if head_scope not in ("batch", "own"):
+            raise ValueError(f"head_scope must be 'batch' or 'own', got {head_scope!r}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be float32 or float64, got {dtype}; amp_dtype sets the type of the product")
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.embedding_size, self.dtype, self.seed = embedding_size, dtype, seed
+        self.negative_rate, self.head_scope = negative_rate, head_scope
+        self.layout = Layout.of_rank(num_classes, head_size, get_rank(), get_world_size())
+        self.storage = HeadStorage(
+            self.layout, embedding_size, dtype, self.device, self.initial_centres, head_storage, head_folder
+        )
+        self.iteration = 0  # training forwards so far
+        self.pending: list[Pending] = []  # forwards since the last zero_grad
+        self.leaves: list[Tensor] = []  # their leaf_SD, as an optimizer's list of parameters
+        self._announced: deque[tuple[Tensor, Selection, Fetch]] = deque()
+
+    def initial_centres(self, classes_N: Tensor) -> Tensor:
+        """The values (N, D) with which the centres of the given classes start; see :func:`first_centres`."""
+        return first_centres(self.seed, classes_N, self.embedding_size, self.dtype)
+
+    def select(self, labels_G: Tensor, iteration: int) -> Selection:
+        """The heads of this rank for a global batch (G,) on the host: those that hold a label, and those drawn.
+
+        Raises:
+            ValueError: a label outside [0, C).
+        """
+        return select_heads(self.layout, labels_G, self.drawn_heads(iteration), self.head_scope, self.device)
+
+    def drawn_heads(self, iteration: int) -> Tensor:
+        """This rank's heads (n,) that take part in a forward whatever its labels, ascending."""
+        return draw_heads(self.layout, self.negative_rate, hashing.key(self.seed, _FOR_NEGATIVES, iteration))
+
+    def prefetch(self, local_labels: Tensor) -> None:
+        """Announce the labels of a coming forward, so that its heads arrive while the ones before it compute.
+
+        Call it for each training forward in their order, at the latest before the forward itself; every rank does.
+
+        Args:
+            local_labels: (B,) int64, the very labels that the forward will get; best on the host, as loaders give
+                them, so that nothing waits for the device.
+
+        Collectives: the all-gather of B labels, between hosts, that the forward then does without.
+        """
+        selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration + len(self._announced))
+        self._announced.append((local_labels, selection, self.storage.fetch(selection.heads_h)))
+
+    @property
+    def has_announced(self) -> bool:
+        """Whether forwards have been announced that have not come yet."""
+        return bool(self._announced)
+
+    def forget_prefetched(self) -> None:
+        """Drop announced forwards that will not come; every rank does."""
+        for _, _, fetch in self._announced:
+            self.storage.forget(fetch)
+        self._announced.clear()
+
+    def take(self, local_labels: Tensor) -> tuple[Selection, Rows]:
+        """The heads of a training forward, announced before or asked for now; see :meth:`prefetch`.
+
+        Raises:
+            ValueError: other labels were announced.
+        """
+        if not self._announced:
+            return self.look(local_labels)
+        announced, selection, fetch = self._announced[0]
+        if announced is not local_labels and not torch.equal(announced.cpu(), local_labels.cpu()):
+            raise ValueError("the labels differ from those announced by prefetch; announce forwards in their order")
+        self._announced.popleft()
+        return selection, self.storage.take(fetch)
+
+    def look(self, local_labels: Tensor) -> tuple[Selection, Rows]:
+        """The heads of a forward that trains nothing: announcements stay.
+
+        Collectives: the all-gather of B labels.
+        """
+        selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration)
+        return selection, self.storage.take(self.storage.fetch(selection.heads_h))
+
+    def expect_update(self, selection: Selection, rows: Rows) -> Tensor:
+        """Make the centres (S, D) of a training forward a leaf of autograd, and keep it for the optimizer."""
+        leaf_SD = rows[CENTRES].requires_grad_()
+        self.pending.append(Pending(selection, leaf_SD, rows))
+        self.leaves.append(leaf_SD)
+        self.iteration += 1
+        return leaf_SD
+
+    def clear_pending(self) -> None:
+        """Forget the selections and gradients since the last update."""
+        self.pending.clear()
+        self.leaves.clear()
+
+    def centres(self, classes_N: Tensor) -> Tensor:
+        """The centres (N, D) of some of this rank's classes; no collective.
+
+        Raises:
+            ValueError: a class that is not here.
+        """
+        classes_N, layout = classes_N.cpu(), self.layout
+        start, end = layout.class_start, layout.class_end
+        if len(classes_N) and not start <= int(classes_N.min()) <= int(classes_N.max()) < end:
+            raise ValueError(
+                f"this rank holds classes [{start}, {end}), asked for {int(classes_N.min())} to "
+                f"{int(classes_N.max())}"
+            )
+        heads_h = (classes_N // layout.head_size).unique()
+        centres_SD = self.storage.take(self.storage.fetch(heads_h, [CENTRES]))[CENTRES]
+        return centres_SD[torch.searchsorted(layout.classes_of(heads_h), classes_N).to(self.device)]
+
+    @property
+    def visits(self) -> Tensor:
+        """Updates of each head of this rank, int32, on the host."""
+        return self.storage.visits
+
+    def updates_of(self, classes_S: Tensor) -> Tensor:
+        """How often the head of each class was updated, (S,) int32 on the training device."""
+        return to_device(self.visits[self.layout.places_of(classes_S // self.layout.head_size)], self.device)
+
+    def tensors(self) -> Rows:
+        """The centres and the optimizer's state in memory, all written, (classes of this rank, D) each.
+
+        Rows of heads without an update hold zeros still.
+
+        Raises:
+            ValueError: they are in files.
+        """
+        if not isinstance(self.storage.arrays, MemoryArrays):
+            raise ValueError("heads in files are no tensor: see centres(), and heads/checkpoint.py for saving them")
+        self.storage.flush()
+        return self.storage.arrays.tensors
+
+    @property
+    def weight(self) -> Tensor:
+        """The centres among :meth:`tensors`."""
+        return self.tensors()[CENTRES]
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's centres, optimizer state and visits; heads/checkpoint.py saves for any number of ranks."""
+        return {**self.tensors(), "visits": self.visits, **self.settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave, on the same rank of as many.
+
+        Raises:
+            ValueError: it lacks the state of this run's optimizer, or belongs to another classifier.
+        """
+        tensors = self.tensors()
+        if missing := tensors.keys() - state.keys():
+            raise ValueError(f"the classifier was saved without {', '.join(sorted(missing))}: with another optimizer")
+        self.load_settings(state)
+        for name, tensor in tensors.items():
+            tensor.copy_(state[name])
+        self.visits.copy_(state["visits"])
+
+    def settings(self) -> dict[str, int]:
+        """What the shards mean, and how many draws have been made."""
+        return {
+            "num_classes": self.layout.num_classes,
+            "head_size": self.layout.head_size,
+            "embedding_size": self.embedding_size,
+            "seed": self.seed,
+            "iteration": self.iteration,
+        }
+
+    def load_settings(self, saved: dict[str, int]) -> None:
+        """Go on from the draws of :meth:`settings`; forwards announced before are forgotten.
+
+        Raises:
+            ValueError: they belong to other classes, heads, embedding size or seed.
+        """
+        for name, own in self.settings().items():
+            if name != "iteration" and saved[name] != own:
+                raise ValueError(
+                    f"the checkpoint's classifier has {name} = {saved[name]}, this run has {own}; resume with the "
+                    "settings that it was trained with"
+                )
+        self.forget_prefetched()
+        self.iteration = saved["iteration"]
