@@ -33,6 +33,7 @@ from prettytable import PrettyTable
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from backbones.base import to_network_input
 from benchmarks.mxnet_process import MxnetProcess
 from data.augment import Augmentation
 from data.faces import FaceRecords
@@ -193,7 +194,7 @@ def _rows(
     def decode_and_transform() -> None:
         for indices in batches:
             loaded: Batch = faces.__getitems__(indices)
-            augment(loaded.images_BHW3, loaded.sample_ids_B, epoch=0)
+            to_network_input(augment(loaded.images_BHW3, loaded.sample_ids_B, epoch=0))
 
     read_job, decode_job = {"what": "read"}, {"what": "decode", "batch": batch}
     n = len(order)
