@@ -48,7 +48,16 @@ __all__ = [
 ]
 
 Source = str | Path
-Loader = DataLoader[Batch] | DaliLoader
+
+
+class FaceLoader(DataLoader[Batch]):
+    """torch's loader, of a set of faces in the order of an :class:`EpochSampler`."""
+
+    dataset: FaceDataset
+    batch_sampler: EpochSampler
+
+
+Loader = FaceLoader | DaliLoader
 
 
 def get_dataloader(
@@ -105,7 +114,7 @@ def get_dataloader(
         sources = [source] if isinstance(source, str | Path) else list(source)
         sets = [open_faces(one, image_size, on_bad_sample, shuffle_chunk) for one in sources]
         dataset = JoinedSets(sets, [_short_name(one) for one in sources], class_map, on_bad_sample)
-    sizes = [len(one) for one in dataset.sets] if isinstance(dataset, JoinedSets) else [len(dataset)]
+    sizes = [len(one) for one in dataset.sets]
     if weights is not None and len(weights) != len(sizes):
         raise ValueError(f"{len(weights)} weights for {len(sizes)} sets: give one for each")
     shares = list(zip(sizes, weights or [1.0] * len(sizes), strict=True))
@@ -121,7 +130,7 @@ def get_dataloader(
     device = torch.device(device)
     if dali and dataset.is_encoded:
         return DaliLoader(dataset, sampler, DataLoader(EncodedFaces(dataset), **options), device, num_workers)
-    return DataLoader(dataset, pin_memory=device.type == "cuda", **options)
+    return FaceLoader(dataset, pin_memory=device.type == "cuda", **options)
 
 
 def open_faces(

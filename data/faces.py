@@ -63,6 +63,11 @@ class FaceDataset(Dataset[Batch]):
         return self._labels
 
     @property
+    def sets(self) -> Sequence[FaceDataset]:
+        """The sets that this one consists of: itself alone, or those that were joined."""
+        return [self]
+
+    @property
     def num_classes(self) -> int:
         """The smallest number of classes that has room for every label; ValueError if all labels are damaged."""
         highest = int(self.labels.max())

@@ -58,7 +58,7 @@ class JoinedSets(FaceDataset):
         class_map: str | Path | None = None,
         on_bad_sample: OnBadSample = "stop",
     ) -> None:
-        self.sets, self.class_map, self.on_bad_sample = list(sets), class_map, on_bad_sample
+        self._sets, self.class_map, self.on_bad_sample = list(sets), class_map, on_bad_sample
         self.names = [str(number) for number in range(len(sets))] if names is None else list(names)
         self.image_size = sets[0].image_size
         self.is_encoded = all(one.is_encoded for one in sets)
@@ -68,6 +68,11 @@ class JoinedSets(FaceDataset):
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def sets(self) -> Sequence[FaceDataset]:
+        """The sets in their order."""
+        return self._sets
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
