@@ -171,11 +171,11 @@ class JoinedSets(FaceDataset):
         places = [self._own(index) for index in indices]
         found: dict[int, tuple[T, int]] = {}
         for number in sorted({number for number, _ in places}):
-            rows = [row for row, place in enumerate(places) if place[0] == number]
-            own = [places[row][1] for row in rows]
-            for row, (value, label) in zip(rows, get(self.sets[number], own), strict=True):
-                found[row] = value, self._number(number, label, indices[row])
-        return [found[row] for row in range(len(indices))]
+            here = [b for b, place in enumerate(places) if place[0] == number]
+            own = [places[b][1] for b in here]
+            for b, (value, label) in zip(here, get(self.sets[number], own), strict=True):
+                found[b] = value, self._number(number, label, indices[b])
+        return [found[b] for b in range(len(indices))]
 
     def _number(self, number: int, label: int, index: int) -> int:
         table = self.numbering[number]

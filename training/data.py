@@ -20,7 +20,6 @@ from dataset import (
     Loader,
     check_labels,
     get_dataloader,
-    images_of,
 )
 from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
@@ -78,15 +77,15 @@ class RunData:
         if not isinstance(faces, JoinedSets):
             if sampler.n == len(faces):
                 return []
-            return [f"weight {sampler.shares[0][1]:g}: {sampler.n} images an epoch, drawn from {len(faces)}"]
+            return [f"weight {sampler.sets[0].weight:g}: {sampler.n} images an epoch, drawn from {len(faces)}"]
         lines = []
-        for number, (part, share) in enumerate(zip(faces.parts(), sampler.shares, strict=True)):
+        for number, (part, weighted) in enumerate(zip(faces.parts(), sampler.sets, strict=True)):
             new = part.classes
             classes = f"classes {new.start} to {new.stop - 1}" if new else "no new class"
             shared = f", {part.shared} of earlier sets" if part.shared else ""
             lines.append(
-                f"set {number} ({part.name}): {len(part.images)} images, {classes}{shared}, weight {share[1]:g}: "
-                f"{images_of(share)} images an epoch"
+                f"set {number} ({part.name}): {len(part.images)} images, {classes}{shared}, "
+                f"weight {weighted.weight:g}: {weighted.images_drawn} images an epoch"
             )
         return lines
 
