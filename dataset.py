@@ -30,7 +30,7 @@ from data.faces import (
 )
 from data.folders import identity_folders
 from data.joined import JoinedSets
-from data.sampler import EpochSampler, images_of
+from data.sampler import EpochSampler, WeightedSet
 
 __all__ = [
     "Batch",
@@ -43,12 +43,20 @@ __all__ = [
     "SyntheticFaces",
     "check_labels",
     "get_dataloader",
-    "images_of",
     "open_faces",
 ]
 
 Source = str | Path
-Loader = DataLoader[Batch] | DaliLoader
+
+
+class FaceLoader(DataLoader[Batch]):
+    """torch's loader, of a set of faces in the order of an :class:`EpochSampler`."""
+
+    dataset: FaceDataset
+    batch_sampler: EpochSampler
+
+
+Loader = FaceLoader | DaliLoader
 
 
 def get_dataloader(
@@ -74,7 +82,7 @@ def get_dataloader(
     Args:
         source: what :func:`open_faces` opens, a list of these as one set, "synthetic", or a data set.
         batch_size: B.
-        rank: whose share of each global batch is yielded.
+        rank: whose part of each global batch is yielded.
         world_size: the number of ranks.
         seed: of the order, and of "synthetic".
         num_workers: processes that read and decode; 0: this one does.
@@ -83,7 +91,7 @@ def get_dataloader(
         image_size: that every image has to have.
         device: for CUDA, memory is pinned, and DALI decodes there.
         class_map: see :class:`JoinedSets`.
-        weights: of the sets, see :class:`EpochSampler`.
+        weights: of the sets, see :class:`data.sampler.WeightedSet`; None: 1 each.
         shuffle_chunk: see :class:`EpochSampler`.
         on_bad_sample: whether a damaged image is an error, or another stands in for it; a data set is left as it is.
         dali: decode with nvidia-dali; "synthetic" has nothing to decode.
@@ -103,13 +111,13 @@ def get_dataloader(
         dataset = open_faces(source, image_size, on_bad_sample, shuffle_chunk)
     else:
         sources = [source] if isinstance(source, str | Path) else list(source)
-        sets = [open_faces(one, image_size, on_bad_sample, shuffle_chunk) for one in sources]
-        dataset = JoinedSets(sets, [_short_name(one) for one in sources], class_map, on_bad_sample)
-    sizes = [len(one) for one in dataset.sets] if isinstance(dataset, JoinedSets) else [len(dataset)]
+        opened = [open_faces(one, image_size, on_bad_sample, shuffle_chunk) for one in sources]
+        dataset = JoinedSets(opened, [_short_name(one) for one in sources], class_map, on_bad_sample)
+    sizes = [len(one) for one in dataset.sets]
     if weights is not None and len(weights) != len(sizes):
         raise ValueError(f"{len(weights)} weights for {len(sizes)} sets: give one for each")
-    shares = list(zip(sizes, weights or [1.0] * len(sizes), strict=True))
-    sampler = EpochSampler(len(dataset), batch_size, rank, world_size, seed, chunk=shuffle_chunk, shares=shares)
+    sets = list(map(WeightedSet, sizes, weights or [1.0] * len(sizes)))
+    sampler = EpochSampler(len(dataset), batch_size, rank, world_size, seed, chunk=shuffle_chunk, sets=sets)
     options: dict[str, Any] = {
         "batch_sampler": sampler,
         "num_workers": num_workers,
@@ -121,7 +129,7 @@ def get_dataloader(
     device = torch.device(device)
     if dali and dataset.is_encoded:
         return DaliLoader(dataset, sampler, DataLoader(EncodedFaces(dataset), **options), device, num_workers)
-    return DataLoader(dataset, pin_memory=device.type == "cuda", **options)
+    return FaceLoader(dataset, pin_memory=device.type == "cuda", **options)
 
 
 def open_faces(

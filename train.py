@@ -16,9 +16,9 @@ from typing import NoReturn
 import torch
 
 from backbones import get_model
-from dataset import Batch, Loader
+from dataset import Batch
 from training.banner import banner_lines
-from training.data import WaitingHint, class_list, data_folder, describe, open_data, sampler_of, verification_targets
+from training.data import RunData, WaitingHint, data_folder, open_data, verification_targets
 from training.memory import MemoryPlan, plan_memory
 from training.metrics import MetricsWriter, check_wandb
 from training.output import check_output, open_output
@@ -45,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.exit(2, f"train.py: {error}\n")
     try:
-        run, loader = prepare(cfg, ranks)
+        run, data = prepare(cfg, ranks)
     except (ValueError, OSError) as error:
         close_ranks()
         parser.exit(2, f"train.py: {error}\n" if ranks.is_main else None)
     try:
-        train(run, loader)
+        train(run, data)
         barrier()
     except torch.OutOfMemoryError:
         log.error(
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         close_ranks()
 
 
-def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, Loader]:
+def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
     """Check everything that a user may have got wrong, build the run, say what it is.
 
     Nothing of an earlier run is touched before all checks have passed.
@@ -74,28 +74,28 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, Loader]:
     together(lambda: check_wandb(cfg))
     output, start = check_output(cfg, ranks)
     prepare_device(ranks.device)
-    loader, cfg = open_data(cfg, ranks)
-    run = TrainingRun(cfg, ranks, output, steps_per_epoch(cfg, loader))
+    data, cfg = open_data(cfg, ranks)
+    run = TrainingRun(cfg, ranks, output, data.steps_per_epoch(cfg.gradient_acc))
     if start is not None:
         run.load(start)
     open_output(cfg, ranks)
     init_logging(ranks.is_main, output)
-    announce(run, loader, start)
-    return run, loader
+    announce(run, data, start)
+    return run, data
 
 
-def train(run: TrainingRun, loader: Loader) -> None:
+def train(run: TrainingRun, data: RunData) -> None:
     """Run the epochs that are left; model.pt stands in the output folder at the end of each."""
     cfg = run.cfg
     with MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics, run.stop:
         verification = Verification(verification_targets(cfg), data_folder(cfg), run.device, cfg.batch_size, metrics)
         if run.step == 0:
             run.verify(verification)  # a broken set shows before the first step
-        speed, hint = Speedometer(), WaitingHint(cfg, loader)
+        speed, hint = Speedometer(), WaitingHint(cfg, data.faces)
         first_step, logged_step = run.step, run.step
         loss_sum = torch.zeros((), device=run.device)
         while run.epoch < cfg.num_epoch:
-            batches = epoch_batches(run, loader, speed)
+            batches = epoch_batches(run, data, speed)
             while run.step_in_epoch < run.steps_per_epoch:
                 loss_sum += run.train_step(batches)
                 speed.images += cfg.total_batch(run.world_size)
@@ -136,25 +136,13 @@ def stop_here(run: TrainingRun) -> NoReturn:
     sys.exit(143)
 
 
-def steps_per_epoch(cfg: Config, loader: Loader) -> int:
-    """Optimizer steps of one epoch, the same on every rank; ValueError when there is not one."""
-    steps = sampler_of(loader).steps_per_epoch // cfg.gradient_acc
-    if steps == 0:
-        raise ValueError(
-            f"{cfg.num_image} images are less than one step's batch; lower batch_size or gradient_acc "
-            f"({cfg.gradient_acc}), or use fewer ranks"
-        )
-    return steps
-
-
-def epoch_batches(run: TrainingRun, loader: Loader, speed: Speedometer) -> Iterator[Batch]:
+def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterator[Batch]:
     """The rest of the epoch's batches; before each, the classifier learns the labels of the one after it.
 
     The time that the loader kept the training waiting is counted.
     """
-    sampler_of(loader).set_position(run.epoch, run.step_in_epoch * run.cfg.gradient_acc)
     run.classifier.shard.forget_prefetched()
-    arriving = iter(loader)
+    arriving = data.batches(run.epoch, run.step_in_epoch * run.cfg.gradient_acc)
 
     def following() -> Batch | None:
         asked_s = time.monotonic()
@@ -172,7 +160,7 @@ def epoch_batches(run: TrainingRun, loader: Loader, speed: Speedometer) -> Itera
         yield batch
 
 
-def announce(run: TrainingRun, loader: Loader, start: Path | None) -> None:
+def announce(run: TrainingRun, data: RunData, start: Path | None) -> None:
     """Log what the run is, and leave config.json and classes.json."""
     cfg, classifier = run.cfg, run.classifier
     ranks = Ranks(run.rank, run.world_size, 0, run.device)
@@ -180,7 +168,7 @@ def announce(run: TrainingRun, loader: Loader, start: Path | None) -> None:
         cfg, ranks, classifier.shard.layout.num_classes, cfg.num_image or 0, run.steps_per_epoch
     ):
         log.info(line)
-    for line in describe(loader):
+    for line in data.describe():
         log.info("data: %s", line)
     scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
     log.info("loss: %s, softmax over %s", classifier.margin_loss, scope)
@@ -193,7 +181,7 @@ def announce(run: TrainingRun, loader: Loader, start: Path | None) -> None:
         for key, value in cfg.as_dict().items():
             log.info(": %-32s%s", key, value)
         write_json(run.output / "config.json", cfg.as_dict())
-        if (classes := class_list(loader)) is not None:
+        if (classes := data.class_list()) is not None:
             write_json(run.output / "classes.json", classes)
 
 

@@ -33,6 +33,7 @@ from prettytable import PrettyTable
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from backbones.base import to_network_input
 from benchmarks.mxnet_process import MxnetProcess
 from data.augment import Augmentation
 from data.faces import FaceRecords
@@ -41,7 +42,7 @@ from data.records.writer import write_face_records
 from dataset import Batch, Loader, get_dataloader
 from tools.demo_faces.sets import aligned_faces
 from tools.parts.ordered_map import ordered_map
-from training.data import open_data, sampler_of
+from training.data import open_data
 from utils.config import get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks
@@ -193,7 +194,7 @@ def _rows(
     def decode_and_transform() -> None:
         for indices in batches:
             loaded: Batch = faces.__getitems__(indices)
-            augment(loaded.images_BHW3, loaded.sample_ids_B, epoch=0)
+            to_network_input(augment(loaded.images_BHW3, loaded.sample_ids_B, epoch=0))
 
     read_job, decode_job = {"what": "read"}, {"what": "decode", "batch": batch}
     n = len(order)
@@ -257,22 +258,22 @@ def measure_config(config: str, overrides: Sequence[str], batches: int) -> list[
     records: list[Record] = []
     for workers in WORKERS:
         cfg = dataclasses.replace(get_config(config, overrides), num_workers=workers)
-        loader, cfg = open_data(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+        data, cfg = open_data(cfg, Ranks(0, 1, 0, torch.device("cpu")))
         ahead = 1 + workers * AHEAD
-        steps = min(batches, sampler_of(loader).steps_per_epoch - ahead)
+        steps = min(batches, data.sampler.steps_per_epoch - ahead)
         if steps < 1:
             raise ValueError(
-                f"{cfg.num_image} images are {sampler_of(loader).steps_per_epoch} batches of {cfg.batch_size}, and "
+                f"{cfg.num_image} images are {data.sampler.steps_per_epoch} batches of {cfg.batch_size}, and "
                 f"{workers} workers need more than {ahead}: lower batch_size"
             )
-        arriving = iter(loader)
+        arriving = data.batches(0)
         for _ in range(ahead):
             next(arriving)
         start = time.perf_counter()
         for _ in range(steps):
             next(arriving)
         imgs_per_s = steps * cfg.batch_size / (time.perf_counter() - start)
-        del arriving, loader  # ends the workers
+        del arriving, data  # ends the workers
         base = records[0]["imgs_per_s"] if records else imgs_per_s
         records.append(
             {

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backbones.base import to_network_input
 from data import resampling
+from utils.device import to_device
 from utils.hashing import key, uniform
 
 _MOTION_RADIUS = 4  # pixels of the longest line to each side
@@ -99,7 +99,7 @@ def blur(images_n3HW: Tensor, draws: Draws) -> Tensor:
 
     Source: ``dali_random_gaussian_blur`` of insightface's ``dali_data_iter``; DALI takes sigma from the window.
     """
-    radius_n = draws.integer(1, 2).to(draws.device)
+    radius_n = to_device(draws.integer(1, 2), draws.device)
     sigma_n = 0.3 * (radius_n - 1) + 0.8
     rows, columns = (resampling.gaussian_matrix(sigma_n, radius_n, side) for side in images_n3HW.shape[2:])
     return resampling.transform(images_n3HW, rows, columns)
@@ -115,8 +115,9 @@ def motion(images_n3HW: Tensor, draws: Draws) -> Tensor:
         kernels_nKK[samples_n, r + dy_n, r + dx_n] += radius_n >= abs(t)
     n, _, height, width = images_n3HW.shape
     padded = F.pad(images_n3HW, (r, r, r, r), mode="replicate").reshape(1, 3 * n, height + 2 * r, width + 2 * r)
-    total = F.conv2d(padded, kernels_nKK.repeat_interleave(3, 0)[:, None].to(draws.device), groups=3 * n)
-    return total.view_as(images_n3HW) / (2 * radius_n + 1).to(draws.device)[:, None, None, None]
+    weights = to_device(kernels_nKK.repeat_interleave(3, 0)[:, None], draws.device)
+    total = F.conv2d(padded, weights, groups=3 * n)
+    return total.view_as(images_n3HW) / to_device(2 * radius_n + 1, draws.device)[:, None, None, None]
 
 
 def colour(images_n3HW: Tensor, draws: Draws) -> Tensor:
@@ -125,8 +126,8 @@ def colour(images_n3HW: Tensor, draws: Draws) -> Tensor:
     Source: ``photometric_augmentation`` in AdaFace's augmenter, which is torchvision's ``ColorJitter`` on PIL images;
     differs from it in that a step rounds, where PIL drops the fraction.
     """
-    factors_n3 = torch.stack([draws.uniform(0.5, 1.5) for _ in range(3)], 1).float().to(draws.device)
-    orders_n3 = torch.tensor(_ORDERS)[draws.integer(0, len(_ORDERS) - 1)].to(draws.device)
+    factors_n3 = to_device(torch.stack([draws.uniform(0.5, 1.5) for _ in range(3)], 1).float(), draws.device)
+    orders_n3 = to_device(torch.tensor(_ORDERS)[draws.integer(0, len(_ORDERS) - 1)], draws.device)
     for step in range(3):
         which_n1 = orders_n3[:, step : step + 1]
         which_n111 = which_n1[..., None, None]
@@ -151,7 +152,7 @@ def hsv(images_n3HW: Tensor, draws: Draws) -> Tensor:
     turn_n33[:, 1, 1] = turn_n33[:, 2, 2] = saturation_n * angle_n.cos()
     turn_n33[:, 1, 2] = saturation_n * angle_n.sin()
     turn_n33[:, 2, 1] = -turn_n33[:, 1, 2]
-    matrix_n33 = (to_yiq.inverse() @ turn_n33 @ to_yiq).float().to(draws.device)
+    matrix_n33 = to_device((to_yiq.inverse() @ turn_n33 @ to_yiq).float(), draws.device)
     # Three products in a fixed order: a matrix product may add in another one for another batch.
     red, green, blue = (matrix_n33[:, :, i, None, None] * images_n3HW[:, i : i + 1] for i in range(3))
     return red + green + blue
@@ -211,7 +212,7 @@ class Augmentation:
             epoch: which pass over the data this is.
 
         Returns:
-            (B, 3, H, W) float32, what the networks take: see ``backbones.base.to_network_input``.
+            (B, H, W, 3) uint8 on the same device; nothing in it waits for that device.
         """
         ids_B, device, source = sample_ids_B.cpu(), images_BHW3.device, images_BHW3
         for name, probability in self.probabilities.items():
@@ -221,11 +222,11 @@ class Augmentation:
                 continue
             images_BHW3 = images_BHW3.clone() if images_BHW3 is source else images_BHW3
             draws = Draws(ids_B[chosen_n], device, self.seed, epoch, operation.number)
-            rows_n = chosen_n.to(device)
-            changed = operation.change(images_BHW3[rows_n].permute(0, 3, 1, 2).float(), draws)
-            images_BHW3[rows_n] = changed.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        flipped_B = self._chosen(ids_B, epoch, _FLIP, self.flip).to(device)
-        return to_network_input(torch.where(flipped_B[:, None, None, None], images_BHW3.flip(2), images_BHW3))
+            at_n = to_device(chosen_n, device)
+            changed = operation.change(images_BHW3[at_n].permute(0, 3, 1, 2).float(), draws)
+            images_BHW3[at_n] = changed.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        flipped_B = to_device(self._chosen(ids_B, epoch, _FLIP, self.flip), device)
+        return torch.where(flipped_B[:, None, None, None], images_BHW3.flip(2), images_BHW3)
 
     def _chosen(self, ids_B: Tensor, epoch: int, number: int, probability: float) -> Tensor:
         return uniform(key(self.seed, epoch, number), ids_B) >= 1 - probability
@@ -269,7 +270,7 @@ def _region(images_n3HW: Tensor, draws: Draws, least_area: float) -> tuple[Tenso
         found_n |= fits_n
     top_n = (draws.uniform() * (H - height_n + 1)).long()
     left_n = (draws.uniform() * (W - width_n + 1)).long()
-    return tuple(x.to(draws.device) for x in (top_n, left_n, height_n, width_n))  # type: ignore[return-value]
+    return tuple(to_device(x, draws.device) for x in (top_n, left_n, height_n, width_n))  # type: ignore[return-value]
 
 
 def _resize_there_and_back(
@@ -281,9 +282,9 @@ def _resize_there_and_back(
         full_n = torch.full(ratio_n.shape, side)
         small_n = (ratio_n * side).long().clamp_(min=1)
         most = int(small_n.max())
-        full_n, small_n = full_n.to(device), small_n.to(device)
-        down.append(resampling.resize_matrix(full_n, small_n, down_n.to(device), side, most))
-        up.append(resampling.resize_matrix(small_n, full_n, up_n.to(device), most, side))
+        full_n, small_n = to_device(full_n, device), to_device(small_n, device)
+        down.append(resampling.resize_matrix(full_n, small_n, to_device(down_n, device), side, most))
+        up.append(resampling.resize_matrix(small_n, full_n, to_device(up_n, device), most, side))
     return resampling.transform(resampling.transform(images_n3HW, *down), *up)
 
 

@@ -1,8 +1,8 @@
 """The loader with nvidia-dali as its decoder: on the GPU (nvjpeg) where there is one, else on the CPU.
 
-Reading, order, shares of ranks, resuming and stand-ins for damaged images are those of the plain loader: its worker
-processes read the files, and DALI is fed with them through ``external_source``. So DALI needs no index of its own,
-header and identity records never reach the decoder, and labels and sample ids are equal by construction.
+Reading, order, what each rank gets, resuming and stand-ins for damaged images are those of the plain loader: its
+worker processes read the files, and DALI is fed with them through ``external_source``. So DALI needs no index of its
+own, header and identity records never reach the decoder, and labels and sample ids are equal by construction.
 
 The GPU mode has not yet been run on a GPU.
 

@@ -63,6 +63,11 @@ class FaceDataset(Dataset[Batch]):
         return self._labels
 
     @property
+    def sets(self) -> Sequence[FaceDataset]:
+        """The sets that this one consists of: itself alone, or those that were joined."""
+        return [self]
+
+    @property
     def num_classes(self) -> int:
         """The smallest number of classes that has room for every label; ValueError if all labels are damaged."""
         highest = int(self.labels.max())
@@ -126,7 +131,7 @@ class FaceDataset(Dataset[Batch]):
         Args:
             indices: B of them.
             load_many: images or files, and their labels, of several indices.
-            put: takes a row in [0, B) and its image or file; a row may come twice, the second time for good.
+            put: takes a place in [0, B) and its image or file; a place may come twice, the second time for good.
 
         Returns:
             (B,) int64 labels, (B,) int64 indices, and what is wrong with each damaged image.
@@ -139,14 +144,14 @@ class FaceDataset(Dataset[Batch]):
         try:
             for index in indices if len(self.unusable) else ():
                 self._check_usable(index)
-            for row, (value, labels[row]) in enumerate(load_many(indices)):
-                put(row, value)
+            for b, (value, labels[b]) in enumerate(load_many(indices)):
+                put(b, value)
         except (ValueError, OSError):
             if self.on_bad_sample == "stop":
                 raise
-            for row, index in enumerate(indices):
-                value, labels[row], ids[row] = self._find_usable(index, load_many, damaged)
-                put(row, value)
+            for b, index in enumerate(indices):
+                value, labels[b], ids[b] = self._find_usable(index, load_many, damaged)
+                put(b, value)
         return torch.tensor(labels), torch.tensor(ids), damaged
 
     def find_unusable(self, num_classes: int | None = None) -> NDArray[np.int64]:

@@ -58,7 +58,7 @@ class JoinedSets(FaceDataset):
         class_map: str | Path | None = None,
         on_bad_sample: OnBadSample = "stop",
     ) -> None:
-        self.sets, self.class_map, self.on_bad_sample = list(sets), class_map, on_bad_sample
+        self._sets, self.class_map, self.on_bad_sample = list(sets), class_map, on_bad_sample
         self.names = [str(number) for number in range(len(sets))] if names is None else list(names)
         self.image_size = sets[0].image_size
         self.is_encoded = all(one.is_encoded for one in sets)
@@ -68,6 +68,11 @@ class JoinedSets(FaceDataset):
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def sets(self) -> Sequence[FaceDataset]:
+        """The sets in their order."""
+        return self._sets
 
     @cached_property
     def class_counts(self) -> tuple[int, ...]:
@@ -166,11 +171,11 @@ class JoinedSets(FaceDataset):
         places = [self._own(index) for index in indices]
         found: dict[int, tuple[T, int]] = {}
         for number in sorted({number for number, _ in places}):
-            rows = [row for row, place in enumerate(places) if place[0] == number]
-            own = [places[row][1] for row in rows]
-            for row, (value, label) in zip(rows, get(self.sets[number], own), strict=True):
-                found[row] = value, self._number(number, label, indices[row])
-        return [found[row] for row in range(len(indices))]
+            here = [b for b, place in enumerate(places) if place[0] == number]
+            own = [places[b][1] for b in here]
+            for b, (value, label) in zip(here, get(self.sets[number], own), strict=True):
+                found[b] = value, self._number(number, label, indices[b])
+        return [found[b] for b in range(len(indices))]
 
     def _number(self, number: int, label: int, index: int) -> int:
         table = self.numbering[number]

@@ -57,7 +57,7 @@ def resize_matrix(size_in_n: Tensor, size_out_n: Tensor, method_n: Tensor, most_
     method_n1 = method_n[:, None]
     is_nearest, is_area = method_n1 == METHODS.index("nearest"), method_n1 == METHODS.index("area")
     base_nO = torch.where(is_nearest, edge_nO, torch.where(is_area, edge_nO + 3, centre_nO)).floor()
-    taps_nOT = base_nO[..., None] + torch.tensor(list(_TAPS), device=base_nO.device)
+    taps_nOT = base_nO[..., None] + torch.arange(_TAPS.start, _TAPS.stop, device=base_nO.device)
     distance_nOT = centre_nO[..., None] - taps_nOT
     start_nO1, end_nO1 = edge_nO[..., None], (edge_nO + scale_n1)[..., None]
     weights = {

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 _DRAW = 3  # keeps what is drawn from a set apart from other uses of (seed, epoch)
-Share = tuple[int, float]  # images of a set, and how often each of them comes in an epoch
+
+
+class WeightedSet(NamedTuple):
+    """A set of images, and how often each of them comes in an epoch."""
+
+    images: int
+    weight: float  # 1: each once; 0.5: half of them, drawn anew each epoch; 2.5: each twice, and half once more
+
+    @property
+    def images_drawn(self) -> int:
+        """How many of its images come in an epoch, counted as often as they do."""
+        return self.images * int(self.weight) + round(self.images * (self.weight % 1))
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -29,8 +41,7 @@ class EpochSampler(Sampler[list[int]]):
         seed: of the run.
         chunk: images that lie together and stay so until they are shuffled within a window of chunks (see
             :func:`epoch_permutation`), for disks that seek slowly; 0: all are shuffled among themselves.
-        shares: the ``n`` images as sets, in their order, each with its weight: 1 is each image once an epoch, 0.5
-            half of them, drawn anew each epoch, 2.5 each twice and half of them once more. None: each image once.
+        sets: the ``n`` images as sets with weights, in their order. None: each image once.
 
     Raises:
         ValueError: an epoch has fewer images than G.
@@ -45,12 +56,12 @@ class EpochSampler(Sampler[list[int]]):
         seed: int = 2048,
         *,
         chunk: int = 0,
-        shares: Sequence[Share] | None = None,
+        sets: Sequence[WeightedSet] | None = None,
     ) -> None:
         assert 0 <= rank < world_size
-        assert shares is None or sum(images for images, _ in shares) == n
-        self.shares = [(n, 1.0)] if shares is None else list(shares)
-        self.n = sum(images_of(share) for share in self.shares)  # images of an epoch
+        assert sets is None or sum(one.images for one in sets) == n
+        self.sets = [WeightedSet(n, 1.0)] if sets is None else list(sets)
+        self.n = sum(one.images_drawn for one in self.sets)  # images of an epoch
         self.batch_size, self.rank, self.seed, self.chunk = batch_size, rank, seed, chunk
         self.global_batch = batch_size * world_size
         if not 1 <= self.global_batch <= self.n:
@@ -77,8 +88,8 @@ class EpochSampler(Sampler[list[int]]):
 
     def _batches(self, epoch: int, step: int) -> Iterator[list[int]]:
         order = epoch_permutation(self.n, self.seed, epoch, max(self.chunk, 1))
-        if any(weight != 1 for _, weight in self.shares):
-            order = _draw(self.shares, self.seed, epoch)[order]
+        if any(one.weight != 1 for one in self.sets):
+            order = _draw(self.sets, self.seed, epoch)[order]
         for s in range(step, self.steps_per_epoch):
             start = s * self.global_batch + self.rank * self.batch_size
             yield order[start : start + self.batch_size].tolist()
@@ -129,16 +140,10 @@ def epoch_permutation(n: int, seed: int, epoch: int, chunk: int = 1, window: int
     return order
 
 
-def images_of(share: Share) -> int:
-    """How many images of a set come in an epoch; some of them several times where the weight is above 1."""
-    images, weight = share
-    return images * int(weight) + round(images * (weight % 1))
-
-
-def _draw(shares: Sequence[Share], seed: int, epoch: int) -> NDArray[np.int64]:
+def _draw(sets: Sequence[WeightedSet], seed: int, epoch: int) -> NDArray[np.int64]:
     """The images of an epoch in the order in which they lie, each as often as its set's weight says."""
     parts, start = [], 0
-    for number, (images, weight) in enumerate(shares):
+    for number, (images, weight) in enumerate(sets):
         times = np.full(images, int(weight))
         drawn = np.random.default_rng([seed, epoch, _DRAW, number]).permutation(images)
         times[drawn[: round(images * (weight % 1))]] += 1

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from prettytable import PrettyTable
 from torch import Tensor
 
+from backbones.base import to_network_input
 from data.augment import OPERATIONS, PRESETS, Augmentation
 from tools.parts.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.parts.face_sources import open_source
@@ -81,8 +82,7 @@ def draw_rows(faces: Tensor, columns: int, seed: int) -> list[Row]:
     for number, (name, choice) in enumerate(choices.items()):
         face = faces[number * len(faces) // len(choices)]
         changed = Augmentation(choice, seed)(face.expand(columns, -1, -1, -1), torch.arange(columns), 0)
-        pixels = ((changed + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        rows.append(([name, *_words(name)], [face.numpy(), *pixels]))
+        rows.append(([name, *_words(name)], [face.numpy(), *changed.numpy()]))
     return rows
 
 
@@ -109,7 +109,7 @@ def time_all(faces: Tensor, batches: int) -> dict[str, float]:
     for turn in range(batches + 1):
         for name, augmentation in made.items():
             start = time.perf_counter()
-            augmentation(images, torch.arange(turn * BATCH, (turn + 1) * BATCH), 0)
+            to_network_input(augmentation(images, torch.arange(turn * BATCH, (turn + 1) * BATCH), 0))
             if turn:  # the first turn warms up
                 seconds[name] += time.perf_counter() - start
     return {name: batches * BATCH / spent for name, spent in seconds.items()}

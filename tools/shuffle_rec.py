@@ -73,18 +73,18 @@ def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024)
 def _in_new_order(
     reader: RecordReader, positions: NDArray[np.int64], place_N: NDArray[np.int64], parts: int, folder: Path
 ) -> Iterator[bytes]:
-    """Yield the payloads by place, holding one of ``parts`` equal shares of the places in memory at a time."""
-    share = -(-len(place_N) // parts)
+    """Yield the payloads by place, with one of ``parts`` equal ranges of places in memory at a time."""
+    size = -(-len(place_N) // parts)  # places of one part
     if parts == 1:
-        yield from _sorted(_by_file(reader, positions, place_N), 0, share)
+        yield from _sorted(_by_file(reader, positions, place_N), 0, size)
         return
     with ExitStack() as stack:
         spills = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]
         for place, payload in _by_file(reader, positions, place_N):
-            spills[place // share].write(_SPILLED.pack(place, len(payload)) + payload)
+            spills[place // size].write(_SPILLED.pack(place, len(payload)) + payload)
         for part, spill in enumerate(spills):
             spill.seek(0)
-            yield from _sorted(_unspill(spill.read()), part * share, share)
+            yield from _sorted(_unspill(spill.read()), part * size, size)
             spill.truncate(0)  # room for what is still to be written
 
 
@@ -104,12 +104,12 @@ def _unspill(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield place, data[at - length : at]
 
 
-def _sorted(placed: Iterator[tuple[int, bytes]], first: int, share: int) -> Iterator[bytes]:
-    payloads: list[bytes | None] = [None] * share
+def _sorted(placed: Iterator[tuple[int, bytes]], first: int, size: int) -> Iterator[bytes]:
+    payloads: list[bytes | None] = [None] * size
     for place, payload in placed:
         payloads[place - first] = payload
     for i, kept in enumerate(payloads):
-        if kept is not None:  # the last share may be short
+        if kept is not None:  # the last part may be short
             yield kept
         payloads[i] = None
 

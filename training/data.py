@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +14,12 @@ from numpy.typing import NDArray
 
 from dataset import (
     Batch,
-    EpochSampler,
     FaceDataset,
     ImageFolder,
     JoinedSets,
     Loader,
     check_labels,
     get_dataloader,
-    images_of,
 )
 from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
@@ -51,7 +50,67 @@ class DataFacts(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def open_data(cfg: Config, ranks: Ranks) -> tuple[Loader, Config]:
+class RunData:
+    """The faces that a run trains on, the order in which they come, and the loader that batches them."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.faces, self.sampler = loader, loader.dataset, loader.batch_sampler
+
+    def steps_per_epoch(self, gradient_acc: int) -> int:
+        """Optimizer steps of one epoch, the same on every rank; ValueError when there is not one."""
+        steps = self.sampler.steps_per_epoch // gradient_acc
+        if steps == 0:
+            raise ValueError(
+                f"{len(self.faces)} images are less than one step's batch; lower batch_size or gradient_acc "
+                f"({gradient_acc}), or use fewer ranks"
+            )
+        return steps
+
+    def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """This rank's batches of an epoch, from number ``first`` on."""
+        self.sampler.set_position(epoch, first)
+        return iter(self.loader)
+
+    def describe(self) -> list[str]:
+        """Lines for the log: each of several sets with its classes, and what an epoch takes of it."""
+        faces, sampler = self.faces, self.sampler
+        if not isinstance(faces, JoinedSets):
+            if sampler.n == len(faces):
+                return []
+            return [f"weight {sampler.sets[0].weight:g}: {sampler.n} images an epoch, drawn from {len(faces)}"]
+        lines = []
+        for number, (part, weighted) in enumerate(zip(faces.parts(), sampler.sets, strict=True)):
+            new = part.classes
+            classes = f"classes {new.start} to {new.stop - 1}" if new else "no new class"
+            shared = f", {part.shared} of earlier sets" if part.shared else ""
+            lines.append(
+                f"set {number} ({part.name}): {len(part.images)} images, {classes}{shared}, "
+                f"weight {weighted.weight:g}: {weighted.images_drawn} images an epoch"
+            )
+        return lines
+
+    def class_list(self) -> Any:
+        """What classes.json holds: the names of the classes in their order; of several sets their ranges too.
+
+        None where no name is known and there is one set.
+        """
+        names = self.faces.class_names()
+        if not isinstance(self.faces, JoinedSets):
+            return names
+        sets = [
+            {
+                "name": part.name,
+                "images": len(part.images),
+                "first_class": part.classes.start,
+                "classes": len(part.classes),
+                "shared_classes": part.shared,
+            }
+            for part in self.faces.parts()
+        ]
+        return {"sets": sets, "names": names}
+
+
+def open_data(cfg: Config, ranks: Ranks) -> tuple[RunData, Config]:
     """Open the data and check its labels, once on each host; returns the config with the counts filled in.
 
     Raises:
@@ -62,11 +121,11 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[Loader, Config]:
         raise ValueError("rec is not set: give the folder of the training data, in the config or as rec=FOLDER")
     error: Exception | None = None
     found: tuple[DataSummary, DataFacts] | None = None
-    loader: Loader | None = None
+    data: RunData | None = None
     try:
-        loader = _open_loader(cfg, ranks)
+        data = RunData(_open_loader(cfg, ranks))
         if ranks.local_rank == 0:
-            found = examine(_faces(loader), cfg.class_count())
+            found = examine(data.faces, cfg.class_count())
     except FileNotFoundError as problem:
         error = FileNotFoundError(f"{problem}. Give the folder of the training data with rec=FOLDER")
     except (ValueError, OSError) as problem:
@@ -79,21 +138,23 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[Loader, Config]:
     summaries = {summary for summary, _ in examined}
     if len(summaries) != 1:
         raise ValueError(f"the hosts' data differ, copy the same to all: {'; '.join(map(str, sorted(summaries)))}")
-    assert loader is not None
-    data, facts = examined[0]
-    _adopt(_faces(loader), facts)
-    if data.empty_classes:
-        log.warning("data: %d of %d identities have no image", data.empty_classes, data.num_classes)
+    assert data is not None
+    summary, facts = examined[0]
+    _adopt(data.faces, facts)
+    if summary.empty_classes:
+        log.warning("data: %d of %d identities have no image", summary.empty_classes, summary.num_classes)
     for warning in facts.warnings:
         log.warning("data: %s", warning)
-    if data.unusable:
-        log.warning("data: %d of %d images have a damaged label and are left out", data.unusable, data.num_image)
-    if cfg.num_image not in (None, data.num_image):
+    if summary.unusable:
         log.warning(
-            "num_image = %d in the config, %d found; the schedule follows the data", cfg.num_image, data.num_image
+            "data: %d of %d images have a damaged label and are left out", summary.unusable, summary.num_image
         )
-    num_classes = cfg.num_classes if isinstance(cfg.num_classes, tuple) else data.num_classes
-    return loader, dataclasses.replace(cfg, num_classes=num_classes, num_image=data.num_image)
+    if cfg.num_image not in (None, summary.num_image):
+        log.warning(
+            "num_image = %d in the config, %d found; the schedule follows the data", cfg.num_image, summary.num_image
+        )
+    num_classes = cfg.num_classes if isinstance(cfg.num_classes, tuple) else summary.num_classes
+    return data, dataclasses.replace(cfg, num_classes=num_classes, num_image=summary.num_image)
 
 
 def _open_loader(cfg: Config, ranks: Ranks) -> Loader:
@@ -130,9 +191,8 @@ def examine(faces: FaceDataset, num_classes: int | None) -> tuple[DataSummary, D
         check_labels(labels, num_classes)
     except ValueError as error:
         raise ValueError(f"{error}; the first is that of {_first(faces, faces.find_unusable(num_classes))}") from None
-    sets = faces.sets if isinstance(faces, JoinedSets) else [faces]
     counts = faces.class_counts if isinstance(faces, JoinedSets) else ()
-    facts = DataFacts(counts, unusable, tuple(one.warning for one in sets if one.warning))
+    facts = DataFacts(counts, unusable, tuple(one.warning for one in faces.sets if one.warning))
     _adopt(faces, facts)
     for index in np.linspace(0, len(faces) - 1, 8).astype(int):
         faces[int(index)]
@@ -163,19 +223,7 @@ def _adopt(faces: FaceDataset, facts: DataFacts) -> None:
 
 
 def _folder_names(faces: FaceDataset) -> list[str]:
-    sets = faces.sets if isinstance(faces, JoinedSets) else [faces]
-    return [name for one in sets if isinstance(one, ImageFolder) for name in one.classes]
-
-
-def _faces(loader: Loader) -> FaceDataset:
-    assert isinstance(loader.dataset, FaceDataset)
-    return loader.dataset
-
-
-def sampler_of(loader: Loader) -> EpochSampler:
-    """The loader's batch sampler, as what it is."""
-    assert isinstance(loader.batch_sampler, EpochSampler)
-    return loader.batch_sampler
+    return [name for one in faces.sets if isinstance(one, ImageFolder) for name in one.classes]
 
 
 def data_folder(cfg: Config) -> Path:
@@ -196,47 +244,6 @@ def verification_targets(cfg: Config) -> list[str]:
 
 def _folder_of(source: str) -> Path:
     return Path(source).parent if source.endswith(".rec") else Path(source)
-
-
-def describe(loader: Loader) -> list[str]:
-    """Lines for the log: each of several sets with its classes, and what an epoch takes of it."""
-    faces, sampler = _faces(loader), sampler_of(loader)
-    if not isinstance(faces, JoinedSets):
-        if sampler.n == len(faces):
-            return []
-        return [f"weight {sampler.shares[0][1]:g}: {sampler.n} images an epoch, drawn from {len(faces)}"]
-    lines = []
-    for number, (part, share) in enumerate(zip(faces.parts(), sampler.shares, strict=True)):
-        new = part.classes
-        classes = f"classes {new.start} to {new.stop - 1}" if new else "no new class"
-        shared = f", {part.shared} of earlier sets" if part.shared else ""
-        lines.append(
-            f"set {number} ({part.name}): {len(part.images)} images, {classes}{shared}, weight {share[1]:g}: "
-            f"{images_of(share)} images an epoch"
-        )
-    return lines
-
-
-def class_list(loader: Loader) -> Any:
-    """What classes.json holds: the names of the classes in their order; of several sets their ranges too.
-
-    None where no name is known and there is one set.
-    """
-    faces = _faces(loader)
-    names = faces.class_names()
-    if not isinstance(faces, JoinedSets):
-        return names
-    sets = [
-        {
-            "name": part.name,
-            "images": len(part.images),
-            "first_class": part.classes.start,
-            "classes": len(part.classes),
-            "shared_classes": part.shared,
-        }
-        for part in faces.parts()
-    ]
-    return {"sets": sets, "names": names}
 
 
 class DamagedSamples:
@@ -267,11 +274,9 @@ class DamagedSamples:
 class WaitingHint:
     """Says what to do when training waits for data; at most every 100 log lines, and not at the first one."""
 
-    def __init__(self, cfg: Config, loader: Loader) -> None:
-        faces = _faces(loader)
-        sets = faces.sets if isinstance(faces, JoinedSets) else [faces]
+    def __init__(self, cfg: Config, faces: FaceDataset) -> None:
         ways = [f"raise num_workers ({cfg.num_workers})"]
-        if any(isinstance(one, ImageFolder) for one in sets):
+        if any(isinstance(one, ImageFolder) for one in faces.sets):
             ways.append("pack the image folder into records (python -m tools.pack_rec)")
         if faces.is_encoded and not cfg.dali:
             ways.append("set dali = True where there is a GPU")

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 from backbones import get_model
+from backbones.base import to_network_input
 from data.augment import Augmentation
 from dataset import Batch
 from heads.checkpoint import load_heads, save_heads
@@ -30,6 +31,7 @@ from training.stop import StopRequest
 from training.sync_bn import synchronise_batch_norm
 from training.verification import Verification
 from utils.config import Config
+from utils.device import to_device
 from utils.distributed import Ranks, broadcast_, together
 from utils.log import log
 
@@ -113,8 +115,8 @@ class TrainingRun:
         cfg, loss_sum = self.cfg, torch.zeros((), device=self.device)
         for part in range(cfg.gradient_acc):
             batch = next(batches)
-            images = batch.images_BHW3.to(self.device, non_blocking=True)
-            images = self.augment(images, batch.sample_ids_B, self.epoch)
+            images = to_device(batch.images_BHW3, self.device)
+            images = to_network_input(self.augment(images, batch.sample_ids_B, self.epoch))
             with self._reduce_gradients(part == cfg.gradient_acc - 1):
                 loss = self.classifier(self.model(images), batch.labels_B) / cfg.gradient_acc
                 self.scaler.scale(loss).backward()

@@ -50,6 +50,6 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     """
     if x.device.type != "cpu" or device.type == "cpu":
         return x.to(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and not x.is_pinned():
         x = x.pin_memory()  # torch keeps the pinned copy until the stream has read it
     return x.to(device, non_blocking=True)

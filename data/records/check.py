@@ -98,11 +98,11 @@ def no_identity(where: str, label: float) -> str:
     return f"{where}: label {label} {why}; labels are identities 0, 1, 2, ...: pack them as such"
 
 
-def _what_is_wrong(reader: RecordReader, position: int, scan: HeaderScan, row: int) -> str:
-    if scan.flags[row] >= 0:
-        if not scan.has_image[row]:
+def _what_is_wrong(reader: RecordReader, position: int, scan: HeaderScan, i: int) -> str:
+    if scan.flags[i] >= 0:
+        if not scan.has_image[i]:
             return f"{reader.where(position)}: it holds no image, but stands among the images: copy both files again"
-        return no_identity(reader.where(position), float(scan.labels[row]))
+        return no_identity(reader.where(position), float(scan.labels[i]))
     try:
         reader.read_face(position)
     except ValueError as error:

@@ -131,9 +131,9 @@ def _parse(text: bytes, path: Path, line: int) -> NDArray[np.int64]:
     numbers = np.fromstring(text, np.int64, sep=" ") if regular else np.empty(0, np.int64)
     if regular and len(numbers) == len(breaks):
         return numbers
-    rows = enumerate(text.split(b"\n"), line)
-    number, row = next((n, row) for n, row in rows if not re.fullmatch(rb"[0-9]+\t[0-9]+", row))
+    lines = enumerate(text.split(b"\n"), line)
+    number, found = next((n, one) for n, one in lines if not re.fullmatch(rb"[0-9]+\t[0-9]+", one))
     raise ValueError(
-        f"{path}: line {number} is {row[:60]!r}, expected `key<TAB>offset`, two whole numbers; the index is "
+        f"{path}: line {number} is {found[:60]!r}, expected `key<TAB>offset`, two whole numbers; the index is "
         "damaged: copy it again or pack the faces again"
     )

@@ -16,6 +16,7 @@ from data import augment, resampling
 from data.augment import OPERATIONS, PRESETS, Augmentation, Draws
 from dataset import EpochSampler
 from paths import ROOT
+from pretend_device import NAME, PretendDevice
 from utils.config import get_config
 from utils.hashing import key, mix
 
@@ -243,12 +244,15 @@ class TestEveryChoice:
         before = IMAGES.clone()
         out = Augmentation(choice, seed=7)(IMAGES, IDS, 0)
         assert torch.equal(IMAGES, before)
-        assert out.shape == (40, 3, 36, 40)
-        assert out.dtype == torch.float32
-        assert out.is_contiguous(memory_format=torch.channels_last)
-        levels = (out + 1) * 127.5
+        assert out.shape == (40, 36, 40, 3)
+        assert out.dtype == torch.uint8
+        network_input = to_network_input(out)
+        assert network_input.shape == (40, 3, 36, 40)
+        assert network_input.dtype == torch.float32
+        assert network_input.is_contiguous(memory_format=torch.channels_last)
+        levels = (network_input + 1) * 127.5
         assert ((levels - levels.round()).abs() < 1e-4).all()
-        assert (out.min() >= -1) & (out.max() <= 1)
+        assert (network_input.min() >= -1) & (network_input.max() <= 1)
 
     def test_other_epoch_or_seed(self, choice):
         first = Augmentation(choice, seed=7)(IMAGES, IDS, 0)
@@ -257,7 +261,7 @@ class TestEveryChoice:
 
     def test_whole_faces(self, choice):
         images = torch.from_numpy(pictures(20, 112, 112))
-        assert Augmentation(choice, seed=7)(images, torch.arange(20), 0).shape == (20, 3, 112, 112)
+        assert Augmentation(choice, seed=7)(images, torch.arange(20), 0).shape == (20, 112, 112, 3)
 
 
 class TestProbabilities:
@@ -267,7 +271,7 @@ class TestProbabilities:
     @pytest.mark.parametrize("name", OPERATIONS)
     def test_as_often_as_asked(self, name):
         out = Augmentation({name: 0.2, "flip": 0}, seed=1)(self.images, self.ids, 0)
-        changed = (out != to_network_input(self.images)).flatten(1).any(1).float().mean()
+        changed = (out != self.images).flatten(1).any(1).float().mean()
         unchanged_draws = 0.06 if name in ("crop", "zoom", "low_res") else 0.01  # a region may be the whole image
         assert 0.2 - 0.03 - unchanged_draws < changed < 0.2 + 0.03
 
@@ -279,19 +283,19 @@ class TestProbabilities:
 
     def test_zero_changes_nothing(self):
         out = Augmentation({**dict.fromkeys(OPERATIONS, 0.0), "flip": 0.0}, seed=1)(IMAGES, IDS, 0)
-        assert torch.equal(out, to_network_input(IMAGES))
+        assert torch.equal(out, IMAGES)
 
     def test_one_changes_every_image(self):
         out = Augmentation({"grey": 1, "flip": 1}, seed=1)(IMAGES, IDS, 0)
-        assert torch.equal(out[:, 0], out[:, 1])
-        mirrored = Augmentation({"grey": 1, "flip": 0}, seed=1)(IMAGES, IDS, 0).flip(3)
+        assert torch.equal(out[..., 0], out[..., 1])
+        mirrored = Augmentation({"grey": 1, "flip": 0}, seed=1)(IMAGES, IDS, 0).flip(2)
         assert torch.equal(out, mirrored)
 
     def test_flips_are_those_of_earlier_versions(self):
         flipped = mix(self.ids ^ key(7, 2, 1)) < 0
         out = Augmentation(None, seed=7)(self.images, self.ids, 2)
         expected = torch.where(flipped[:, None, None, None], self.images.flip(2), self.images)
-        assert torch.equal(out, to_network_input(expected))
+        assert torch.equal(out, expected)
         assert 0.46 < flipped.float().mean() < 0.54
 
     def test_draws(self):
@@ -313,12 +317,25 @@ def test_the_same_with_more_threads():
         torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=name_of)
+def test_on_a_device_of_its_own(choice):
+    """The same bits as on the CPU, nothing that a GPU would refuse, and no waiting for the device."""
+    augmentation = Augmentation(choice, seed=7)
+    expected = augmentation(IMAGES, IDS, 3)
+    with PretendDevice() as pretended:
+        images = IMAGES.to(NAME)
+        pretended.waits.clear()
+        out = augmentation(images, IDS, 3)
+        assert not pretended.waits
+        assert torch.equal(out.cpu(), expected)
+
+
 def test_the_same_on_any_number_of_ranks():
     """Every image of an epoch, as each rank's sampler gives it out."""
     images, augmentation = torch.from_numpy(pictures(48, 20, 20)), Augmentation(EVERYTHING, seed=5)
     results = []
     for world_size in (1, 2, 3):
-        by_id = torch.empty(48, 3, 20, 20)
+        by_id = torch.empty(48, 20, 20, 3, dtype=torch.uint8)
         for rank in range(world_size):
             for ids in EpochSampler(48, 16 // world_size if world_size < 3 else 4, rank, world_size, seed=1):
                 by_id[ids] = augmentation(images[ids], torch.tensor(ids), 0)

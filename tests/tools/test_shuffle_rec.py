@@ -56,7 +56,7 @@ def test_the_same_payloads_in_another_order(source, tmp_path, memory_mb, by_file
 
 
 def test_the_memory_does_not_change_the_result(tmp_path):
-    """The file is of 3 MB: one share, three, and as many shares as MB."""
+    """The file is of 3 MB: one part, three, and as many parts as MB."""
     write_face_records(tmp_path / "in", [[encode(i) + bytes(30_000)] for i in range(110)])
     for memory_mb in (1024, 2, 1):
         shuffle_records(tmp_path / "in" / "train.rec", tmp_path / str(memory_mb), 7, memory_mb)

@@ -96,10 +96,10 @@ def test_several_sets_that_do_not_fit(tmp_path, capsys):
 
 def first_labels(rank, world_size, overrides):
     cfg = get_config(TINY, overrides)
-    loader, cfg = run_data.open_data(cfg, Ranks(rank, world_size, rank, torch.device("cpu")))
-    faces = loader.dataset
+    data, cfg = run_data.open_data(cfg, Ranks(rank, world_size, rank, torch.device("cpu")))
+    faces = data.faces
     scanned = [one for one in faces.sets if "labels" in vars(one)]
-    batch = next(iter(loader))
+    batch = next(data.batches(0))
     counts = len(scanned), cfg.num_classes, faces.unusable.tolist()
     return *counts, batch.labels_B.tolist(), batch.sample_ids_B.tolist()
 
@@ -228,14 +228,14 @@ class TestWaiting:
             loader = get_dataloader(records(tmp_path / "recs"), 2, num_workers=0)
         else:
             loader = get_dataloader("synthetic", 2, num_classes=3, num_image=8, num_workers=0)
-        text = run_data.WaitingHint(get_config(TINY), loader).ways
+        text = run_data.WaitingHint(get_config(TINY), loader.dataset).ways
         assert [way for way in ("pack_rec", "dali") if way in text] == ways
         assert "num_workers (0)" in text
 
     def test_at_most_every_hundred_lines(self, tmp_path, capsys):
         init_logging(is_main=True)
         loader = get_dataloader("synthetic", 2, num_classes=3, num_image=8, num_workers=0)
-        hint = run_data.WaitingHint(get_config(TINY), loader)
+        hint = run_data.WaitingHint(get_config(TINY), loader.dataset)
         for share in [0.9] * 101 + [0.1] * 50 + [0.21] * 60:
             hint.check(share)
         said = re.findall(r"waits for data (\d+) %", capsys.readouterr().out)

@@ -85,21 +85,21 @@ def _scan(start: int) -> Seen:
     source = _source
     assert source is not None
     seen = Seen.empty(min(_CHUNK, len(source) - start))
-    for row in range(len(seen.labels)):
-        position = start + row
+    for i in range(len(seen.labels)):
+        position = start + i
         try:
             item = source.read(position)
         except (ValueError, OSError) as error:
             seen.unreadable.append((position, str(error)))
             continue
-        seen.labels[row], seen.ids[row], seen.stored[row] = item.labels[0], item.id & (2**63 - 1), item.stored
+        seen.labels[i], seen.ids[i], seen.stored[i] = item.labels[0], item.id & (2**63 - 1), item.stored
         if len(item.encoded) == 0:
             seen.ranges.append((position, float(item.labels[0]), float(item.labels[-1])))
             continue
-        seen.is_image[row] = True
-        seen.digests[row] = int.from_bytes(hashlib.blake2b(item.encoded, digest_size=8).digest(), "little")
+        seen.is_image[i] = True
+        seen.digests[i] = int.from_bytes(hashlib.blake2b(item.encoded, digest_size=8).digest(), "little")
         try:
-            seen.sizes[row] = np.minimum(decode_rgb(item.encoded).shape[:2], 65535)
+            seen.sizes[i] = np.minimum(decode_rgb(item.encoded).shape[:2], 65535)
         except ValueError as error:
             seen.undecodable.append((position, str(error)))
     return seen

@@ -1,0 +1,40 @@
+"""Copies to a device, with tensors that say where they are and note what is asked of them."""
+
+import torch
+
+from utils.device import to_device
+
+
+class Noted:
+    """A host tensor of a machine with a GPU."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, pinned):
+        self.pinned, self.asked = pinned, []
+
+    def is_pinned(self):
+        return self.pinned
+
+    def pin_memory(self):
+        self.asked.append("pin")
+        return self
+
+    def to(self, device, non_blocking=False):
+        self.asked.append("copy" if non_blocking else "copy and wait")
+        return self
+
+
+def test_memory_is_pinned_once():
+    for pinned, expected in ((False, ["pin", "copy"]), (True, ["copy"])):
+        x = Noted(pinned)
+        to_device(x, torch.device("cuda"))
+        assert x.asked == expected
+
+
+def test_other_copies_are_plain():
+    x = Noted(pinned=False)
+    to_device(x, torch.device("cpu"))
+    x.device = torch.device("cuda")
+    to_device(x, torch.device("cpu"))
+    assert x.asked == ["copy and wait", "copy and wait"]
