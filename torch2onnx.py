@@ -40,7 +40,7 @@ class _Float32(nn.Module):
         self.backbone = backbone
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.backbone.head(self.backbone.trunk(x))
+        return self.backbone.project(self.backbone.trunk(x))
 
 
 def import_packages() -> None:

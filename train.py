@@ -10,25 +10,21 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NoReturn
 
-import torch
+from torch.distributed.elastic.multiprocessing.errors import record
 
-from backbones import get_model
 from dataset import Batch
-from training.banner import banner_lines
-from training.data import RunData, WaitingHint, data_folder, open_data, verification_targets
-from training.memory import MemoryPlan, plan_memory
+from training.data import RunData, data_folder, open_data, verification_targets
+from training.memory import advice_on_memory
 from training.metrics import MetricsWriter, check_wandb
 from training.output import check_output, open_output
-from training.report import Speedometer
+from training.report import Speedometer, StepReport, announce
 from training.run import TrainingRun
 from training.verification import Verification
-from utils.atomic import write_json
 from utils.config import Config, get_config
 from utils.device import prepare_device
-from utils.distributed import Ranks, barrier, close_ranks, init_ranks, together
+from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, one_fate, speaks, together
 from utils.log import init_logging, log
 
 
@@ -44,21 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         ranks = init_ranks(cfg.device, cfg.timeout_s, args.local_rank)
     except (ValueError, OSError) as error:
         parser.exit(2, f"train.py: {error}\n")
-    try:
-        run, data = prepare(cfg, ranks)
-    except (ValueError, OSError) as error:
-        close_ranks()
-        parser.exit(2, f"train.py: {error}\n" if ranks.is_main else None)
-    try:
+    with one_fate():
+        try:
+            run, data = prepare(cfg, ranks)
+        except (ValueError, OSError) as error:  # of all ranks, or of this one alone
+            parser.exit(2, f"train.py: {error}\n" if speaks(error) else None)
         train(run, data)
-        barrier()
-    except torch.OutOfMemoryError:
-        log.error(
-            "out of memory; this rank needs %s. Lower batch_size or head_size, or set head_storage", memory_of(run)
-        )
-        raise
-    finally:
-        close_ranks()
 
 
 def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
@@ -75,9 +62,10 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
     output, start = check_output(cfg, ranks)
     prepare_device(ranks.device)
     data, cfg = open_data(cfg, ranks)
-    run = TrainingRun(cfg, ranks, output, data.steps_per_epoch(cfg.gradient_acc))
-    if start is not None:
-        run.load(start)
+    with advice_on_memory(cfg, ranks.world_size):
+        run = TrainingRun(cfg, ranks, output, data.steps_per_epoch(cfg.gradient_acc))
+        if start is not None:
+            run.load(start)
     open_output(cfg, ranks)
     init_logging(ranks.is_main, output)
     announce(run, data, start)
@@ -87,53 +75,37 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
 def train(run: TrainingRun, data: RunData) -> None:
     """Run the epochs that are left; model.pt stands in the output folder at the end of each."""
     cfg = run.cfg
-    with MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics, run.stop:
+    with (
+        MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics,
+        advice_on_memory(cfg, run.world_size),
+        run.stop,
+    ):
         verification = Verification(verification_targets(cfg), data_folder(cfg), run.device, cfg.batch_size, metrics)
         if run.step == 0:
             run.verify(verification)  # a broken set shows before the first step
-        speed, hint = Speedometer(), WaitingHint(cfg, data.faces)
-        first_step, logged_step = run.step, run.step
-        loss_sum = torch.zeros((), device=run.device)
+        report = StepReport(run, data, metrics)
         while run.epoch < cfg.num_epoch:
-            batches = epoch_batches(run, data, speed)
+            batches = epoch_batches(run, data, report.speed)
             while run.step_in_epoch < run.steps_per_epoch:
-                loss_sum += run.train_step(batches)
-                speed.images += cfg.total_batch(run.world_size)
-                if run.step % cfg.frequent == 0:
-                    loss = loss_sum.item() / (run.step - logged_step)
-                    log_step(run, metrics, speed, hint, loss, run.step - first_step)
-                    logged_step = run.step
-                    loss_sum.zero_()
-                if cfg.verbose and run.step % cfg.verbose == 0:
-                    with speed.paused():
+                report.count(run.train_step(batches))
+                if run.is_due(cfg.frequent):
+                    report.write()
+                with report.speed.paused():
+                    if run.is_due(cfg.verbose):
                         run.verify(verification)
-                if cfg.checkpoint_steps and run.step % cfg.checkpoint_steps == 0:
-                    with speed.paused():
+                    if run.is_due(cfg.checkpoint_steps):
                         run.save()
                 if run.stop.agreed:
                     stop_here(run)
-            with speed.paused():
+            with report.speed.paused():
                 run.end_epoch()
-                if not (cfg.verbose and run.step % cfg.verbose == 0):
+                if not run.is_due(cfg.verbose):
                     run.verify(verification)
-        if not (run.output / "model.pt").exists():  # resumed after a crash between the last checkpoint and it
+        if not broadcast_object((run.output / "model.pt").exists()):  # resumed after a crash just before it
             run.save_model()
         run.classifier.shard.storage.close()
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
     log.info("done: %s", run.output / "model.pt")
-
-
-def stop_here(run: TrainingRun) -> NoReturn:
-    """Save what there is and end the process, as SIGTERM asked."""
-    if run.cfg.save_all_states:
-        run.save()
-        log.warning("stopped by SIGTERM after step %d; resume = True goes on from there", run.step)
-    else:
-        run.save_model()
-        log.warning(
-            "stopped by SIGTERM after step %d; model.pt is written, no checkpoint (save_all_states)", run.step
-        )
-    sys.exit(143)
 
 
 def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterator[Batch]:
@@ -160,88 +132,19 @@ def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterat
         yield batch
 
 
-def announce(run: TrainingRun, data: RunData, start: Path | None) -> None:
-    """Log what the run is, and leave config.json and classes.json."""
-    cfg, classifier = run.cfg, run.classifier
-    ranks = Ranks(run.rank, run.world_size, 0, run.device)
-    for line in banner_lines(
-        cfg, ranks, classifier.shard.layout.num_classes, cfg.num_image or 0, run.steps_per_epoch
-    ):
-        log.info(line)
-    for line in data.describe():
-        log.info("data: %s", line)
-    scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
-    log.info("loss: %s, softmax over %s", classifier.margin_loss, scope)
-    log.info("augmentation: %s", run.augment)
-    log.info("output: %s", run.output)
-    if start is not None:
-        log.info("resumed from %s: epoch %d, step %d", start, run.epoch, run.step)
-    if run.is_main:
-        log.info("memory: %s", memory_of(run))
-        for key, value in cfg.as_dict().items():
-            log.info(": %-32s%s", key, value)
-        write_json(run.output / "config.json", cfg.as_dict())
-        if (classes := data.class_list()) is not None:
-            write_json(run.output / "classes.json", classes)
-
-
-def memory_of(run: TrainingRun) -> MemoryPlan:
-    """What this rank needs at the peak of a step."""
-    cfg, shard = run.cfg, run.classifier.shard
-    rows = shard.layout.classes_here
-    with torch.random.fork_rng(devices=[]):  # the run's own random state, for dropout, stays as it is
-        # A fresh network, since the run's own may talk to other ranks.
-        network = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=cfg.amp_dtype())
-        return plan_memory(
-            backbone=network,
-            image_size=cfg.image_size,
-            batch_size=cfg.batch_size,
-            gradient_acc=cfg.gradient_acc,
-            world_size=run.world_size,
-            optimizer=cfg.optimizer,
-            rows=rows,
-            embedding_size=cfg.embedding_size,
-            head_size=shard.layout.head_size,
-            drawn_rows=round(shard.negative_rate * rows),
-            head_storage=cfg.head_storage,
+def stop_here(run: TrainingRun) -> NoReturn:
+    """Save what there is and end every rank's process, as SIGTERM asked."""
+    if run.cfg.save_all_states:
+        run.save()
+        log.warning("stopped by SIGTERM after step %d; resume = True goes on from there", run.step)
+    else:
+        run.save_model()
+        log.warning(
+            "stopped by SIGTERM after step %d; model.pt is written, no checkpoint (save_all_states)", run.step
         )
-
-
-def log_step(
-    run: TrainingRun, metrics: MetricsWriter, speed: Speedometer, hint: WaitingHint, loss: float, done: int
-) -> None:
-    """Write the log line and the metrics of the steps since the last one."""
-    stats = run.classifier.stats
-    assert stats is not None
-    imgs_per_s, waiting = speed.read()
-    lr = run.schedules[0].get_last_lr()[0]
-    hours = speed.hours_left(done, run.total_steps - run.steps_done)
-    scale = f"Fp16 Grad Scale: {run.scaler.get_scale():2.0f}   " if run.cfg.fp16 else ""
-    log.info(
-        f"Speed {imgs_per_s:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   Epoch: {run.epoch}   "
-        f"Global Step: {run.step}   {scale}Required: {hours:1.0f} hours   "
-        f"Cosine: {stats.positive_cosine:.4f}   Top1: {stats.top1:.4f}   Waiting: {100 * waiting:.0f} %"
-    )
-    if run.is_main:
-        hint.check(waiting)
-    metrics.write(
-        run.step,
-        {
-            "loss": loss,
-            "learning_rate": float(lr),
-            "epoch": run.epoch,
-            "images_per_s": imgs_per_s,
-            "data_wait_share": waiting,
-            "positive_cosine": float(stats.positive_cosine),
-            "top1": float(stats.top1),
-            "selected_heads": float(stats.selected_heads),
-            "selected_classes": float(stats.selected_classes),
-            "skipped_steps": run.skipped,
-            "skipped_images": run.damaged.of_all_ranks(run.device) if run.cfg.on_bad_sample == "skip" else 0,
-            "loss_scale": run.scaler.get_scale(),
-        },
-    )
+    close_ranks()
+    sys.exit(143)
 
 
 if __name__ == "__main__":
-    main()
+    record(main)()  # so that torchrun shows the traceback of the rank that failed first

@@ -52,7 +52,7 @@ def get_model(
         num_features: embedding size.
         dropout: probability of zeroing an input of the last linear layer, in training; 0 for none.
         fp16: the old spelling of ``amp_dtype=torch.float16``.
-        amp_dtype: autocast type of everything but the head: ``torch.bfloat16``, ``torch.float16``, or None
+        amp_dtype: autocast type of everything but the projection: ``torch.bfloat16``, ``torch.float16``, or None
             for float32. float16 needs a gradient scaler in training.
 
     Raises:

@@ -14,9 +14,9 @@ INPUT_SHAPE = (3, 112, 112)  # channels, height, width of an aligned face
 
 
 class Backbone(nn.Module):
-    """A network in two parts: ``trunk``, which may run in half precision, and ``head``, which never does.
+    """A network in two parts: ``trunk``, which may run in half precision, and ``project``, which never does.
 
-    The head ends in the embedding that cosines and margins are computed from, so it keeps the precision of
+    The projection ends in the embedding that cosines and margins are computed from, so it keeps the precision of
     its parameters (float32 in training) under any autocast, the caller's own included.
 
     Args:
@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         """Images (B, 3, 112, 112) to a feature map (B, channels, height, width)."""
         raise NotImplementedError
 
-    def head(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """The trunk's feature map to embeddings (B, D)."""
         raise NotImplementedError
 
@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         with trunk_precision:
             x = self.trunk(x)  # (B, channels, height, width) in amp_dtype
         with torch.autocast(device_type, enabled=False):
-            return self.head(x.to(next(self.parameters()).dtype))  # (B, D)
+            return self.project(x.to(next(self.parameters()).dtype))  # (B, D)
 
 
 def _explain_input(x: Tensor) -> str:

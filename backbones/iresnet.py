@@ -3,7 +3,7 @@
 Source: insightface, ``recognition/arcface_torch/backbones/iresnet.py``; the block is that of Deng et al.,
 "ArcFace", arXiv 1801.07698. Parameter names, order and shapes are insightface's, so its published weights
 load with ``strict=True``. It differs from it in these points: there is no ``pretrained``, dilation or group
-option; widths and the stem's stride are arguments; the head keeps float32 under any autocast.
+option; widths and the stem's stride are arguments; the projection keeps float32 under any autocast.
 
 Shapes: B batch, D embedding size, C and H x W channels and size of a feature map.
 """
@@ -108,7 +108,7 @@ class IResNet(Backbone):
         x = self.bn2(x)  # (B, widths[3], 7, 7)
         return x
 
-    def head(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """(B, widths[3], 7, 7) to embeddings (B, D)."""
         x = self.dropout(x.flatten(1))  # (B, widths[3] * 49)
         x = self.features(self.fc(x))  # (B, D)

@@ -3,7 +3,7 @@
 Source: Chen et al., "MobileFaceNets", arXiv 1804.07573, in the widths of insightface,
 ``recognition/arcface_torch/backbones/mobilefacenet.py``, whose parameter names, order and shapes it keeps:
 published weights load with ``strict=True``. It differs from it in these points: ``dropout`` acts before the
-linear layer (there it is not an option); the 1x1 convolution before the head belongs to the half-precision
+linear layer (there it is not an option); the 1x1 convolution before the projection belongs to the half-precision
 part; there is no ``norm_output``.
 
 Shapes: B batch, D embedding size, C and H x W channels and size of a feature map.
@@ -42,7 +42,7 @@ class ResidualStack(Stack):
 
 
 class MobileFaceNet(Backbone):
-    """Stem, four groups of inverted bottlenecks, a 1x1 convolution, and a depthwise 7x7 head.
+    """Stem, four groups of inverted bottlenecks, a 1x1 convolution, and a depthwise 7x7 projection.
 
     Args:
         blocks: residual bottlenecks at 56x56, 28x28, 14x14 and 7x7. A first entry of 1 means one grouped
@@ -50,7 +50,7 @@ class MobileFaceNet(Backbone):
         scale: multiplies the published widths of 64 and 128; the inner widths of the bottlenecks stay.
         num_features: D.
         dropout: probability of zeroing an input of the linear layer, in training.
-        amp_dtype: autocast type of everything before the head; None for float32.
+        amp_dtype: autocast type of everything before the projection; None for float32.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class MobileFaceNet(Backbone):
         x = self.conv_sep(x)  # (B, 512, 7, 7)
         return x
 
-    def head(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """(B, 512, 7, 7) to embeddings (B, D): depthwise 7x7 to (B, 512, 1, 1), flatten, linear, BN."""
         x = self.features(x)  # (B, D)
         return x

@@ -42,7 +42,7 @@ def cost_of(network: nn.Module) -> Cost:
     try:
         with torch.no_grad(), counter:
             # The two parts by themselves: autocast, which forward switches, is not there on the meta device.
-            network.head(network.trunk(torch.zeros((1, *INPUT_SHAPE), device=parameters[0].device)))
+            network.project(network.trunk(torch.zeros((1, *INPUT_SHAPE), device=parameters[0].device)))
     finally:
         network.train(was_training)
     return Cost(sum(p.numel() for p in parameters), counter.get_total_flops() // 2)

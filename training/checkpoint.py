@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from backbones.weights import read_state_dict
 from utils.atomic import open_atomic
-from utils.distributed import all_gather_objects, barrier, broadcast_object, get_rank
+from utils.distributed import all_gather_objects, broadcast_object, get_rank, together
 
 _NAME = re.compile(r"step_(\d+)$")
 
@@ -56,37 +57,35 @@ def save_checkpoint(
     if broadcast_object(final.exists()):  # the end of an epoch, or a stop, right after a periodic one
         return final
     every_rng = all_gather_objects(rng)
-    problem = None
+    is_main = get_rank() == 0
     try:
-        if get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            _write({**training, "rng": every_rng}, partial / "training.pt")
+        together(lambda: _begin(partial, {**training, "rng": every_rng}) if is_main else None)
+        together(lambda: save_heads(partial / "heads"))
+        together(lambda: _finish(partial, final, keep) if is_main else None)
     except OSError as error:
-        problem = str(error)
-    problems = [p for p in all_gather_objects(problem) if p]
-    if not problems:
-        try:
-            save_heads(partial / "heads")
-        except OSError as error:
-            problem = str(error)
-        problems = [p for p in all_gather_objects(problem) if p]
-    if problems:
-        if get_rank() == 0:
+        if is_main:
             shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"could not write checkpoint {final}: {problems[0]}. Make room or choose another output; the run can be "
+            f"could not write checkpoint {final}: {error}. Make room or choose another output; the run can be "
             "resumed from the checkpoint before"
-        )
-    if get_rank() == 0:
-        partial.rename(final)
-        _sync_folder(folder)
-        for old in list_checkpoints(folder)[:-keep]:
-            old.rename(old.with_name(f".{old.name}.old"))  # never half of a checkpoint under a complete one's name
-        for left in folder.glob(".step_*"):
-            shutil.rmtree(left)
-    barrier()
+        ) from error
     return final
+
+
+def _begin(partial: Path, training: dict[str, Any]) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write(training, partial / "training.pt")
+
+
+def _finish(partial: Path, final: Path, keep: int) -> None:
+    """Give a checkpoint its name, and drop the oldest ones."""
+    partial.rename(final)
+    _sync_folder(final.parent)
+    for old in list_checkpoints(final.parent)[:-keep]:
+        old.rename(old.with_name(f".{old.name}.old"))  # never half of a checkpoint under a complete one's name
+    for left in final.parent.glob(".step_*"):
+        shutil.rmtree(left)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -111,11 +110,28 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_backbone(backbone: nn.Module, path: Path) -> float:
-    """Start a backbone from a model.pt, tolerant of the prefixes that wrappers add.
+@dataclass(frozen=True)
+class Fit:
+    """How far a file of weights fits a network."""
 
-    Returns:
-        The share of the backbone's tensors that were found with the right shape.
+    share: float  # of the network's tensors that were taken over
+    missing: list[str]  # tensors of the network that are not in the file
+    misshapen: list[str]  # those that have another shape there
+    extra: list[str]  # tensors of the file that the network has not
+
+    def warning(self) -> str:
+        """What did not fit, by name, "" if all did."""
+        kinds = {"not in the file": self.missing, "of another shape": self.misshapen, "not the network's": self.extra}
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+            for kind, names in kinds.items()
+            if names
+        ]
+        return f"not all tensors fit, and those of the network start at random: {'; '.join(parts)}" if parts else ""
+
+
+def start_from(backbone: nn.Module, path: Path) -> Fit:
+    """Start a backbone from a model.pt, tolerant of the prefixes that wrappers add.
 
     Raises:
         FileNotFoundError: no such file.
@@ -123,15 +139,20 @@ def load_backbone(backbone: nn.Module, path: Path) -> float:
     """
     named = read_state_dict(path)
     own = backbone.state_dict()
-    fitting = {n: v for n, v in named.items() if n in own and getattr(v, "shape", None) == own[n].shape}
-    share = len(fitting) / len(own)
-    if share < 0.5:
+    fitting = {name: value for name, value in named.items() if name in own and value.shape == own[name].shape}
+    fit = Fit(
+        share=len(fitting) / len(own),
+        missing=[name for name in own if name not in named],
+        misshapen=[name for name in own if name in named and name not in fitting],
+        extra=[name for name in named if name not in own],
+    )
+    if fit.share < 0.5:
         raise ValueError(
             f"{path} fits {len(fitting)} of the network's {len(own)} tensors: it is another network's; set network "
             "to the one that it was trained as"
         )
     backbone.load_state_dict(fitting, strict=False)
-    return share
+    return fit
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The data of a run: opened and checked before the first step, the same on every host; what the loop says of it."""
+"""The data of a run: opened and checked before the first step, the same on every host."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ from utils.log import log
 SYNTHETIC_IMAGES = 1_000_000  # of "synthetic" data without num_image
 MAX_DAMAGED_SHARE = 0.01  # of the images, above which there is no skipping any more
 MAX_DAMAGED_FROM = 1000  # images from which on that share counts
-DATA_WAIT_LIMIT = 0.2  # share of time waiting for data above which the log says so
-_HINT_EVERY = 100  # log lines
 
 
 class DataSummary(NamedTuple):
@@ -269,25 +267,3 @@ class DamagedSamples:
     def of_all_ranks(self, device: torch.device) -> int:
         """The number on all ranks together; one all-reduce of one number."""
         return int(all_reduce_sum_(torch.tensor(self.damaged, device=device)))
-
-
-class WaitingHint:
-    """Says what to do when training waits for data; at most every 100 log lines, and not at the first one."""
-
-    def __init__(self, cfg: Config, faces: FaceDataset) -> None:
-        ways = [f"raise num_workers ({cfg.num_workers})"]
-        if any(isinstance(one, ImageFolder) for one in faces.sets):
-            ways.append("pack the image folder into records (python -m tools.pack_rec)")
-        if faces.is_encoded and not cfg.dali:
-            ways.append("set dali = True where there is a GPU")
-        self.ways = ", ".join([*ways, "move the data to a faster disk"])
-        self.lines = 0
-        self.said_at: int | None = None
-
-    def check(self, waiting: float) -> None:
-        """Take a log line's share of time waiting into account."""
-        self.lines += 1
-        is_due = self.said_at is None or self.lines - self.said_at >= _HINT_EVERY
-        if waiting > DATA_WAIT_LIMIT and is_due and self.lines > 1:  # the first one has the workers' start in it
-            self.said_at = self.lines
-            log.warning("the step waits for data %.0f %% of the time: %s", 100 * waiting, self.ways)

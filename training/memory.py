@@ -9,15 +9,23 @@ Shapes: G samples of one forward over all ranks, S selected classes of one rank,
 from __future__ import annotations
 
 import copy
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from backbones import get_model
+from heads.layout import Layout
+from utils.config import Config
+from utils.log import log
+
 MIB = 2**20
 STATES = {"sgd": 1, "adamw": 2}  # numbers of optimizer state for each weight
-HASHED_AT_ONCE = 65_536  # rows of one block of PartialFCMHS.initial_centres
+HASHED_AT_ONCE = 65_536  # rows of one block of heads.shard.first_centres
 # Two constants measured on a CPU with torch's wheel and glibc 2.36; on others expect more than the 10 % of the tests.
 PROCESS = 826 * MIB  # peaks of the classifier runs (sgd, adamw) less their counted arrays: 831 and 821
 HOLES = 15  # largest pieces that glibc cannot use again, at most what is kept; fitted to r18 (24) and mbf (48)
@@ -93,6 +101,59 @@ def plan_memory(
         backbone=parameters * 4 * ((3 if world_size > 1 else 2) + states),
         activations=activation_bytes(backbone, image_size, batch_size),
     )
+
+
+@contextmanager
+def advice_on_memory(cfg: Config, world_size: int) -> Iterator[None]:
+    """When memory runs out inside, log what the run needs and what to change; the error goes on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            log.error(
+                "out of memory; this rank needs %s. Lower batch_size or head_size, or set head_storage",
+                plan_of(cfg, world_size),
+            )
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no room left; torch's CPU allocator raises a plain RuntimeError."""
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
+def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
+    """The plan of the rank that holds most classes.
+
+    Raises:
+        ValueError: the number of identities is left to the data, or ``world_size`` is below 1.
+    """
+    num_classes = cfg.class_count()
+    if num_classes is None:
+        raise ValueError("num_classes = 'auto' leaves the number to the data: add num_classes=N")
+    if world_size < 1:
+        raise ValueError(f"--ranks must be at least 1, got {world_size}")
+    head_size, negative_rate = cfg.head_layout()
+    rows = Layout.of_rank(num_classes, head_size, 0, world_size).classes_here
+    with torch.random.fork_rng(devices=[]):  # a run's own random state, for dropout, stays as it is
+        return plan_memory(
+            # A fresh network, since the run's own may talk to other ranks.
+            backbone=get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=cfg.amp_dtype()),
+            image_size=cfg.image_size,
+            batch_size=cfg.batch_size,
+            gradient_acc=cfg.gradient_acc,
+            world_size=world_size,
+            optimizer=cfg.optimizer,
+            rows=rows,
+            embedding_size=cfg.embedding_size,
+            head_size=head_size,
+            drawn_rows=round(negative_rate * rows),
+            head_storage=cfg.head_storage,
+        )
 
 
 def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int) -> int:

@@ -1,10 +1,146 @@
-"""What a run says of itself: the start banner, log lines, images a second."""
+"""What a run says of itself: the start banner, and the log lines and metrics of its steps."""
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.faces import FaceDataset, ImageFolder
+from training.data import RunData
+from training.memory import plan_of
+from training.metrics import MetricsWriter
+from training.run import TrainingRun
+from utils.atomic import write_json
+from utils.config import Config
+from utils.distributed import Ranks, all_gather_objects
+from utils.log import log
+
+DATA_WAIT_LIMIT = 0.2  # share of time waiting for data above which the log says so
+_HINT_EVERY = 100  # log lines
+
+
+def announce(run: TrainingRun, data: RunData, start: Path | None) -> None:
+    """Log what the run is, and leave config.json and classes.json."""
+    cfg, classifier = run.cfg, run.classifier
+    ranks = Ranks(run.rank, run.world_size, 0, run.device)
+    num_classes = classifier.shard.layout.num_classes
+    for line in banner_lines(cfg, ranks, num_classes, cfg.num_image or 0, run.steps_per_epoch):
+        log.info(line)
+    for line in data.describe():
+        log.info("data: %s", line)
+    scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
+    log.info("loss: %s, softmax over %s", classifier.margin_loss, scope)
+    log.info("augmentation: %s", run.augment)
+    log.info("output: %s", run.output)
+    if start is not None:
+        log.info("resumed from %s: epoch %d, step %d", start, run.epoch, run.step)
+    if run.is_main:
+        log.info("memory: %s", plan_of(cfg, run.world_size))
+        for key, value in cfg.as_dict().items():
+            log.info(": %-32s%s", key, value)
+        write_json(run.output / "config.json", cfg.as_dict())
+        if (classes := data.class_list()) is not None:
+            write_json(run.output / "classes.json", classes)
+
+
+def expected_share(num_classes: int, head_size: int, negative_rate: float, global_batch: int) -> float:
+    """Share of classes that a step works on, if labels fall evenly: 1 - (1 - L / C)^G, and the drawn ones."""
+    head_share = min(head_size / num_classes, 1.0)
+    labelled = 1 - (1 - head_share) ** global_batch
+    return labelled + (1 - labelled) * negative_rate
+
+
+def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, steps_per_epoch: int) -> list[str]:
+    """The lines, on every rank (one collective: each rank's host and device)."""
+    device = str(ranks.device)
+    if ranks.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(ranks.device)})"
+    hosts = all_gather_objects(f"{platform.node()} {device}")
+    head_size, negative_rate = cfg.head_layout()
+    share = expected_share(num_classes, head_size, negative_rate, cfg.batch_size * ranks.world_size)
+    lr = cfg.base_lr(ranks.world_size)
+    precision = {None: "float32", torch.float16: "float16 with loss scaling", torch.bfloat16: "bfloat16"}
+    lines = [
+        f"torch {torch.__version__}, {precision[cfg.amp_dtype()]}, seed {cfg.seed}",
+        *(f"rank {rank}: {where}" for rank, where in enumerate(hosts)),
+        f"batch: {ranks.world_size} ranks x {cfg.batch_size} x accumulation {cfg.gradient_acc} = "
+        f"{cfg.total_batch(ranks.world_size)}, lr {lr:g}, {cfg.optimizer}",
+        f"data: {num_image} images of {num_classes} identities from {', '.join(cfg.sources())}",
+        f"steps: {steps_per_epoch} an epoch, {steps_per_epoch * cfg.num_epoch} in all, "
+        f"{round(steps_per_epoch * cfg.warmup_epoch)} of them warm-up",
+        f"classifier: {num_classes} classes in {-(-num_classes // head_size)} heads of {head_size}, negatives "
+        f"{negative_rate:g}; a step works on about {100 * share:.3g} % of the classes",
+    ]
+    if share > 0.5 and negative_rate < 0.5:
+        lines.append(
+            "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "
+            "saves more and shows each sample fewer other classes"
+        )
+    unread = [f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in cfg.without_effect()]
+    return lines + unread
+
+
+class StepReport:
+    """The log lines and metrics of a run's steps, each over the steps since the last one.
+
+    Args:
+        run: as it is at the first step to come.
+        data: what it trains on.
+        metrics: takes the figures.
+    """
+
+    def __init__(self, run: TrainingRun, data: RunData, metrics: MetricsWriter) -> None:
+        self.run, self.metrics = run, metrics
+        self.speed, self.hint = Speedometer(), WaitingHint(run.cfg, data.faces)
+        self._first_step = self._written_step = run.step
+        self._loss_sum = torch.zeros((), device=run.device)
+
+    def count(self, loss: Tensor) -> None:
+        """Take a step's mean loss into account; nothing waits for the device."""
+        self._loss_sum += loss
+        self.speed.images += self.run.cfg.total_batch(self.run.world_size)
+
+    def write(self) -> None:
+        """Write the log line and the metrics. With ``on_bad_sample`` "skip" one all-reduce of one number."""
+        run, stats = self.run, self.run.classifier.stats
+        assert stats is not None
+        loss = self._loss_sum.item() / (run.step - self._written_step)
+        self._loss_sum.zero_()
+        self._written_step = run.step
+        imgs_per_s, waiting = self.speed.read()
+        lr, loss_scale = run.rate(run.steps_done), run.scaler.get_scale()
+        hours = self.speed.hours_left(run.step - self._first_step, run.total_steps - run.steps_done)
+        scale = f"Fp16 Grad Scale: {loss_scale:2.0f}   " if run.cfg.fp16 else ""
+        log.info(
+            f"Speed {imgs_per_s:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   Epoch: {run.epoch}   "
+            f"Global Step: {run.step}   {scale}Required: {hours:1.0f} hours   "
+            f"Cosine: {stats.positive_cosine:.4f}   Top1: {stats.top1:.4f}   Waiting: {100 * waiting:.0f} %"
+        )
+        if run.is_main:
+            self.hint.check(waiting)
+        self.metrics.write(
+            run.step,
+            {
+                "loss": loss,
+                "learning_rate": lr,
+                "epoch": run.epoch,
+                "images_per_s": imgs_per_s,
+                "data_wait_share": waiting,
+                "positive_cosine": float(stats.positive_cosine),
+                "top1": float(stats.top1),
+                "selected_heads": float(stats.selected_heads),
+                "selected_classes": float(stats.selected_classes),
+                "skipped_steps": run.skipped,
+                "skipped_images": run.damaged.of_all_ranks(run.device) if run.cfg.on_bad_sample == "skip" else 0,
+                "loss_scale": loss_scale,
+            },
+        )
 
 
 class Speedometer:
@@ -35,3 +171,25 @@ class Speedometer:
     def hours_left(self, done: int, left: int) -> float:
         """Hours for ``left`` steps at the mean pace of the ``done`` steps taken so far."""
         return (time.monotonic() - self.start_s) / max(done, 1) * left / 3600
+
+
+class WaitingHint:
+    """Says what to do when training waits for data; at most every 100 log lines, and not at the first one."""
+
+    def __init__(self, cfg: Config, faces: FaceDataset) -> None:
+        ways = [f"raise num_workers ({cfg.num_workers})"]
+        if any(isinstance(one, ImageFolder) for one in faces.sets):
+            ways.append("pack the image folder into records (python -m tools.pack_rec)")
+        if faces.is_encoded and not cfg.dali:
+            ways.append("set dali = True where there is a GPU")
+        self.ways = ", ".join([*ways, "move the data to a faster disk"])
+        self.lines = 0
+        self.said_at: int | None = None
+
+    def check(self, waiting: float) -> None:
+        """Take a log line's share of time waiting into account."""
+        self.lines += 1
+        is_due = self.said_at is None or self.lines - self.said_at >= _HINT_EVERY
+        if waiting > DATA_WAIT_LIMIT and is_due and self.lines > 1:  # the first one has the workers' start in it
+            self.said_at = self.lines
+            log.warning("the step waits for data %.0f %% of the time: %s", 100 * waiting, self.ways)

@@ -1,12 +1,10 @@
-"""What moves in training: backbone, classifier, optimizers, schedules, loss scale, counters; and their checkpoints.
+"""What moves in training: backbone, classifier, optimizers, loss scale, counters; and their checkpoints.
 
-One step is: the next batches, forward, backward, all ranks agree that the gradients are finite, optimizers,
-schedules.
+One step is: the next batches, forward, backward, all ranks agree that the gradients are finite, optimizers.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,7 +24,7 @@ from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
-from training.schedule import PolyScheduler
+from training.schedule import PolySchedule
 from training.stop import StopRequest
 from training.sync_bn import synchronise_batch_norm
 from training.verification import Verification
@@ -48,71 +46,84 @@ class TrainingRun:
 
     def __init__(self, cfg: Config, ranks: Ranks, output: Path, steps_per_epoch: int) -> None:
         self.cfg, self.output, self.steps_per_epoch = cfg, output, steps_per_epoch
-        self.rank, self.world_size, self.is_main, self.device = (
-            ranks.rank,
-            ranks.world_size,
-            ranks.is_main,
-            ranks.device,
-        )
-        self.epoch = self.step = self.step_in_epoch = 0
-        self.stop = StopRequest()
-        self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
-        self.damaged = DamagedSamples()
+        self.rank, self.world_size, self.is_main = ranks.rank, ranks.world_size, ranks.is_main
+        self.device = ranks.device
         self.amp_dtype = cfg.amp_dtype()
         self.augment = Augmentation(cfg.augmentation(), cfg.seed)
-        torch.manual_seed(cfg.seed)  # the same first weights on any number of ranks
+        self.backbone = self._make_backbone()
+        self.model = self._join_ranks(self.backbone)
+        self.classifier = self._make_classifier()
+        self.total_steps = steps_per_epoch * cfg.num_epoch
+        self.rate = PolySchedule(
+            cfg.base_lr(ranks.world_size), self.total_steps, round(steps_per_epoch * cfg.warmup_epoch)
+        )
+        self.optimizer = self._make_optimizer()
+        self.row_optimizer = self._make_row_optimizer()
+        self.optimizers: tuple[Optimizer, Optimizer] = (self.optimizer, self.row_optimizer)
+        self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
+        self.epoch = self.step = self.step_in_epoch = 0
+        self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
+        self.damaged = DamagedSamples()
+        self.stop = StopRequest()
+
+    def _make_backbone(self) -> nn.Module:
+        """The network with its first weights, the same on any number of ranks."""
+        cfg = self.cfg
+        torch.manual_seed(cfg.seed)
         backbone = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=self.amp_dtype)
         if cfg.init_backbone is not None:
-            share = together(lambda: checkpoint.load_backbone(backbone, Path(str(cfg.init_backbone))))
-            log.info("init_backbone: %.1f %% of the tensors taken from %s", 100 * share, cfg.init_backbone)
+            path = Path(cfg.init_backbone)
+            fit = together(lambda: checkpoint.start_from(backbone, path))
+            log.info("init_backbone: %.1f %% of the tensors taken from %s", 100 * fit.share, path)
+            if warning := fit.warning():
+                log.warning("init_backbone: %s", warning)
         if cfg.sync_bn:
             backbone = synchronise_batch_norm(backbone, self.device)
-        self.backbone = backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        torch.manual_seed(cfg.seed + ranks.rank)  # dropout differs between ranks
-        self.model: nn.Module = self.backbone
-        if ranks.world_size > 1:
-            device_ids = [self.device.index] if self.device.type == "cuda" else None
-            self.model = DistributedDataParallel(
-                self.backbone, device_ids, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=16
-            )
+        torch.manual_seed(cfg.seed + self.rank)  # dropout differs between ranks
+        return backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def _join_ranks(self, backbone: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return backbone
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            backbone, device_ids, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=16
+        )
+
+    def _make_classifier(self) -> PartialFCMHS:
+        cfg = self.cfg
         num_classes = cfg.class_count()
         assert num_classes is not None
-        head_size, negative_rate = cfg.head_layout()
-        self.classifier = together(
+        margin = get_margin(cfg.loss, cfg.scale, cfg.margin, cfg.margin_list, cfg.interclass_filtering_threshold)
+        return together(
             lambda: PartialFCMHS(
-                get_margin(cfg.loss, cfg.scale, cfg.margin, cfg.margin_list, cfg.interclass_filtering_threshold),
+                margin,
                 cfg.embedding_size,
                 num_classes,
-                head_size=head_size,
-                negative_rate=negative_rate,
-                head_scope=cfg.head_scope,
-                seed=cfg.seed,
                 amp_dtype=self.amp_dtype,
                 device=self.device,
-                head_storage=cfg.head_storage,
-                head_folder=Path(cfg.head_folder) if cfg.head_folder else output / "heads",
+                **cfg.head_options(self.output),
             )
         )
-        self.row_optimizer: RowOptimizer
-        lr, decay = cfg.base_lr(ranks.world_size), cfg.weight_decay
-        if cfg.optimizer == "sgd":
-            self.optimizer: Optimizer = SGD(
-                self.backbone.parameters(), lr, cfg.momentum, weight_decay=decay, nesterov=cfg.nesterov
-            )
-            self.row_optimizer = together(
-                lambda: RowSGD(self.classifier.shard, lr, cfg.momentum, decay, cfg.nesterov)
-            )
-        else:
-            self.optimizer = AdamW(self.backbone.parameters(), lr, weight_decay=decay)
-            self.row_optimizer = together(lambda: RowAdamW(self.classifier.shard, lr, weight_decay=decay))
-        self.optimizers: list[Optimizer] = [self.optimizer, self.row_optimizer]
-        self.total_steps, warmup = steps_per_epoch * cfg.num_epoch, round(steps_per_epoch * cfg.warmup_epoch)
-        self.schedules = [PolyScheduler(o, None, self.total_steps, warmup) for o in self.optimizers]
-        self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
+
+    def _make_optimizer(self) -> Optimizer:
+        cfg, parameters, lr = self.cfg, self.backbone.parameters(), self.rate.base_lr
+        if cfg.optimizer == "adamw":
+            return AdamW(parameters, lr, weight_decay=cfg.weight_decay)
+        return SGD(parameters, lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
+
+    def _make_row_optimizer(self) -> RowOptimizer:
+        cfg, shard, lr = self.cfg, self.classifier.shard, self.rate.base_lr
+        if cfg.optimizer == "adamw":
+            return together(lambda: RowAdamW(shard, lr, weight_decay=cfg.weight_decay))
+        return together(lambda: RowSGD(shard, lr, cfg.momentum, cfg.weight_decay, cfg.nesterov))
 
     def train_step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over ``gradient_acc`` batches of each rank; returns the mean loss, a scalar tensor."""
         cfg, loss_sum = self.cfg, torch.zeros((), device=self.device)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(self.steps_done)
         for part in range(cfg.gradient_acc):
             batch = next(batches)
             images = to_device(batch.images_BHW3, self.device)
@@ -124,10 +135,6 @@ class TrainingRun:
         self._update(loss_sum)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        with warnings.catch_warnings():  # the schedule goes on when a step was skipped, the very first too
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-            for schedule in self.schedules:
-                schedule.step()
         self.step += 1
         self.step_in_epoch += 1
         return loss_sum
@@ -154,11 +161,12 @@ class TrainingRun:
         scale = self.scaler.get_scale()
         if self.cfg.fp16:
             self.scaler.update(scale * self.scaler.get_backoff_factor())
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})  # as torch does it
         if scale > 1 and self.cfg.fp16:
             return  # an overflow of the scaled loss, which a lower scale mends
         self.skipped_in_a_row += 1
         where = self._non_finite(loss)
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.rate(self.steps_done)
         log.warning(
             "step %d skipped on all ranks: %s is not finite (lr %g, loss scale %g)", self.step, where, rate, scale
         )
@@ -179,6 +187,10 @@ class TrainingRun:
             return "the gradient of the classifier's rows"
         return "a gradient of another rank"
 
+    def is_due(self, every: int) -> bool:
+        """Whether what comes every so many steps comes now; 0: never."""
+        return every > 0 and self.step % every == 0
+
     def end_epoch(self) -> None:
         """Move the counters past the epoch's last step; leave model.pt and a checkpoint."""
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
@@ -186,9 +198,9 @@ class TrainingRun:
         self.save()
 
     def save_model(self) -> None:
-        """Write model.pt."""
-        if self.is_main:
-            checkpoint.save_model(self.backbone, self.output / "model.pt")
+        """Write model.pt from rank 0; an error there is raised on all ranks."""
+        path = self.output / "model.pt"
+        together(lambda: checkpoint.save_model(self.backbone, path) if self.is_main else None)
 
     def verify(self, verification: Verification) -> None:
         """Run the verification sets on rank 0's running statistics, which are those that model.pt holds."""
@@ -210,14 +222,13 @@ class TrainingRun:
             "position": {"epoch": self.epoch, "step": self.step, "images_in_epoch": images_in_epoch},
             "skipped": self.skipped,
         }
-        folder, rng = self.output / "checkpoints", checkpoint.rng_state(self.device)
         checkpoint.save_checkpoint(
-            folder,
+            self.output / "checkpoints",
             self.step,
             training,
-            lambda where: save_heads(self.classifier.shard, where),
+            lambda folder: save_heads(self.classifier.shard, folder),
             self.cfg.keep_checkpoints,
-            rng,
+            checkpoint.rng_state(self.device),
         )
 
     @property
@@ -246,7 +257,5 @@ class TrainingRun:
         position = state["position"]
         self.epoch, self.step, self.skipped = position["epoch"], position["step"], state["skipped"]
         self.step_in_epoch = position["images_in_epoch"] // self.cfg.total_batch(self.world_size)
-        for schedule in self.schedules:
-            schedule.move_to(self.steps_done)
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)

@@ -146,6 +146,18 @@ class Config:
             return self.head_size, self.negative_rate or 0.0
         return 1, float(self.sample_rate)
 
+    def head_options(self, output: Path) -> dict[str, Any]:
+        """What a classifier is told about its heads, under the names that ``heads.shard.HeadShard`` takes."""
+        head_size, negative_rate = self.head_layout()
+        return {
+            "head_size": head_size,
+            "negative_rate": negative_rate,
+            "head_scope": self.head_scope,
+            "head_storage": self.head_storage,
+            "head_folder": Path(self.head_folder) if self.head_folder else output / "heads",
+            "seed": self.seed,
+        }
+
     def output_dir(self) -> Path:
         """The run's folder, absolute."""
         return Path(self.output or Path("work_dirs", self.name)).expanduser().resolve()

@@ -8,7 +8,12 @@ Shapes: W ranks, N rows of one rank.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +23,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+_FAILED, _REASON = "mhs_arcface/failed", "mhs_arcface/reason"  # keys of the store that all ranks share
+_POLL_S = 0.5  # between looks at them
+_GRACE_S = 5.0  # that a rank has to end by itself, and that a failure has to show after its connections break
 
 # Newer torch renames the tensor forms of two collectives and warns about the old names.
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -60,12 +69,7 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
         raise ValueError("device = 'cuda', but torch sees no GPU here; use device = 'auto' or 'cpu'")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     local_rank = _local_rank(local_rank)
-    if use_cuda and local_rank >= torch.cuda.device_count():
-        raise ValueError(
-            f"local rank {local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
-            "start at most that many processes with --nproc_per_node"
-        )
-    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    chosen = torch.device("cuda", _gpu_of(local_rank)) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
     if not os.environ.get("WORLD_SIZE", "1").isdigit():
@@ -86,6 +90,19 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
 
 
+def _gpu_of(local_rank: int) -> int:
+    """The GPU of this process among those that it sees. SLURM may show each task its own one alone, as number 0."""
+    visible = torch.cuda.device_count()
+    if visible == 1 and "SLURM_LOCALID" in os.environ and "LOCAL_RANK" not in os.environ:
+        return 0
+    if local_rank >= visible:
+        raise ValueError(
+            f"local rank {local_rank} has no GPU: this machine shows {visible}; "
+            "start at most that many processes with --nproc_per_node"
+        )
+    return local_rank
+
+
 def _local_rank(given: int | None) -> int:
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         if name == "SLURM_LOCALID" and given is not None:
@@ -101,9 +118,135 @@ def _local_rank(given: int | None) -> int:
 
 
 def close_ranks() -> None:
-    """Leave the process group, if one was joined."""
+    """Leave the process group, if one was joined. Only where every rank does so: others may wait for it for ever."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def one_fate() -> Iterator[None]:
+    """Let an error of one rank end every rank within seconds, each with the first rank's reason.
+
+    The first rank to fail leaves its reason in the store that all ranks share, and raises. A rank whose connections
+    break then says that reason instead of its own; one that waits where no error reaches it, as NCCL does, is ended
+    by a thread that looks at the store. The process group is left on the clean way out alone: after an error its
+    destruction could wait for ever for ranks that have gone.
+
+    An exception of type SystemExit passes: whoever exits has made sure that every rank does.
+
+    Collective: a barrier at the end.
+    """
+    if get_world_size() == 1:
+        yield
+        close_ranks()
+        return
+    watch = _Watch()
+    try:
+        yield
+        watch.end()
+        barrier()
+        close_ranks()
+    except (SystemExit, KeyboardInterrupt):
+        watch.end()
+        raise
+    except BaseException as error:
+        watch.end()
+        if not (_is_lost_connection(error) and watch.wait_for_reason()) and fail(error):
+            raise
+        reason = watch.wait_for_reason()
+        if reason is None:
+            raise
+        sys.stdout.flush()
+        print(f"rank {get_rank()} ends, because {reason}", file=sys.stderr, flush=True)
+        _leave_time_to_read()
+        raise SystemExit(1) from None
+
+
+def fail(error: BaseException) -> bool:
+    """Leave an error as the reason why all ranks end; False where another rank was first."""
+    if get_world_size() == 1:
+        return True
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        is_first = bool(store.add(_FAILED, 1) == 1)
+        if is_first:
+            text = " ".join(str(error).split())[:500]
+            store.set(_REASON, f"rank {get_rank()} on {platform.node()} failed: {type(error).__name__}: {text}")
+    except RuntimeError:  # the store has gone with the rank that held it
+        return True
+    _leave_time_to_read()
+    return is_first
+
+
+def speaks(error: BaseException) -> bool:
+    """Leave an error that every rank or this one alone has met as the reason to end; True where it is to be printed.
+
+    That is on one rank: 0 if it has met the error too, else the first.
+    """
+    is_first = fail(error)
+    if get_rank() == 0 or not is_first:
+        return get_rank() == 0
+    time.sleep(2 * _POLL_S)
+    try:
+        return bool(dist.distributed_c10d._get_default_store().add(_FAILED, 0) == 1)
+    except RuntimeError:
+        return False
+
+
+def _leave_time_to_read() -> None:
+    """Without torchrun rank 0 holds the store: it waits before it ends, so that the others can read the reason."""
+    if get_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        time.sleep(4 * _POLL_S)
+
+
+class _Watch:
+    """A thread that looks whether another rank has failed, and ends this process if it does not end by itself."""
+
+    def __init__(self) -> None:
+        self._store = dist.distributed_c10d._get_default_store()
+        self._reason: str | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop looking."""
+        self._over.set()
+        self._thread.join()
+
+    def wait_for_reason(self) -> str | None:
+        """Why the first rank failed; None if no rank says so within seconds."""
+        deadline_s = time.monotonic() + _GRACE_S
+        while self._reason is None and time.monotonic() < deadline_s and self._read():
+            time.sleep(0.1)
+        return self._reason
+
+    def _read(self) -> bool:
+        """Look once; False where there is nothing more to read."""
+        try:
+            if self._store.check([_REASON]):
+                self._reason = str(self._store.get(_REASON).decode())
+        except RuntimeError:  # the store has gone with the rank that held it
+            return False
+        return self._reason is None
+
+    def _look(self) -> None:
+        while not self._over.wait(_POLL_S):
+            if self._read():
+                continue
+            if self._over.wait(_GRACE_S):
+                return
+            reason = self._reason or "rank 0, which held the ranks' store, has ended"
+            print(f"rank {get_rank()} ends, because {reason}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    """Whether an error may be but the consequence of another rank's end."""
+    words = ("peer", "gloo", "nccl", "socket", "connection", "broken pipe")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
 
 
 def get_rank() -> int:

@@ -12,7 +12,7 @@ def test_every_map_has_the_size_that_its_comment_says(faces):
         layer.register_forward_hook(lambda module, inputs, output: sides.append(output.shape[-1]))
     with torch.inference_mode():
         assert model.trunk(faces).shape == (2, 512, 7, 7)
-        assert model.head(torch.zeros(2, 512, 7, 7)).shape == (2, 512)
+        assert model.project(torch.zeros(2, 512, 7, 7)).shape == (2, 512)
     assert sides == [56, 56, 28, 28, 14, 14, 7, 7]
 
 

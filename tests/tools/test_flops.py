@@ -23,7 +23,7 @@ def by_hand(network):
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(count)
     network.eval()
-    network.head(network.trunk(torch.zeros(1, 3, 112, 112, device="meta")))
+    network.project(network.trunk(torch.zeros(1, 3, 112, 112, device="meta")))
     return total
 
 
@@ -58,7 +58,7 @@ class TwoLayers(Backbone):
     def trunk(self, x):
         return self.conv(x)
 
-    def head(self, x):
+    def project(self, x):
         return self.fc(x.flatten(1))
 
 

@@ -17,6 +17,7 @@ from face_files import face, make_image_folder, write
 from paths import ROOT
 from ranks import run_ranks
 from training import data as run_data
+from training import report
 from utils.config import get_config
 from utils.distributed import Ranks
 from utils.log import init_logging
@@ -228,14 +229,14 @@ class TestWaiting:
             loader = get_dataloader(records(tmp_path / "recs"), 2, num_workers=0)
         else:
             loader = get_dataloader("synthetic", 2, num_classes=3, num_image=8, num_workers=0)
-        text = run_data.WaitingHint(get_config(TINY), loader.dataset).ways
+        text = report.WaitingHint(get_config(TINY), loader.dataset).ways
         assert [way for way in ("pack_rec", "dali") if way in text] == ways
         assert "num_workers (0)" in text
 
     def test_at_most_every_hundred_lines(self, tmp_path, capsys):
         init_logging(is_main=True)
         loader = get_dataloader("synthetic", 2, num_classes=3, num_image=8, num_workers=0)
-        hint = run_data.WaitingHint(get_config(TINY), loader.dataset)
+        hint = report.WaitingHint(get_config(TINY), loader.dataset)
         for share in [0.9] * 101 + [0.1] * 50 + [0.21] * 60:
             hint.check(share)
         said = re.findall(r"waits for data (\d+) %", capsys.readouterr().out)

@@ -32,7 +32,7 @@ for _ in range(3):
     run.train_step(batches)
 lines = Path("/proc/self/status").read_text().splitlines()
 peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-from tools.plan_memory import plan_of
+from training.memory import plan_of
 plan = plan_of(cfg, 1)
 print(json.dumps({"plan": plan.total, "peak": peak}))
 """

@@ -1,8 +1,40 @@
-"""What a run says of itself."""
+"""What a run says of itself: the banner, the share of classes that a step touches, images a second."""
 
 import pytest
+import torch
 
+from losses import ArcFace
+from partial_fc_mhs import PartialFCMHS
 from training import report as ours
+from training.report import banner_lines, expected_share
+from utils.config import get_config
+from utils.distributed import Ranks
+
+
+@pytest.mark.parametrize(("C", "L", "rate", "G"), [(1000, 10, 0.0, 64), (1000, 1, 0.1, 32), (1000, 100, 0.0, 20)])
+def test_expected_share_is_the_mean_of_what_is_selected(C, L, rate, G):
+    classifier = PartialFCMHS(ArcFace(), 4, C, head_size=L, negative_rate=rate)
+    g = torch.Generator().manual_seed(0)
+    shares = [
+        len(classifier.shard.select(torch.randint(0, C, (G,), generator=g), i).classes_S) / C for i in range(300)
+    ]
+    assert sum(shares) / len(shares) == pytest.approx(expected_share(C, L, rate, G), rel=0.03)
+
+
+def test_long_heads_are_pointed_out():
+    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    long = banner_lines(get_config("ms1mv3_r100_mhs"), ranks, 93431, 5179510, 100)
+    short = banner_lines(get_config("ms1mv3_r50_mhs"), ranks, 93431, 5179510, 100)
+    assert any("heads save little" in line for line in long)
+    assert not any("heads save little" in line for line in short)
+    assert any("1 ranks x 128 x accumulation 1 = 128, lr 0.1" in line for line in short)
+
+
+def test_old_settings_without_effect_are_named():
+    ranks = Ranks(0, 1, 0, torch.device("cpu"))
+    cfg = get_config("demo", ["rec=synthetic", "num_classes=200", "dali=True", "score=3"])
+    lines = banner_lines(cfg, ranks, 200, 4000, 10)
+    assert [line.split()[1] for line in lines if "has no effect" in line] == ["score", "dali"]
 
 
 def test_speedometer(monkeypatch):

@@ -98,7 +98,7 @@ def everything(run):
     return (
         joined,
         (run.epoch, run.step, run.step_in_epoch),
-        run.schedules[0].get_last_lr(),
+        run.rate(run.steps_done),
         run.classifier.shard.iteration,
     )
 
@@ -145,7 +145,7 @@ def other_ranks_same_batch(rank, world_size, overrides):
     run, loader = prepare(rank, world_size, [*overrides, "resume=True"])
     batches = train.epoch_batches(run, loader, train.Speedometer())
     run.train_step(batches)
-    return run.step, run.steps_done, run.total_steps, run.schedules[0].get_last_lr()[0]
+    return run.step, run.steps_done, run.total_steps, run.rate(run.steps_done)
 
 
 def test_resuming_on_fewer_ranks_follows_the_longer_schedule(tmp_path):
