@@ -216,6 +216,11 @@ def test_several_sets():
     assert get_config("demo", ["rec=faces,b"]).sources() == ("faces,b",), "a comma may be part of a name"
 
 
+@pytest.mark.parametrize("key", ["rec", "class_map", "init_backbone", "head_folder"])
+def test_a_tilde_is_the_home_folder(key):
+    assert getattr(get_config("demo", [f"{key}=~/mine"]), key) == str(Path.home() / "mine")
+
+
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_config("demo").lr = 1.0
