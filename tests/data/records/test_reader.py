@@ -218,6 +218,17 @@ class TestHints:
         assert hints == []
 
 
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_a_system_that_takes_no_hints(folder, monkeypatch, chunk):
+    """As macOS."""
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    monkeypatch.setattr("data.records.reader._SLOW_READ_S", 0.0)
+    reader = RecordReader(write(folder, [(i, bytes(100)) for i in range(20)]), chunk=chunk)
+    for _ in range(2):
+        assert reader.read_many(range(20)) == [bytes(100)] * 20
+    reader.will_need(0, 20)
+
+
 class TestDamage:
     @pytest.fixture
     def path(self, folder):
