@@ -1,4 +1,10 @@
-"""Faces to train on, and the loader that batches them: this file opens what ``rec`` names and offers the parts.
+"""The door to the data: opens what ``rec`` names, and makes the loader that batches it.
+
+    from dataset import get_dataloader
+
+    loader = get_dataloader("/data/ms1mv3", batch_size=128)
+    for images_BHW3, labels_B, sample_ids_B, damaged in loader:
+        ...
 
 The sets are in ``data/faces.py``, several as one in ``data/joined.py``, the order in ``data/sampler.py``, DALI in
 ``data/dali.py``.
@@ -6,50 +12,25 @@ The sets are in ``data/faces.py``, several as one in ``data/joined.py``, the ord
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
-from torch.utils.data import DataLoader
 
 from data.dali import DaliLoader, EncodedFaces
-from data.faces import (
-    Batch,
-    FaceDataset,
-    FaceRecords,
-    ImageFolder,
-    OnBadSample,
-    Size,
-    SyntheticFaces,
-    check_labels,
-)
+from data.faces import Batch, FaceDataset, FaceRecords, ImageFolder, OnBadSample, Size, SyntheticFaces
 from data.folders import identity_folders
 from data.joined import JoinedSets
 from data.sampler import EpochSampler, WeightedSet
+from data.workers import WorkerLoader
 
-__all__ = [
-    "Batch",
-    "EpochSampler",
-    "FaceDataset",
-    "FaceRecords",
-    "ImageFolder",
-    "JoinedSets",
-    "Loader",
-    "SyntheticFaces",
-    "check_labels",
-    "get_dataloader",
-    "open_faces",
-]
+__all__ = ["Batch", "Loader", "get_dataloader", "open_faces"]
 
 Source = str | Path
 
 
-class FaceLoader(DataLoader[Batch]):
+class FaceLoader(WorkerLoader[Batch]):
     """torch's loader, of a set of faces in the order of an :class:`EpochSampler`."""
 
     dataset: FaceDataset
@@ -121,14 +102,12 @@ def get_dataloader(
     options: dict[str, Any] = {
         "batch_sampler": sampler,
         "num_workers": num_workers,
-        "collate_fn": _as_it_is,
         "persistent_workers": num_workers > 0,
-        "worker_init_fn": _start_worker,
         "generator": torch.Generator().manual_seed(seed),  # else each epoch would draw from torch's global state
     }
     device = torch.device(device)
     if dali and dataset.is_encoded:
-        return DaliLoader(dataset, sampler, DataLoader(EncodedFaces(dataset), **options), device, num_workers)
+        return DaliLoader(dataset, sampler, WorkerLoader(EncodedFaces(dataset), **options), device, num_workers)
     return FaceLoader(dataset, pin_memory=device.type == "cuda", **options)
 
 
@@ -159,30 +138,3 @@ def _short_name(source: Source) -> str:
     """What a set is called in a class map and in messages: its folder, or its file where that is not train.rec."""
     path = Path(source).resolve()
     return path.parent.name if path.name == "train.rec" else path.stem if path.suffix == ".rec" else path.name
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(worker_id: int) -> None:
-    if hasattr(signal, "sigwaitinfo"):
-        _end_for_the_parent_only()
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-def _end_for_the_parent_only() -> None:
-    """Let SIGTERM end this worker only when the training process sends it.
-
-    Launchers and schedulers signal the whole group; the training process then still needs its workers to finish the
-    step and save.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait(parent: int) -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, args=(os.getppid(),), daemon=True).start()

@@ -33,6 +33,7 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks import classifier_case
 from benchmarks.classifier_case import METHODS, SAMPLE_RATE, STORAGES, Case, Record, Storage
+from benchmarks.machine import usable_cores
 
 
 def run_case(case: Case) -> Record:
@@ -41,7 +42,7 @@ def run_case(case: Case) -> Record:
     Raises:
         RuntimeError: a process failed; its own message is on stderr.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // case.ranks))}
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, usable_cores() // case.ranks))}
     if case.ranks > 1:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backbones.base import to_network_input
+from benchmarks.machine import usable_cores
 from benchmarks.mxnet_process import MxnetProcess
 from data.augment import Augmentation
 from data.faces import FaceRecords
@@ -117,7 +117,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[Record]:
                         seconds.setdefault((row.what, method), []).append(took)
             print(f"round {number} of {args.rounds} done", flush=True)
         common = {
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": usable_cores(),
             "batch": args.batch,
             "images": len(order),
             "distinct_images": distinct or len(order),
@@ -130,7 +130,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[Record]:
 def make_records(folder: Path, distinct: int, images: int) -> None:
     """Pack ``images`` made-up faces, of which so many are ``distinct``, ten of each person."""
     people = -(-distinct // 10)
-    of_people = ordered_map(_faces_of, range(people), len(os.sched_getaffinity(0)))
+    of_people = ordered_map(_faces_of, range(people), usable_cores())
     rendered = [face for of_person in of_people for face in of_person]
     repeated = [rendered[i % distinct] for i in range(images)]
     write_face_records(folder, [repeated[start : start + 10] for start in range(0, images, 10)])
@@ -285,7 +285,7 @@ def measure_config(config: str, overrides: Sequence[str], batches: int) -> list[
                 "ratio": round(imgs_per_s / base, 3),
                 "batch": cfg.batch_size,
                 "batches": steps,
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": usable_cores(),
             }
         )
         print(f"{workers} workers: {imgs_per_s:,.0f} images/s", flush=True)

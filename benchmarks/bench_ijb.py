@@ -32,6 +32,7 @@ from backbones import get_model
 from benchmarks import ijb_case
 from benchmarks.ijb_case import METHODS, Case
 from benchmarks.ijb_made_up import QUICK, Size, write_features_tree, write_photo_tree
+from benchmarks.machine import usable_cores
 from eval.ijb.cache import EmbeddingCache
 
 Record = dict[str, Any]
@@ -201,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
             records += measure_photos(
                 args.images, args.network, args.batch_size, args.data, Path(folder), args.rounds
             )
-    machine = {"cpus": len(os.sched_getaffinity(0)), "torch": torch.__version__, "numpy": np.__version__}
+    machine = {"cpus": usable_cores(), "torch": torch.__version__, "numpy": np.__version__}
     records = [record | machine for record in records]
     print(table(records))
     if args.out is not None:

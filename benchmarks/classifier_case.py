@@ -29,6 +29,7 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.baselines import DenseMHS, DensePartialFC, FullSoftmax, NormalisedMHS
+from benchmarks.machine import peak_mib
 from heads.optim import RowSGD
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
@@ -344,15 +345,6 @@ class _FloorFile(_FloorArray):
         data = memoryview(cast(Any, buffer.numpy())).cast("B")
         for i, head in enumerate(chosen.tolist()):
             os.pwrite(self.descriptor, data[i * self.block : (i + 1) * self.block], head * self.block)
-
-
-def peak_mib() -> float:
-    """The largest resident memory of this process so far, file pages included.
-
-    Linux only. ``getrusage`` would count what the parent held when it started this process.
-    """
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

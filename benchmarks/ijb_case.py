@@ -21,6 +21,8 @@ import torch
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.machine import peak_mib
+
 METHODS = ("reference", "this project")
 
 T = TypeVar("T")
@@ -52,13 +54,6 @@ class Stages:
         out = do()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         return out
-
-
-def peak_mib() -> float:
-    """The largest resident memory of this process so far."""
-    with Path("/proc/self/status").open() as file:
-        line = next(line for line in file if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def reference_features(case: Case) -> Outcome:

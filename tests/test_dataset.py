@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.faces import FaceRecords, ImageFolder
 from data.records.layout import pack
 from data.records.writer import write_face_records
-from dataset import Batch, FaceRecords, ImageFolder, get_dataloader
+from dataset import Batch, get_dataloader
 from face_files import FACES, LABELS, VALUES, make_image_folder, write
 from paths import ROOT
 

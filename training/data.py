@@ -12,15 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dataset import (
-    Batch,
-    FaceDataset,
-    ImageFolder,
-    JoinedSets,
-    Loader,
-    check_labels,
-    get_dataloader,
-)
+from data.faces import Batch, FaceDataset, ImageFolder, check_labels
+from data.joined import JoinedSets
+from dataset import Loader, get_dataloader
 from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
 from utils.log import log

@@ -223,6 +223,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
         rec=_home(config.rec) if isinstance(config.rec, str) else tuple(map(_home, config.rec)),
         class_map=config.class_map and _home(config.class_map),
         init_backbone=config.init_backbone and _home(config.init_backbone),
+        head_folder=config.head_folder and _home(config.head_folder),
         val_targets=tuple(_home(target) for target in config.val_targets),
     )
     _check_ranges(config)

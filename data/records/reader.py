@@ -227,7 +227,7 @@ class RecordReader:
         blocks: list[bytes] = list(map(pread, repeat(self._open()), lengths, offsets))
         try:
             heads: list[tuple[int, int]] = list(map(PART.unpack_from, blocks))
-        except struct.error:  # the file has become shorter since it was opened
+        except struct.error:  # the file has become shorter since it was opened, or a read was cut short
             heads = [PART.unpack_from(block) if len(block) >= first else (0, 0) for block in blocks]
         payloads = []
         for block, (magic, word) in zip(blocks, heads, strict=True):
@@ -240,6 +240,8 @@ class RecordReader:
 
     def _read_with_care(self, block: bytes, position: int, offset: int) -> bytes:
         """A record that did not come whole with its first bytes ``block``: longer, in parts, or damaged."""
+        if len(block) < PART.size:
+            block = _pread(self._open(), PART.size, offset)
         kind, length = self._part(block, position, offset)
         if kind == 0:
             return self._exactly(length, position, offset)
@@ -301,7 +303,12 @@ class RecordReader:
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:
-    return os.pread(fd, length, offset) if hasattr(os, "pread") else _seek_and_read(fd, length, offset)
+    """``length`` bytes, or what there is up to the file's end; one call of the system's may give less than asked."""
+    pread = getattr(os, "pread", _seek_and_read)
+    data: bytes = pread(fd, length, offset)
+    while len(data) < length and (more := pread(fd, length - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def _seek_and_read(fd: int, length: int, offset: int) -> bytes:

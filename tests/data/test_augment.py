@@ -14,7 +14,7 @@ import train
 from backbones.base import to_network_input
 from data import augment, resampling
 from data.augment import OPERATIONS, PRESETS, Augmentation, Draws
-from dataset import EpochSampler
+from data.sampler import EpochSampler
 from paths import ROOT
 from pretend_device import NAME, PretendDevice
 from utils.config import get_config

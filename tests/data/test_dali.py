@@ -10,9 +10,10 @@ import torch
 
 import train
 from data.dali import DaliLoader, EncodedFaces
+from data.faces import FaceRecords
 from data.records.layout import pack
 from data.records.writer import write_face_records
-from dataset import FaceRecords, get_dataloader
+from dataset import get_dataloader
 from face_files import FACES, LABELS, insightface_records, make_image_folder, write
 from paths import ROOT
 

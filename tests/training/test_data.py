@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import train
+from data.faces import Batch, FaceRecords, SyntheticFaces
 from data.records.layout import pack
 from data.records.writer import write_face_records
-from dataset import Batch, FaceRecords, SyntheticFaces, get_dataloader
+from dataset import get_dataloader
 from face_files import face, make_image_folder, write
 from paths import ROOT
 from ranks import run_ranks

@@ -216,6 +216,11 @@ def test_several_sets():
     assert get_config("demo", ["rec=faces,b"]).sources() == ("faces,b",), "a comma may be part of a name"
 
 
+@pytest.mark.parametrize("key", ["rec", "class_map", "init_backbone", "head_folder"])
+def test_a_tilde_is_the_home_folder(key):
+    assert getattr(get_config("demo", [f"{key}=~/mine"]), key) == str(Path.home() / "mine")
+
+
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_config("demo").lr = 1.0
@@ -352,12 +357,12 @@ def test_a_base_with_a_hole_is_found():
     "module",
     [
         "train",
-        "training_run",
+        "training.run",
         "eval_ijbc",
         "partial_fc_mhs",
-        "row_optim",
+        "heads.optim",
         "dataset",
-        "lr_scheduler",
+        "training.schedule",
         "losses",
         "backbones",
     ],

@@ -1,8 +1,12 @@
 """Copies to a device, with tensors that say where they are and note what is asked of them."""
 
+import ctypes
+import platform
+
+import pytest
 import torch
 
-from utils.device import to_device
+from utils.device import prepare_device, to_device
 
 
 class Noted:
@@ -38,3 +42,14 @@ def test_other_copies_are_plain():
     x.device = torch.device("cuda")
     to_device(x, torch.device("cpu"))
     assert x.asked == ["copy and wait", "copy and wait"]
+
+
+@pytest.mark.parametrize(("system", "libc"), [("Darwin", ""), ("Windows", ""), ("Linux", "musl")])
+def test_only_glibc_is_told_to_keep_memory(monkeypatch, system, libc):
+    def load(name):
+        raise AssertionError("no library is loaded here")
+
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "libc_ver", lambda: (libc, ""))
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    prepare_device(torch.device("cpu"))

@@ -151,6 +151,23 @@ class TestReadMany:
             with pytest.raises(ValueError, match=r"record key 3 at byte 324: .*the file's end \(truncated\)"):
                 read()
 
+    @pytest.mark.parametrize("most", [1, 7, 100, 2000])
+    def test_a_system_that_gives_less_than_asked(self, folder, monkeypatch, most):
+        """As Linux does past 2 GiB, and file systems of networks do at any size."""
+        records = [
+            (0, b""),
+            (1, b"abcd" + MAGIC_BYTES + b"efgh"),
+            (2, bytes(9000)),
+            (5, b"x" * 20),
+            (3, b"y" * 10000),
+        ]
+        path = write(folder, records)
+        pread = os.pread
+        monkeypatch.setattr(os, "pread", lambda fd, length, offset: pread(fd, min(length, most), offset))
+        reader = RecordReader(path)
+        assert reader.read_many(range(5)) == [payload for _, payload in sorted(records)]
+        assert [reader.read(key) for key, _ in records] == [payload for _, payload in records]
+
     @pytest.mark.parametrize("position", [-1, 3])
     def test_outside(self, folder, position):
         reader = RecordReader(write(folder, [(i, b"x") for i in range(3)]))
@@ -199,6 +216,17 @@ class TestHints:
         reader = RecordReader(write(folder, [(i, b"x") for i in (2, 0, 1)]), chunk=2)
         assert reader.read_many(range(3)) == [b"x"] * 3
         assert hints == []
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_a_system_that_takes_no_hints(folder, monkeypatch, chunk):
+    """As macOS."""
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    monkeypatch.setattr("data.records.reader._SLOW_READ_S", 0.0)
+    reader = RecordReader(write(folder, [(i, bytes(100)) for i in range(20)]), chunk=chunk)
+    for _ in range(2):
+        assert reader.read_many(range(20)) == [bytes(100)] * 20
+    reader.will_need(0, 20)
 
 
 class TestDamage:
