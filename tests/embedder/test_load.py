@@ -142,6 +142,12 @@ def test_other_onnx_graphs_are_refused(tmp_path, change, message):
         load_embedder(make_onnx(tmp_path / "net.onnx", **change))
 
 
+def test_metadata_need_no_onnx_package(tmp_path, images, monkeypatch):
+    path = make_onnx(tmp_path / "net.onnx", metadata={"input_mean": "127.5", "input_std": "127.5"})
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert load_embedder(path).embed(images).shape == (len(images), 3)
+
+
 def test_onnx_faults_are_named(tmp_path, monkeypatch):
     path = make_onnx(tmp_path / "net.onnx")
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
@@ -154,6 +160,9 @@ def test_onnx_faults_are_named(tmp_path, monkeypatch):
     broken.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"broken\.onnx is no ONNX model"):
         load_embedder(broken)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"net\.onnx has no input_mean .*: pip install onnx,"):
+        load_embedder(path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match="pip install onnxruntime"):
         load_embedder(path)
