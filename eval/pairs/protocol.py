@@ -252,7 +252,7 @@ def evaluate_embeddings(embeddings: NDArray[np.float32], issame: NDArray[np.bool
     return replace(result, norm=float(norm_N1[finite_N].mean()) if finite_N.any() else float("nan"))
 
 
-def sample_pairs(pair_set: PairSet, n: int) -> PairSet:
+def thin_out(pair_set: PairSet, n: int) -> PairSet:
     """Take ``n`` pairs, spread evenly over those of one person and over those of two, half of each if there are.
 
     A set of at most ``n`` pairs is returned as it is. The choice is the same on every rank.

@@ -8,7 +8,7 @@ import torch
 
 from backbones import get_model
 from backbones.base import to_network_input
-from embedder.load import load_backbone, load_embedder
+from embedder.load import load_embedder, load_network
 
 
 @pytest.fixture
@@ -52,18 +52,18 @@ def test_bfloat16_is_named_and_near(model, images):
 
 def test_network_and_size_come_from_the_run(model):
     (model.parent / "config.json").write_text(json.dumps({"network": "rtiny", "embedding_size": 64, "seed": 1}))
-    assert load_backbone(model.parent)[1:] == ("rtiny", 64)
+    assert load_network(model.parent)[1:] == ("rtiny", 64)
 
 
 def test_network_comes_from_the_weights_where_nothing_names_it(tmp_path):
     torch.save(get_model("r18", num_features=32).state_dict(), tmp_path / "a.pth")
-    assert load_backbone(tmp_path / "a.pth")[1:] == ("r18", 32)
+    assert load_network(tmp_path / "a.pth")[1:] == ("r18", 32)
 
 
 def test_weights_saved_from_ddp_load(model):
     weights = torch.load(model)
     torch.save({"state_dict": {f"_orig_mod.module.{key}": value for key, value in weights.items()}}, model)
-    net, name, _ = load_backbone(model, "rtiny")
+    net, name, _ = load_network(model, "rtiny")
     assert name == "rtiny"
     assert torch.equal(net.state_dict()["conv1.weight"], weights["conv1.weight"])
 

@@ -12,7 +12,7 @@ from eval.pairs.protocol import (
     embed_images,
     evaluate_embeddings,
     evaluate_pairs,
-    sample_pairs,
+    thin_out,
     verify,
 )
 from pair_stub import Stub, face, made_set, png
@@ -124,7 +124,7 @@ def test_evaluate_embeddings_brings_them_to_length_one():
 def test_sampled_pairs(genuine, impostor, n, seed):
     issame = np.random.default_rng(seed).permutation([True] * genuine + [False] * impostor).astype(bool)
     whole = PairSet("made", [b"%d" % i for i in range(2 * len(issame))], issame)
-    some = sample_pairs(whole, n)
+    some = thin_out(whole, n)
     total = len(issame)
     assert len(some.issame) == min(n, total)
     if total <= n:
