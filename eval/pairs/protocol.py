@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from torch import nn
 
 from embedder.batches import LoadBatch, embed_batches
 from eval.pairs.bin_file import PairSet
-from utils.decode import decode_rgb
+from utils.decode import decode_rgb, resize_square
 from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, part_of
 
 # On the squared distance of L2-normalised embeddings, which is 2 - 2 * cosine.
@@ -99,10 +98,7 @@ def pair_loader(encoded: Sequence[bytes], image_size: int = 112) -> LoadBatch:
             height, width = image.shape[:2]
             if height != width:
                 raise ValueError(f"image {index}: expected a square aligned face, found {width} x {height}")
-            if height != image_size:
-                how = cv2.INTER_AREA if height > image_size else cv2.INTER_LINEAR
-                image = cv2.resize(image, (image_size, image_size), interpolation=how).astype(np.uint8)
-            out[row] = image
+            out[row] = resize_square(image, image_size)
         return out
 
     return load
