@@ -104,34 +104,6 @@ def pair_loader(encoded: Sequence[bytes], image_size: int = 112) -> LoadBatch:
     return load
 
 
-def embed_images(
-    backbone: nn.Module,
-    encoded: Sequence[bytes],
-    device: torch.device,
-    batch_size: int,
-    flip: bool = True,
-    image_size: int = 112,
-) -> NDArray[np.float32]:
-    """Embed encoded images, each as itself plus its mirror image, decoding batch by batch.
-
-    Args:
-        backbone: (B, 3, H, W) to (B, D); runs in eval mode without gradients, its mode is restored afterwards.
-        encoded: N JPEG or PNG files.
-        device: where ``backbone`` lives.
-        batch_size: images per forward pass.
-        flip: add the embedding of the mirror image.
-        image_size: side in pixels that the network takes; square images of another size are resized.
-
-    Returns:
-        (N, D), sums, not normalised; (0, 0) without images.
-
-    Raises:
-        ValueError: an image that does not decode or is not square; the message gives its index.
-    """
-    load = pair_loader(encoded, image_size)
-    return embed_batches(backbone, load, len(encoded), device, batch_size, flip)
-
-
 def _fold_counts(
     bins: NDArray[np.int64], folds: NDArray[np.int64], n_folds: int, keep: NDArray[np.bool_]
 ) -> NDArray[np.int64]:

@@ -9,13 +9,12 @@ from eval.pairs.bin_file import PairSet, load_bin
 from eval.pairs.protocol import (
     FARS,
     PairResult,
-    embed_images,
     evaluate_embeddings,
     evaluate_pairs,
     thin_out,
     verify,
 )
-from pair_stub import Stub, face, made_set, png
+from pair_stub import Stub, embed_images, face, made_set, png
 from ranks import run_ranks
 
 CPU = torch.device("cpu")
