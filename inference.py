@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.align import align_face
-from embedder.embedder import Embedder
+from embedder.embedder import Embedder, embed_with_mirrored
 from embedder.load import load_embedder
 from utils.atomic import open_atomic, write_json
-from utils.decode import decode_rgb
+from utils.decode import decode_rgb, resize_square
 
 LANDMARKS = "ten numbers x1,y1,...,x5,y5, or a file of them (.json: also [[x, y], ...])"
 
@@ -109,9 +108,8 @@ def load_face(path: Path, landmarks: NDArray[np.float64] | None, image_size: int
             f"{path}: {width} x {height} is no aligned face; give its five landmarks with --landmarks, or align it "
             f"to {image_size} x {image_size} first"
         )
-    how = cv2.INTER_AREA if height > image_size else cv2.INTER_LINEAR
-    resized = cv2.resize(photo, (image_size, image_size), interpolation=how).astype(np.uint8, copy=False)
-    return Face(path, resized, f"resized from {width} x {height}, taken as aligned", doubtful=True)
+    how = f"resized from {width} x {height}, taken as aligned"
+    return Face(path, resize_square(photo, image_size), how, doubtful=True)
 
 
 def embed_faces(embedder: Embedder, faces: Sequence[Face], flip: bool = False) -> NDArray[np.float32]:
@@ -121,11 +119,7 @@ def embed_faces(embedder: Embedder, faces: Sequence[Face], flip: bool = False) -
         ValueError: the network gives nan or infinity.
     """
     images_BHW3 = np.stack([face.image for face in faces])
-    if flip:
-        straight_BD, mirrored_BD = np.split(embedder.embed_halves(images_BHW3), 2, axis=1)
-        embeddings_BD: NDArray[np.float32] = straight_BD + mirrored_BD
-    else:
-        embeddings_BD = embedder.embed(images_BHW3)
+    embeddings_BD = embed_with_mirrored(embedder.embed, images_BHW3) if flip else embedder.embed(images_BHW3)
     if not np.isfinite(embeddings_BD).all():
         raise ValueError("the embedding holds nan or infinity: the weights are broken, or training had diverged")
     return embeddings_BD

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.base import INPUT_SHAPE, Backbone
-from embedder.load import file_sha256, load_backbone
+from embedder.load import file_sha256, load_network
 from utils.atomic import temporary_name
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -196,7 +196,7 @@ def convert(
     output = weights.with_suffix(".onnx") if output is None else output
     if output.suffix != ".onnx":
         raise ValueError(f"--output must end in .onnx, got {output}")
-    backbone, name, embedding_size = load_backbone(weights, network)
+    backbone, name, embedding_size = load_network(weights, network)
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(output)
     try:

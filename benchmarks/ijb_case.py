@@ -100,14 +100,14 @@ def our_features(case: Case) -> Outcome:
 def reference_photos(case: Case) -> Outcome:
     """From photo to table as the field's evaluator does it: contiguous float32 tensors, batch after batch."""
     from benchmarks import ijb_reference as reference
-    from embedder.load import load_backbone
+    from embedder.load import load_network
 
     tree = Path(case.tree)
     meta = tree / "meta"
     stage = Stages()
 
     def run() -> tuple[Any, str]:
-        backbone = load_backbone(case.model)[0].eval()
+        backbone = load_network(case.model)[0].eval()
         templates, media, first, second, labels = reference.read_lists(
             meta / "ijbc_face_tid_mid.txt", meta / "ijbc_template_pair_label.txt"
         )

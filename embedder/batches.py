@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from backbones.base import to_network_input
+from embedder.embedder import embed_with_mirrored
 
 LoadBatch = Callable[[int, int], NDArray[np.uint8]]
 
@@ -84,12 +85,10 @@ def embed_batches(
     device: torch.device,
     batch_size: int,
     flip: bool = True,
-    threads: int = 1,
-    progress: str = "",
 ) -> NDArray[np.float32]:
     """Embed ``n`` images, each as itself plus its mirror image.
 
-    Host memory beyond the result: ``threads + 2`` batches of uint8 images.
+    Host memory beyond the result: three batches of uint8 images.
 
     Args:
         backbone: (B, 3, H, W) to (B, D); a DistributedDataParallel wrapper is looked through, because its
@@ -99,31 +98,29 @@ def embed_batches(
         device: where ``backbone`` lives.
         batch_size: images per forward pass; with ``flip`` there are two passes.
         flip: add the embedding of the mirror image.
-        threads: background threads that load.
-        progress: label of a progress bar, "" for none.
 
     Returns:
         (N, D), sums, not normalised; (0, 0) without images.
 
     Raises:
-        ValueError: ``batch_size`` or ``threads`` below 1, or whatever ``load`` raises.
+        ValueError: ``batch_size`` below 1, or whatever ``load`` raises.
     """
-    if batch_size < 1 or threads < 1:
-        raise ValueError(f"batch_size and threads must be at least 1, got {batch_size} and {threads}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     network = backbone.module if isinstance(backbone, DistributedDataParallel) else backbone
 
     def embed(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-        x: Tensor = to_network_input(torch.from_numpy(images_BHW3).to(device))  # (B, 3, H, W)
-        embedding_BD: Tensor = network(x).float()
-        if flip:
-            embedding_BD = embedding_BD + network(x.flip(-1)).float()
-        out: NDArray[np.float32] = embedding_BD.cpu().numpy()
+        embedding_BD: Tensor = network(to_network_input(torch.from_numpy(images_BHW3).to(device)))
+        out: NDArray[np.float32] = embedding_BD.float().cpu().numpy()
         return out
+
+    def embed_both(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return embed_with_mirrored(embed, images_BHW3)
 
     blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     out_ND: NDArray[np.float32] | None = None
     with evaluation_mode(network):
-        for start, end, embedding_BD in embedded_blocks(embed, load, blocks, threads, progress):
+        for start, end, embedding_BD in embedded_blocks(embed_both if flip else embed, load, blocks):
             if out_ND is None:
                 out_ND = np.empty((n, embedding_BD.shape[1]), np.float32)
             out_ND[start:end] = embedding_BD

@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width, D embedding size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,5 +35,15 @@ class Embedder(ABC):
 
     def embed_halves(self, images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed images and their mirror images, side by side: (B, 2 * D)."""
-        mirrored_BHW3 = np.ascontiguousarray(images_BHW3[:, :, ::-1])
-        return np.concatenate([self.embed(images_BHW3), self.embed(mirrored_BHW3)], axis=1)
+        return np.concatenate([self.embed(images_BHW3), self.embed(_mirrored(images_BHW3))], axis=1)
+
+
+def embed_with_mirrored(
+    embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images_BHW3: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Embed images (B, H, W, 3) as the sum with their mirror images, as evaluation does: (B, D), not normalised."""
+    return embed(images_BHW3) + embed(_mirrored(images_BHW3))
+
+
+def _mirrored(images_BHW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(images_BHW3[:, :, ::-1])

@@ -87,7 +87,7 @@ def load_embedder(
         if bf16:
             raise ValueError(f"{path} fixes its own number format; leave --bf16 out")
         return OnnxEmbedder(path, file_sha256(path), device)
-    backbone, name, embedding_size = load_backbone(path, network)
+    backbone, name, embedding_size = load_network(path, network)
     return TorchEmbedder(backbone, name, embedding_size, file_sha256(_weights_file(path)), device, bf16)
 
 
@@ -103,7 +103,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_backbone(path: str | Path, network: str | None = None) -> tuple[nn.Module, str, int]:
+def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Module, str, int]:
     """Build a torch network and load its weights.
 
     Args:

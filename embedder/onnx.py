@@ -5,8 +5,6 @@ Shapes: B batch, H height, W width, D embedding size.
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from numpy.typing import NDArray
 from embedder.embedder import Embedder
 
 _FIRST_NODES = 8  # where a graph that normalises its own input does so
-_GRAPH, _NODE, _NODE_NAME = 7, 1, 3  # field numbers in ONNX's ModelProto, GraphProto and NodeProto
 
 
 class OnnxEmbedder(Embedder):
@@ -34,7 +31,7 @@ class OnnxEmbedder(Embedder):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no onnxruntime here, no ONNX model, or not one image input and one (B, D) output.
+        ValueError: a package is missing, no ONNX model, or not one image input and one (B, D) output.
     """
 
     def __init__(self, path: Path, sha256: str, device: torch.device) -> None:
@@ -110,48 +107,20 @@ def _normalisation(path: Path, metadata: dict[str, str]) -> tuple[np.float32, np
                 f"{metadata['input_std']!r}, expected numbers"
             )
         return np.float32(mean), np.float32(std)
-    names = first_node_names(path, _FIRST_NODES)
+    names = _first_node_names(path)
     normalises = all(
         any(name.startswith(prefixes) for name in names) for prefixes in (("Sub", "_minus"), ("Mul", "_mul"))
     )
     return (np.float32(0), np.float32(1)) if normalises else (np.float32(127.5), np.float32(127.5))
 
 
-def first_node_names(path: Path, count: int) -> list[str]:
-    """Names of a graph's first nodes, read from the file itself so that the ``onnx`` package is not needed."""
-    names: list[str] = []
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for graph_start, graph_end in _fields(data, 0, len(data), _GRAPH):
-            for start, end in _fields(data, graph_start, graph_end, _NODE):
-                name = next(_fields(data, start, end, _NODE_NAME), (0, 0))
-                names.append(data[slice(*name)].decode("utf-8", "replace"))
-                if len(names) == count:
-                    return names
-    return names
-
-
-def _fields(data: mmap.mmap, at: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Ranges of the length-delimited fields of number ``wanted`` in a protocol-buffers message."""
-    while at < end:
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        if kind == 0:
-            _, at = _varint(data, at)
-        elif kind == 2:
-            length, at = _varint(data, at)
-            if number == wanted:
-                yield at, at + length
-            at += length
-        else:  # 1 and 5: fixed widths; the others are no longer in use
-            at += 8 if kind == 1 else 4
-
-
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value, at
+def _first_node_names(path: Path) -> list[str]:
+    try:
+        import onnx
+    except ImportError:
+        raise ValueError(
+            f"{path} has no input_mean and input_std in its metadata, and reading its graph needs onnx, which is not "
+            "installed: pip install onnx, or give a model.pt"
+        ) from None
+    model = onnx.load(path, load_external_data=False)
+    return [node.name for node in model.graph.node[:_FIRST_NODES]]

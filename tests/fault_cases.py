@@ -31,8 +31,9 @@ from data.records.layout import MAGIC, pack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_face_records
 from dataset import get_dataloader
+from embedder.batches import embed_batches
 from eval.pairs.bin_file import load_bin
-from eval.pairs.protocol import embed_images
+from eval.pairs.protocol import pair_loader
 from training.data import examine
 from utils.decode import decode_rgb
 
@@ -291,7 +292,7 @@ def verify_on(path, truth):
     """Open and embed a verification set; what came of it."""
     try:
         pairs = load_bin(path)
-        embed_images(Pooling(), pairs.encoded, torch.device("cpu"), batch_size=20)
+        embed_batches(Pooling(), pair_loader(pairs.encoded), len(pairs.encoded), torch.device("cpu"), batch_size=20)
     except (ValueError, OSError) as error:
         text = str(error)
         is_placed = str(path) in text or re.match(r"image \d+: ", text)  # the caller adds the set's name to these

@@ -5,7 +5,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from embedder.batches import embed_batches
 from eval.pairs.bin_file import PairSet
+from eval.pairs.protocol import pair_loader
 
 
 class Stub(nn.Module):
@@ -34,6 +36,11 @@ def face(seed, size=112):
 
 def png(image):
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def embed_images(backbone, encoded, device, batch_size, flip=True):
+    """Embed encoded images as verification during training does."""
+    return embed_batches(backbone, pair_loader(encoded), len(encoded), device, batch_size, flip)
 
 
 def made_set(n=20):

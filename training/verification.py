@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eval.pairs.bin_file import PairSet
-from eval.pairs.protocol import FARS, PairResult, pair_loader, sample_pairs, verify
+from eval.pairs.protocol import FARS, PairResult, pair_loader, thin_out, verify
 from eval.pairs.sets import find_pairs, load_pairs
 from training.metrics import MetricsWriter
 from utils.distributed import all_gather_objects, get_rank, get_world_size, part_of, together
@@ -76,7 +76,7 @@ class Verification:
             chosen = pairs
             try:
                 if step == 0 and len(pairs.issame) > WHOLE_AT_START:
-                    chosen = sample_pairs(pairs, PAIRS_AT_START)
+                    chosen = thin_out(pairs, PAIRS_AT_START)
                     together(lambda pairs=pairs: _decode_share(pairs))  # type: ignore[misc]
                 result = verify(backbone, chosen, self.device, self.batch_size)
             except ValueError as error:  # the same on every rank

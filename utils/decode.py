@@ -30,6 +30,15 @@ def decode_rgb(encoded: bytes | memoryview | NDArray[np.uint8]) -> NDArray[np.ui
     return image.astype(np.uint8, copy=False)
 
 
+def resize_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize an image (H, W, 3) to ``size`` x ``size``: by areas where it shrinks, else linearly."""
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    how = cv2.INTER_AREA if max(height, width) > size else cv2.INTER_LINEAR
+    return cv2.resize(image, (size, size), interpolation=how).astype(np.uint8, copy=False)
+
+
 class FittedFace(NamedTuple):
     """A face in the size asked for, and what was done to it."""
 
@@ -56,9 +65,7 @@ def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 9
     is_resized = (height, width) != (size, size)
     if not is_resized and keep and encoded.startswith(_KEPT):
         return FittedFace(encoded, False, True)
-    if is_resized:
-        how = cv2.INTER_AREA if max(height, width) > size else cv2.INTER_LINEAR
-        image = cv2.resize(image, (size, size), interpolation=how).astype(np.uint8, copy=False)
+    image = resize_square(image, size)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if encoding == ".jpg" else []
     done, out = cv2.imencode(encoding, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     assert done

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from embedder.embedder import Embedder
 from eval.ijb.identification import Identification, field_lines, identification_table, mean_rates
 from eval.ijb.lists import IJBTree
-from eval.ijb.run import AlignedImages, Verification, tar_table
+from eval.ijb.run import AlignedImages, VerificationResult, tar_table
 from eval.ijb.templates import FeatureMode
 from eval.report.write import PairScores, Section, Table, model_facts, write_report
 from eval.roc import plot_roc
@@ -30,7 +30,7 @@ class IJBReport:
     mode: FeatureMode
     stem: Path  # files are stem.npy, stem.txt, ...
     scores: NDArray[np.float64] | None = None  # (P,) cosine of each pair of templates
-    verification: Verification | None = None  # 1:1
+    verification: VerificationResult | None = None  # 1:1
     identification: dict[str, Identification] = field(default_factory=dict)  # 1:N, by gallery
     files: list[Path] = field(default_factory=list)
 
@@ -105,7 +105,7 @@ def _write_text(report: IJBReport, ending: str, text: str) -> None:
     report.write(ending, lambda file: file.write((text + "\n").encode()))
 
 
-def _verification_facts(found: Verification | None) -> dict[str, Any]:
+def _verification_facts(found: VerificationResult | None) -> dict[str, Any]:
     if found is None:
         return {}
     return {

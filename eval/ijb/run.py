@@ -187,7 +187,7 @@ def tree_templates(
 
 
 @dataclass(frozen=True)
-class Verification:
+class VerificationResult:
     """What 1:1 found."""
 
     curve: Roc
@@ -202,10 +202,10 @@ class Verification:
         return f"Not resolved: FAR {fars} is less than one of the {self.curve.impostor:,} impostor pairs."
 
 
-def verify_scores(labels: NDArray[np.integer[Any]], scores: NDArray[np.float64]) -> Verification:
+def verify_scores(labels: NDArray[np.integer[Any]], scores: NDArray[np.float64]) -> VerificationResult:
     """Read the field's FARs off the curve of these scores (P,)."""
     curve = roc(labels, scores)
-    return Verification(
+    return VerificationResult(
         curve, {far: curve.tar_at(far) for far in FAR_GRID}, [far for far in FAR_GRID if not curve.resolves(far)]
     )
 

@@ -65,15 +65,6 @@ def image_features(
     return features_ND
 
 
-def template_features(
-    features_ND: NDArray[np.float32], template_ids: ArrayLike, media_ids: ArrayLike
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Do what :func:`pool_templates` does with features (N, D) of :func:`image_features` in memory."""
-    if len(features_ND) != len(np.asarray(template_ids)):
-        raise ValueError(f"lengths differ: {len(features_ND)} features, {len(np.asarray(template_ids))} template ids")
-    return pool_templates(lambda start, end: features_ND[start:end], template_ids, media_ids)
-
-
 def pool_templates(
     read: Callable[[int, int], NDArray[np.float32]], template_ids: ArrayLike, media_ids: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prettytable import PrettyTable
 
 from embedder.batches import embedded_blocks
-from embedder.embedder import Embedder
+from embedder.embedder import Embedder, embed_with_mirrored
 from embedder.load import load_embedder
 from eval.pairs.bin_file import PairSet
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_loader
@@ -76,10 +76,7 @@ def embed_set(embedder: Embedder, pairs: PairSet, batch_size: int, flip: bool = 
     """
 
     def embed(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if not flip:
-            return embedder.embed(images_BHW3)
-        straight_BD, mirrored_BD = np.split(embedder.embed_halves(images_BHW3), 2, axis=1)
-        return straight_BD + mirrored_BD
+        return embed_with_mirrored(embedder.embed, images_BHW3) if flip else embedder.embed(images_BHW3)
 
     n = len(pairs.encoded)
     load = pair_loader(pairs.encoded, embedder.image_size)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from torch import nn
 
 from embedder.batches import LoadBatch, embed_batches
 from eval.pairs.bin_file import PairSet
-from utils.decode import decode_rgb
+from utils.decode import decode_rgb, resize_square
 from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, part_of
 
 # On the squared distance of L2-normalised embeddings, which is 2 - 2 * cosine.
@@ -99,41 +98,10 @@ def pair_loader(encoded: Sequence[bytes], image_size: int = 112) -> LoadBatch:
             height, width = image.shape[:2]
             if height != width:
                 raise ValueError(f"image {index}: expected a square aligned face, found {width} x {height}")
-            if height != image_size:
-                how = cv2.INTER_AREA if height > image_size else cv2.INTER_LINEAR
-                image = cv2.resize(image, (image_size, image_size), interpolation=how).astype(np.uint8)
-            out[row] = image
+            out[row] = resize_square(image, image_size)
         return out
 
     return load
-
-
-def embed_images(
-    backbone: nn.Module,
-    encoded: Sequence[bytes],
-    device: torch.device,
-    batch_size: int,
-    flip: bool = True,
-    image_size: int = 112,
-) -> NDArray[np.float32]:
-    """Embed encoded images, each as itself plus its mirror image, decoding batch by batch.
-
-    Args:
-        backbone: (B, 3, H, W) to (B, D); runs in eval mode without gradients, its mode is restored afterwards.
-        encoded: N JPEG or PNG files.
-        device: where ``backbone`` lives.
-        batch_size: images per forward pass.
-        flip: add the embedding of the mirror image.
-        image_size: side in pixels that the network takes; square images of another size are resized.
-
-    Returns:
-        (N, D), sums, not normalised; (0, 0) without images.
-
-    Raises:
-        ValueError: an image that does not decode or is not square; the message gives its index.
-    """
-    load = pair_loader(encoded, image_size)
-    return embed_batches(backbone, load, len(encoded), device, batch_size, flip)
 
 
 def _fold_counts(
@@ -252,7 +220,7 @@ def evaluate_embeddings(embeddings: NDArray[np.float32], issame: NDArray[np.bool
     return replace(result, norm=float(norm_N1[finite_N].mean()) if finite_N.any() else float("nan"))
 
 
-def sample_pairs(pair_set: PairSet, n: int) -> PairSet:
+def thin_out(pair_set: PairSet, n: int) -> PairSet:
     """Take ``n`` pairs, spread evenly over those of one person and over those of two, half of each if there are.
 
     A set of at most ``n`` pairs is returned as it is. The choice is the same on every rank.

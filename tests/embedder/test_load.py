@@ -8,7 +8,7 @@ import torch
 
 from backbones import get_model
 from backbones.base import to_network_input
-from embedder.load import load_backbone, load_embedder
+from embedder.load import load_embedder, load_network
 
 
 @pytest.fixture
@@ -52,18 +52,18 @@ def test_bfloat16_is_named_and_near(model, images):
 
 def test_network_and_size_come_from_the_run(model):
     (model.parent / "config.json").write_text(json.dumps({"network": "rtiny", "embedding_size": 64, "seed": 1}))
-    assert load_backbone(model.parent)[1:] == ("rtiny", 64)
+    assert load_network(model.parent)[1:] == ("rtiny", 64)
 
 
 def test_network_comes_from_the_weights_where_nothing_names_it(tmp_path):
     torch.save(get_model("r18", num_features=32).state_dict(), tmp_path / "a.pth")
-    assert load_backbone(tmp_path / "a.pth")[1:] == ("r18", 32)
+    assert load_network(tmp_path / "a.pth")[1:] == ("r18", 32)
 
 
 def test_weights_saved_from_ddp_load(model):
     weights = torch.load(model)
     torch.save({"state_dict": {f"_orig_mod.module.{key}": value for key, value in weights.items()}}, model)
-    net, name, _ = load_backbone(model, "rtiny")
+    net, name, _ = load_network(model, "rtiny")
     assert name == "rtiny"
     assert torch.equal(net.state_dict()["conv1.weight"], weights["conv1.weight"])
 
@@ -142,6 +142,12 @@ def test_other_onnx_graphs_are_refused(tmp_path, change, message):
         load_embedder(make_onnx(tmp_path / "net.onnx", **change))
 
 
+def test_metadata_need_no_onnx_package(tmp_path, images, monkeypatch):
+    path = make_onnx(tmp_path / "net.onnx", metadata={"input_mean": "127.5", "input_std": "127.5"})
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert load_embedder(path).embed(images).shape == (len(images), 3)
+
+
 def test_onnx_faults_are_named(tmp_path, monkeypatch):
     path = make_onnx(tmp_path / "net.onnx")
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
@@ -154,6 +160,9 @@ def test_onnx_faults_are_named(tmp_path, monkeypatch):
     broken.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"broken\.onnx is no ONNX model"):
         load_embedder(broken)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"net\.onnx has no input_mean .*: pip install onnx,"):
+        load_embedder(path)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match="pip install onnxruntime"):
         load_embedder(path)

@@ -5,12 +5,16 @@ from hypothesis import strategies as st
 
 from benchmarks import ijb_reference
 from eval.ijb import templates
-from eval.ijb.templates import FeatureMode, image_features, pair_scores, template_features
+from eval.ijb.templates import FeatureMode, image_features, pair_scores, pool_templates
 
 
 @pytest.fixture
 def ijb_11(contracts):
     return np.load(contracts / "ijb_11.npz")
+
+
+def template_features(features_ND, template_ids, media_ids):
+    return pool_templates(lambda start, end: features_ND[start:end], template_ids, media_ids)
 
 
 def test_contract_from_image_features_to_scores(ijb_11):

@@ -19,9 +19,9 @@ def test_line_ends_and_tabs(tmp_path):
     assert numbers.tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("block", [1, 2, 5, 6, 7, 1 << 20])
-def test_every_line_is_looked_at_in_any_block(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(text_lists, "_BYTES_PER_BLOCK", block)
+@pytest.mark.parametrize("lines_per_chunk", [1, 2, 3, 1 << 20])
+def test_every_line_is_looked_at_in_any_chunk(tmp_path, monkeypatch, lines_per_chunk):
+    monkeypatch.setattr(text_lists, "_LINES_PER_CHUNK", lines_per_chunk)
     path = tmp_path / "list.txt"
     lines = ["1 2", "  3\t4  ", "500000 6\r", "7 8"]
     for end in ("", "\n"):
@@ -39,15 +39,15 @@ def test_every_line_is_looked_at_in_any_block(tmp_path, monkeypatch, block):
     rows=st.lists(st.tuples(*[st.integers(-(10**6), 10**18 - 1)] * 3), min_size=1, max_size=30),
     blank=BLANKS,
     end=st.sampled_from(["\n", "\r\n"]),
-    block=st.integers(1, 200),
+    lines_per_chunk=st.integers(1, 40),
     plain=st.booleans(),
 )
-def test_numbers_come_back_as_they_were_written(tmp_path, rows, blank, end, block, plain):
+def test_numbers_come_back_as_they_were_written(tmp_path, rows, blank, end, lines_per_chunk, plain):
     rows = [[abs(x) if plain else x for x in row] for row in rows]
     path = tmp_path / "list.txt"
     path.write_bytes(end.join(blank.join(map(str, row)) for row in rows).encode() + end.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_lists, "_BYTES_PER_BLOCK", block)
+        patch.setattr(text_lists, "_LINES_PER_CHUNK", lines_per_chunk)
         assert read_number_columns(path, 3).T.tolist() == rows
 
 
@@ -82,15 +82,15 @@ DECIMAL = st.builds(
 @given(
     rows=st.lists(st.tuples(*[DECIMAL] * 3), min_size=1, max_size=20),
     odd=st.sampled_from(["", "", "", "7", "1e3", "-", ".", "1.2.3", "1-2.0", "+1.5", "x"]),
-    block=st.integers(1, 400),
+    lines_per_chunk=st.integers(1, 30),
 )
-def test_decimals_are_the_nearest_floats(tmp_path, rows, odd, block):
+def test_decimals_are_the_nearest_floats(tmp_path, rows, odd, lines_per_chunk):
     """To the last bit, what Python reads; what no number is gets named."""
     rows = [*(list(row) for row in rows), ["1.0", odd or "1.0", "2.0"]]
     path = tmp_path / "list.txt"
     path.write_text("".join(f"{i}.a.jpg {' '.join(row)}\n" for i, row in enumerate(rows)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_lists, "_BYTES_PER_BLOCK", block)
+        patch.setattr(text_lists, "_LINES_PER_CHUNK", lines_per_chunk)
         if odd in ("-", ".", "1.2.3", "1-2.0", "x"):
             with pytest.raises(ValueError, match=f"line {len(rows)}: expected a file name and 3 numbers"):
                 read_named_lines(path, 3, np.float64)
@@ -99,6 +99,39 @@ def test_decimals_are_the_nearest_floats(tmp_path, rows, odd, block):
     assert names == [f"{i}.a.jpg" for i in range(len(rows))]
     wanted = np.array([[float(word) for word in row] for row in rows])
     np.testing.assert_array_equal(numbers.view(np.int64), wanted.view(np.int64))
+
+
+@pytest.mark.parametrize("text", ["1 2 3\n", "1 2 3\n4 5 6\n", "1 2 3\n4 5\n"])
+def test_a_first_line_that_is_too_long_is_named(tmp_path, text):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="line 1: expected 2 whole numbers, found '1 2 3'"):
+        read_number_columns(path, 2)
+    with pytest.raises(ValueError, match="line 1: expected a file name and 1 numbers, found '1 2 3'"):
+        read_named_lines(path, 1, np.float64)
+
+
+def test_words_mean_nothing_but_themselves(tmp_path):
+    """Quotes, comment signs and missing values in names; numbers that are too large, or whole to other readers."""
+    path = tmp_path / "list.txt"
+    names = ['"a', "#b.jpg", "NA", "nan", "'c,d'"]
+    path.write_text("".join(f"{name} {i}\n" for i, name in enumerate(names)))
+    read, numbers = read_named_lines(path, 1, np.int64)
+    assert read == names
+    assert numbers.ravel().tolist() == [0, 1, 2, 3, 4]
+    for wrong in ("9223372036854775808", "99999999999999999999", "1_000", "NA", "True", "5.0", "1e3"):
+        path.write_text(f"1\n{wrong}\n")
+        with pytest.raises(ValueError, match=f"line 2: expected 1 whole numbers, found '{wrong}'"):
+            read_number_columns(path, 1)
+
+
+def test_blank_lines_at_the_end_change_nothing(tmp_path):
+    path = tmp_path / "list.txt"
+    for number in (7, 1 << 40):
+        path.write_text(f"1 2\n3 {number}\n \n\r\n\n")
+        assert read_number_columns(path, 2).tolist() == [[1, 3], [2, number]]
+        path.write_text(f"a.jpg 2\né.jpg {number}\n\n", encoding="utf-8")
+        assert read_named_lines(path, 1, np.float64)[1].tolist() == [[2], [number]]
 
 
 def test_a_name_that_is_no_text_is_named(tmp_path):

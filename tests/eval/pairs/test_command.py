@@ -10,9 +10,9 @@ import torch
 from backbones import get_model
 from embedder.load import load_embedder
 from eval.pairs import __main__ as pairs_command
-from eval.pairs.protocol import embed_images, evaluate_embeddings
+from eval.pairs.protocol import evaluate_embeddings
 from eval.pairs.sets import load_pairs
-from pair_stub import face, made_set, png
+from pair_stub import embed_images, face, made_set, png
 from paths import ROOT
 
 

@@ -9,13 +9,12 @@ from eval.pairs.bin_file import PairSet, load_bin
 from eval.pairs.protocol import (
     FARS,
     PairResult,
-    embed_images,
     evaluate_embeddings,
     evaluate_pairs,
-    sample_pairs,
+    thin_out,
     verify,
 )
-from pair_stub import Stub, face, made_set, png
+from pair_stub import Stub, embed_images, face, made_set, png
 from ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -124,7 +123,7 @@ def test_evaluate_embeddings_brings_them_to_length_one():
 def test_sampled_pairs(genuine, impostor, n, seed):
     issame = np.random.default_rng(seed).permutation([True] * genuine + [False] * impostor).astype(bool)
     whole = PairSet("made", [b"%d" % i for i in range(2 * len(issame))], issame)
-    some = sample_pairs(whole, n)
+    some = thin_out(whole, n)
     total = len(issame)
     assert len(some.issame) == min(n, total)
     if total <= n:
