@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from losses import ArcFace, CosFace
 from partial_fc_mhs import INITIAL_STD, PartialFCMHS
 
+pytestmark = pytest.mark.numeric
+
 
 def make_head(num_classes=13, head_size=4, margin=None, weight=None, **options):
     options.setdefault("dtype", torch.float64)

@@ -3,6 +3,8 @@ import torch
 
 from backbones import get_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def tiny(fill):
@@ -10,14 +12,15 @@ def tiny(fill):
 
 
 @pytest.mark.parametrize("name", ["rtiny", "r18", "mbf"])
-@pytest.mark.parametrize(("amp_dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_half_precision_is_close_and_comes_out_as_float32(name, amp_dtype, tolerance, fill, faces, relative_error):
+@pytest.mark.parametrize(("amp_dtype", "tolerance"), [(torch.bfloat16, 0.04), (torch.float16, 0.005)])
+def test_half_precision_is_close_and_comes_out_as_float32(name, amp_dtype, tolerance, fill, faces):
+    """By the root mean square: the largest of 1,024 differences varies with the kernels twice as much as all do."""
     full = fill(get_model(name))
     half = fill(get_model(name, amp_dtype=amp_dtype))
     with torch.inference_mode():
         expected, found = full(faces), half(faces)
     assert found.dtype == torch.float32
-    assert 0 < relative_error(found, expected) < tolerance
+    assert 0 < (found - expected).norm() / expected.norm() < tolerance
 
 
 @pytest.mark.parametrize("name", ["rtiny", "mbf"])

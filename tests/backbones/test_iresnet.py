@@ -7,6 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones import get_model
 from backbones.iresnet import IResNet, ResidualBlock
 
+pytestmark = pytest.mark.numeric
+
 
 def test_block_is_its_formula(fill):
     block = fill(ResidualBlock(4, 6, stride=2)).double()

@@ -5,6 +5,8 @@ import torch
 
 from training.schedule import PolyScheduler
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("case", ["warmup", "none"])
 def test_equals_contract(contracts, case):
