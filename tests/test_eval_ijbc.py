@@ -24,6 +24,7 @@ def model(tmp_path):
     return make_model(tmp_path / "run" / "model.pt")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("target", ["IJBC", "IJBB"])
 def test_end_to_end(ijb, model, tmp_path, capsys, target):
     more = ["--network", "rtiny", "--target", target, "--job", "first try"]
@@ -54,6 +55,7 @@ def test_end_to_end(ijb, model, tmp_path, capsys, target):
     assert cv2.imread(str(folder / "first try.png")) is not None
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("target", ["IJBC", "IJBB"])
 def test_identification_end_to_end(ijb, model, tmp_path, capsys, target):
     assert eval_ijbc.main(arguments(model, ijb, tmp_path, "--target", target, "--protocol", "1N")) == 0
@@ -100,6 +102,7 @@ def test_both_protocols_and_the_report(ijb, model, tmp_path):
     assert (folder / "insightface_false_accepts.png").is_file()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "off",
     [["flip"], ["norm_score"], ["detector_score"], ["flip", "norm_score", "detector_score"]],
@@ -252,6 +255,7 @@ class RecordedBackbone(torch.nn.Module):
         return self.features[mirrored, index]
 
 
+@pytest.mark.numeric
 def test_contract_on_the_way_from_photo_to_tar(contracts, tmp_path, monkeypatch):
     recorded = np.load(contracts / "ijb_11.npz")
     n = len(recorded["image_features"])

@@ -11,6 +11,8 @@ from heads.shard import INITIAL_STD
 from losses import ArcFace, CosFace
 from partial_fc_mhs import PartialFCMHS
 
+pytestmark = pytest.mark.numeric
+
 
 def make_classifier(num_classes=13, head_size=4, margin=None, weight=None, **options):
     options.setdefault("dtype", torch.float64)

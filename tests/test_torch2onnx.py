@@ -24,7 +24,9 @@ def exported(exported_network):
     return exported_network("rtiny")[:2]
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODEL_NAMES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.numeric if n in QUICK else pytest.mark.slow) for n in MODEL_NAMES]
+)
 def test_every_network_at_any_batch(exported_network, name):
     model, path, difference = exported_network(name)
     assert path == model.parent / "model.onnx"
@@ -70,6 +72,7 @@ def test_a_name_that_would_be_mistaken_is_changed(exported, tmp_path):
     assert after.metadata_props[0].key == "key"
 
 
+@pytest.mark.numeric
 def test_half_precision_of_training_does_not_reach_the_file(exported, tmp_path):
     model, path = exported
     (tmp_path / "model.pt").write_bytes(model.read_bytes())
@@ -81,6 +84,7 @@ def test_half_precision_of_training_does_not_reach_the_file(exported, tmp_path):
     )
 
 
+@pytest.mark.numeric
 def test_the_embedder_and_inference_take_it(exported, tmp_path, capsys):
     model, path = exported
     x = np.random.default_rng(1).integers(0, 256, (3, 112, 112, 3), np.uint8)

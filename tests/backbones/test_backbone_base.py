@@ -3,6 +3,8 @@ import torch
 
 from backbones import get_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def tiny(fill):
@@ -10,14 +12,15 @@ def tiny(fill):
 
 
 @pytest.mark.parametrize("name", ["rtiny", "r18", "mbf"])
-@pytest.mark.parametrize(("amp_dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_half_precision_is_close_and_comes_out_as_float32(name, amp_dtype, tolerance, fill, faces, relative_error):
+@pytest.mark.parametrize(("amp_dtype", "tolerance"), [(torch.bfloat16, 0.04), (torch.float16, 0.005)])
+def test_half_precision_is_close_and_comes_out_as_float32(name, amp_dtype, tolerance, fill, faces):
+    """By the root mean square: the largest of 1,024 differences varies with the kernels twice as much as all do."""
     full = fill(get_model(name))
     half = fill(get_model(name, amp_dtype=amp_dtype))
     with torch.inference_mode():
         expected, found = full(faces), half(faces)
     assert found.dtype == torch.float32
-    assert 0 < relative_error(found, expected) < tolerance
+    assert 0 < (found - expected).norm() / expected.norm() < tolerance
 
 
 @pytest.mark.parametrize("name", ["rtiny", "mbf"])
@@ -56,19 +59,40 @@ def test_a_float64_model_computes_in_float64(fill, faces, tiny, relative_error):
         assert relative_error(tiny(faces).double(), out) < 1e-5
 
 
+@pytest.fixture
+def _one_thread():
+    """float64 convolutions on several threads wait for each other, up to 20 times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ["rtiny", "r18", "mbf"])
+@pytest.mark.usefixtures("_one_thread")
 def test_channels_last_equals_contiguous(name, fill, faces, relative_error):
-    results = []
+    """In float64: a PReLU's slope jumps at zero, so where rounding turns a sign, a gradient moves by far more.
+
+    In float32 that moved one gradient by 1 % of its largest value on one processor, and by 4e-6 on another.
+    """
+    results, short = [], []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         model = fill(get_model(name)).to(memory_format=memory_format)
-        out = model(faces.contiguous(memory_format=memory_format))
+        x = faces.contiguous(memory_format=memory_format)
+        with torch.inference_mode():
+            short.append(model(x))
+        out = model.double()(x.double())
         out.square().mean().sqrt().backward()
         results.append((out.detach(), {key: p.grad for key, p in model.named_parameters()}))
     (out, grads), (out_last, grads_last) = results
-    assert relative_error(out_last, out) < 1e-5
+    assert relative_error(out_last, out) < 1e-12
     for key, grad in grads.items():
         if grad is not None:
-            assert relative_error(grads_last[key], grad) < 5e-3, key
+            assert relative_error(grads_last[key], grad) < 1e-12, key
+    # In float32 both are off by their own rounding alone, which is of one size.
+    error, error_last = (relative_error(found.double(), out) for found in short)
+    assert error_last < 4 * error < 1e-4
+    assert error < 4 * error_last
 
 
 @pytest.mark.parametrize(

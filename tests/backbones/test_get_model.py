@@ -6,6 +6,8 @@ from torch import nn
 
 from backbones import MODEL_NAMES, get_model
 
+pytestmark = pytest.mark.numeric
+
 PUBLISHED = ("r18", "r34", "r50", "r100", "r200", "mbf", "mbf_large")
 
 

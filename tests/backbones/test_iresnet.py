@@ -7,10 +7,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones import get_model
 from backbones.iresnet import IResNet, ResidualBlock
 
+pytestmark = pytest.mark.numeric
+
 
 def test_block_is_its_formula(fill):
-    block = fill(ResidualBlock(4, 6, stride=2))
-    x = torch.randn(2, 4, 9, 9)
+    block = fill(ResidualBlock(4, 6, stride=2)).double()
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
 
     def norm(x, bn):
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=1e-5)
@@ -19,7 +21,7 @@ def test_block_is_its_formula(fill):
     y = F.prelu(norm(y, block.bn2), block.prelu.weight)
     y = norm(F.conv2d(y, block.conv2.weight, stride=2, padding=1), block.bn3)
     shortcut = norm(F.conv2d(x, block.downsample[0].weight, stride=2), block.downsample[1])
-    torch.testing.assert_close(block(x), y + shortcut)
+    torch.testing.assert_close(block(x), y + shortcut, rtol=0, atol=1e-12)
 
 
 def test_block_keeps_the_input_where_shapes_fit():

@@ -1,8 +1,11 @@
+import pytest
 import torch
 from torch import nn
 
 from backbones import get_model
 from backbones.mobilefacenet import ResidualStack
+
+pytestmark = pytest.mark.numeric
 
 
 def test_every_map_has_the_size_that_its_comment_says(faces):

@@ -1,6 +1,9 @@
+import pytest
 import torch
 
 from backbones.base import to_network_input
+
+pytestmark = pytest.mark.numeric
 
 
 class TestNetworkInput:

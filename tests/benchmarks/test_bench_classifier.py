@@ -49,6 +49,7 @@ def with_weight(dense, weight):
     return dense
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("make_dense", "head_size", "negative_rate"),
     [

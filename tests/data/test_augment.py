@@ -20,6 +20,8 @@ from pretend_device import NAME, PretendDevice
 from utils.config import get_config
 from utils.hashing import key, mix
 
+pytestmark = pytest.mark.numeric
+
 N = 6
 LANCZOS = resampling.METHODS.index("lanczos4")
 CV2_METHODS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)

@@ -4,6 +4,8 @@ import pytest
 
 from embedder.align import TEMPLATE, align_face, similarity_transform
 
+pytestmark = pytest.mark.numeric
+
 
 def umeyama(source, target):
     """The published form: singular value decomposition of the covariance, reflection excluded."""

@@ -10,6 +10,8 @@ from backbones import get_model
 from backbones.base import to_network_input
 from embedder.load import load_embedder, load_network
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def model(tmp_path):

@@ -9,6 +9,8 @@ from benchmarks import ijb_reference
 from eval.ijb.run import tar_table
 from eval.roc import FAR_GRID, Roc, plot_roc, roc
 
+pytestmark = pytest.mark.numeric
+
 
 def brute_tar(labels, scores, far):
     points = [(0.0, 0.0)]

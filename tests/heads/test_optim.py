@@ -7,6 +7,8 @@ from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace
 from test_partial_fc_mhs import data, dense_loss, make_classifier, visible_classes
 
+pytestmark = pytest.mark.numeric
+
 OPTIMIZERS = {
     "sgd": (
         lambda classifier: RowSGD(classifier.shard, 0.5, 0.9, 5e-2),

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 
 from losses import cosines
 
+pytestmark = pytest.mark.numeric
+
 
 def data(dtype=torch.float64):
     g = torch.Generator().manual_seed(0)

@@ -5,6 +5,8 @@ import torch
 
 from losses import ArcFace, CurricularFace, get_margin
 
+pytestmark = pytest.mark.numeric
+
 SHARDS = ((0, 3), (3, 3), (3, 4), (4, 9))  # column ranges, one of them empty
 AGES = (-0.3, 0.0, 0.2, 0.7, 1.0)  # values of t
 

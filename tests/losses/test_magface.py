@@ -5,6 +5,8 @@ import torch
 
 from losses import ArcFace, MagFace, get_margin
 
+pytestmark = pytest.mark.numeric
+
 SHARDS = ((0, 3), (3, 3), (3, 4), (4, 9))  # column ranges, one of them empty
 
 

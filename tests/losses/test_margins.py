@@ -6,6 +6,8 @@ import torch
 
 from losses import ArcFace, CombinedMargin, CosFace, get_margin
 
+pytestmark = pytest.mark.numeric
+
 MARGINS = {
     "arcface": ArcFace(64, 0.5),
     "cosface": CosFace(64, 0.4),

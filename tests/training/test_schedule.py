@@ -4,6 +4,8 @@ import pytest
 
 from training.schedule import PolySchedule
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("case", ["warmup", "none"])
 def test_equals_contract(contracts, case):

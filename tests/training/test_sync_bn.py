@@ -9,7 +9,7 @@ from ranks import run_ranks
 from training.sync_bn import synchronise_batch_norm
 from utils.distributed import all_gather_objects
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.numeric]
 
 
 def network():

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from eval.ijb import identification
 from eval.ijb.identification import field_lines, identification_table, identify, mean_rates
 
+pytestmark = pytest.mark.numeric
+
 
 def test_contract(contracts):
     """Every number and word that the field's script printed for the recorded features."""

@@ -7,6 +7,8 @@ from benchmarks import ijb_reference
 from eval.ijb import templates
 from eval.ijb.templates import FeatureMode, image_features, pair_scores, pool_templates
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def ijb_11(contracts):
