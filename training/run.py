@@ -72,9 +72,9 @@ class TrainingRun:
         self.model: nn.Module = self.backbone
         if ranks.world_size > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
-            self.model = DistributedDataParallel(
-                self.backbone, device_ids, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=16
-            )
+            ddp = DistributedDataParallel(self.backbone, device_ids, gradient_as_bucket_view=True, bucket_cap_mb=16)
+            ddp.broadcast_buffers = False  # in forward; the argument's name depends on the version of torch
+            self.model = ddp
         num_classes = cfg.class_count()
         assert num_classes is not None
         head_size, negative_rate = cfg.head_layout()
