@@ -100,7 +100,10 @@ def file_sha256(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected a network, such as a run's model.pt or an .onnx file")
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+        return digest.hexdigest()
 
 
 def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Module, str, int]:

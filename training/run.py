@@ -86,9 +86,9 @@ class TrainingRun:
         if self.world_size == 1:
             return backbone
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            backbone, device_ids, forward_sync_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=16
-        )
+        model = DistributedDataParallel(backbone, device_ids, gradient_as_bucket_view=True, bucket_cap_mb=16)
+        model.broadcast_buffers = False  # in forward; the argument's name depends on the version of torch
+        return model
 
     def _make_classifier(self) -> PartialFCMHS:
         cfg = self.cfg

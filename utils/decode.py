@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ def decode_rgb(encoded: bytes | memoryview | NDArray[np.uint8]) -> NDArray[np.ui
     """
     data = np.frombuffer(encoded, np.uint8)
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+        image = _imdecode_rgb(data) if len(data) else None
     except cv2.error:  # a damaged header that announces more pixels than OpenCV takes
         image = None
     if image is None:
@@ -37,6 +37,14 @@ def resize_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         return image
     how = cv2.INTER_AREA if max(height, width) > size else cv2.INTER_LINEAR
     return cv2.resize(image, (size, size), interpolation=how).astype(np.uint8, copy=False)
+
+
+def _imdecode_rgb(data: NDArray[np.uint8]) -> NDArray[Any] | None:
+    """Decode to RGB; OpenCV before 4.11 knows BGR only."""
+    if hasattr(cv2, "IMREAD_COLOR_RGB"):
+        return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 class FittedFace(NamedTuple):

@@ -68,8 +68,8 @@ def test_accumulation_is_the_mean_of_the_parts(tmp_path, monkeypatch):
     whole, one = steps(tmp_path / "one", "batch_size=8")
     parts, two = steps(tmp_path / "two", "batch_size=4", "gradient_acc=2")
     assert parts == pytest.approx(whole, rel=5e-7)  # a run adds its losses up in float32
-    assert one.head.weight.dtype == torch.float64
-    torch.testing.assert_close(one.head.weight, two.head.weight, rtol=0, atol=1e-10)
+    assert one.classifier.shard.weight.dtype == torch.float64
+    torch.testing.assert_close(one.classifier.shard.weight, two.classifier.shard.weight, rtol=0, atol=1e-10)
     for a, b in zip(one.backbone.parameters(), two.backbone.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
