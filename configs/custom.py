@@ -1,7 +1,7 @@
 """Your own faces: a folder of identities or records, up to about 10,000 people. Copy it and change what differs.
 
 Data: rec=FOLDER on the command line, aligned faces as FOLDER/<identity>/<image>, or records.
-    `python -m tools.check_data FOLDER` says whether they can be trained on; docs/prepare_data.md how to hold out a test.
+    `python -m tools.check_data FOLDER` checks them; docs/prepare_data.md says how to hold people out for a test.
 Expected: depends on your data; verification with your own held-out pairs tells (val_targets).
 Cost: depends on your data; the log says how many hours are left.
 Launch: python train.py configs/custom rec=FOLDER [val_targets=my.bin] [init_backbone=model.pt lr=0.01]
