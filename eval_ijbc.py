@@ -29,7 +29,7 @@ from eval.ijb.results import IJBReport, write_results
 from eval.ijb.run import Embedded, embedded_tree, identify_tree, tree_templates, verify_scores
 from eval.ijb.templates import FeatureMode, pair_scores
 from utils.device import choose_device, prepare_device
-from utils.distributed import close_ranks, get_rank, get_world_size, init_ranks, together
+from utils.distributed import get_rank, get_world_size, init_ranks, one_fate, speaks, together
 
 _RANK_TIMEOUT_S = 86_400.0  # a rank may wait so long for one on a slower device
 
@@ -193,14 +193,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "WORLD_SIZE" in os.environ:  # a launcher's child
             device = init_ranks(options.device, _RANK_TIMEOUT_S, options.local_rank).device
-        evaluate(options, device)
     except (ValueError, OSError) as error:
-        if get_rank() == 0:
-            print(f"eval_ijbc.py: error: {error}", file=sys.stderr)
+        print(f"eval_ijbc.py: error: {error}", file=sys.stderr)
         return 2
-    finally:
-        close_ranks()
+    try:
+        with one_fate():
+            _evaluate_or_say(options, device)
+    except SystemExit as ended:
+        return int(ended.code or 0)
     return 0
+
+
+def _evaluate_or_say(options: argparse.Namespace, device: torch.device | None) -> None:
+    """Evaluate; end with status 2 and one message for what the user can mend."""
+    try:
+        evaluate(options, device)
+    except (ValueError, OSError) as error:  # of all ranks, or of this one alone
+        if speaks(error):
+            print(f"eval_ijbc.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
