@@ -94,15 +94,6 @@ class EpochSampler(Sampler[list[int]]):
             start = s * self.global_batch + self.rank * self.batch_size
             yield order[start : start + self.batch_size].tolist()
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, with the global batch that its step counts in."""
-        return {"epoch": self.epoch, "step": self.step, "global_batch": self.global_batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a saved position; under another global batch, to the last step that leaves out no image."""
-        images = state["step"] * state.get("global_batch", self.global_batch)
-        self.set_position(state["epoch"], min(images // self.global_batch, self.steps_per_epoch))
-
 
 def epoch_permutation(n: int, seed: int, epoch: int, chunk: int = 1, window: int = 64) -> NDArray[np.int64]:
     """Every sample once, in an order that is a function of the arguments alone, the same on every rank.

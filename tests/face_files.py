@@ -29,6 +29,18 @@ def write(folder, payloads):
     return folder
 
 
+def record(reader, key):
+    """The payload of the record with this key."""
+    position = int(np.searchsorted(reader.keys, key))
+    assert reader.index.key(position) == key
+    return reader.read_at(position)
+
+
+def index_bytes(index):
+    """Memory that an index takes."""
+    return sum(array.nbytes for array in vars(index).values() if isinstance(array, np.ndarray))
+
+
 def insightface_records(end=7.0, identities=3):
     """What write_face_records makes of FACES, with a choice of what the header record claims."""
     images = [(key, pack(LABELS[key - 1], face(VALUES[key - 1]), key)) for key in range(1, 7)]

@@ -58,23 +58,9 @@ class RecordIndex:
         """(N,) increasing; made anew at each call where they are consecutive."""
         return np.arange(self._first, self._first + len(self)) if self._keys is None else self._keys
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the arrays take."""
-        return self.offsets.nbytes + (0 if self._keys is None else self._keys.nbytes)
-
     def key(self, position: int) -> int:
         """The key of record ``position``, counted by increasing key."""
         return self._first + position if self._keys is None else int(self._keys[position])
-
-    def find(self, key: int) -> int | None:
-        """The position of a key, None if no record has it."""
-        if self._keys is None:
-            position = key - self._first
-        else:
-            position = int(np.searchsorted(self._keys, key))
-        is_there = 0 <= position < len(self) and self.key(position) == key
-        return position if is_there else None
 
 
 def read_index(path: Path) -> RecordIndex:

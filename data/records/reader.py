@@ -108,14 +108,6 @@ class RecordReader:
         if fd is not None and self._pid == os.getpid():
             os.close(fd)
 
-    def read(self, key: int) -> bytes:
-        """The payload of the record with this key; ValueError if there is none, or if it is damaged."""
-        position = self.index.find(key)
-        if position is None:
-            span = f"{len(self)} keys from {self.index.key(0)} to {self.index.key(len(self) - 1)}"
-            raise ValueError(f"{self.idx_path}: no record has key {key}; it lists {span}")
-        return self.read_at(position)
-
     def read_at(self, position: int) -> bytes:
         """The payload of record ``keys[position]``, parts joined.
 

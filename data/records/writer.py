@@ -21,13 +21,12 @@ class RecordWriter:
     if an exception leaves the block.
 
     Args:
-        rec_path: the .rec file; an older one is replaced at the end.
-        idx_path: its index, by default beside it with the ending .idx.
+        rec_path: the .rec file, with its index beside it; older ones are replaced at the end.
     """
 
-    def __init__(self, rec_path: str | Path, idx_path: str | Path | None = None) -> None:
+    def __init__(self, rec_path: str | Path) -> None:
         self.rec_path = Path(rec_path)
-        self.idx_path = self.rec_path.with_suffix(".idx") if idx_path is None else Path(idx_path)
+        self.idx_path = self.rec_path.with_suffix(".idx")
         self._files = contextlib.ExitStack()
         self._end = 0  # bytes written
 

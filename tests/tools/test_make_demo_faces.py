@@ -15,6 +15,7 @@ from data.records.reader import RecordReader
 from embedder.align import TEMPLATE, similarity_transform
 from eval.ijb.lists import read_ijb
 from eval.pairs.bin_file import load_bin
+from face_files import record
 from tools import make_demo_faces
 from tools.demo_faces.person import make_person
 from tools.demo_faces.photo import Shot, draw_shot, next_frame, take
@@ -62,7 +63,7 @@ def test_training_records(demo: Path) -> None:
     reader = RecordReader(demo / "train" / "train.rec")
     labels = []
     for key in keys[1:]:
-        header, encoded = unpack(reader.read(key))
+        header, encoded = unpack(record(reader, key))
         if len(encoded):
             assert decode_rgb(encoded).shape == (112, 112, 3)
             labels.append(int(np.ravel(header.label)[0]))

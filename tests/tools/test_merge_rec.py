@@ -9,6 +9,7 @@ from data.joined import JoinedSets
 from data.records.layout import pack, unpack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_face_records
+from face_files import record
 from made_faces import contents, encode
 from mxnet_server import mxnet_commands
 from tools.merge_rec import main
@@ -59,7 +60,7 @@ def test_labels_are_numbered_on(sets, tmp_path, capsys):
 def test_the_form_is_insightfaces(sets, tmp_path):
     assert run(*sets, tmp_path / "out") == 0
     reader = RecordReader(tmp_path / "out" / "train.rec")
-    headers = [unpack(reader.read(key))[0] for key in range(len(reader))]
+    headers = [unpack(record(reader, key))[0] for key in range(len(reader))]
     assert headers[0].label.tolist() == [10, 15]
     assert [header.id for header in headers] == list(range(15))
     assert [int(header.label[0]) for header in headers[1:10]] == [0, 0, 1, 2, 2, 2, 3, 4, 4]
@@ -74,7 +75,12 @@ def test_people_in_both_sets(sets, tmp_path, capsys, person):
     assert faces_of(tmp_path / "out") == {0: A[0], 1: [*A[1], *B[0]], 2: A[2], 3: B[1]}
     assert re.search(r"\| +b \| +3 \| +3 to 3 \| +1 \|", capsys.readouterr().out)
     reader = RecordReader(tmp_path / "out" / "train.rec")
-    assert [unpack(reader.read(key))[0].label.tolist() for key in range(10, 14)] == [[1, 3], [3, 5], [5, 8], [8, 10]]
+    assert [unpack(record(reader, key))[0].label.tolist() for key in range(10, 14)] == [
+        [1, 3],
+        [3, 5],
+        [5, 8],
+        [8, 10],
+    ]
     assert not reader.index.is_in_file_order  # keys follow the classes, the file the sets
 
 

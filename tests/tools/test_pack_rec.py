@@ -13,6 +13,7 @@ import pytest
 from data.faces import FaceRecords
 from data.records.layout import unpack
 from data.records.reader import RecordReader
+from face_files import record
 from made_faces import contents, encode, make_folder
 from mxnet_server import mxnet_commands
 from paths import ROOT
@@ -84,8 +85,8 @@ class TestFolder:
             PEOPLE["eve"]["a.png"], PEOPLE["eve"]["b.jpg"],
         ]  # fmt: skip
         for key, original in enumerate(originals, 1):
-            assert bytes(unpack(copied.read(key))[1]) == original
-            encoded = bytes(unpack(coded.read(key))[1])
+            assert bytes(unpack(record(copied, key))[1]) == original
+            encoded = bytes(unpack(record(coded, key))[1])
             assert encoded.startswith(b"\x89PNG")
             assert (decode_rgb(encoded) == decode_rgb(original)).all()
 

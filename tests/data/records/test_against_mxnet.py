@@ -12,6 +12,7 @@ from data.records.images import find_images, read_labels
 from data.records.layout import MAGIC, pack, unpack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_face_records
+from face_files import record
 from mxnet_server import mxnet_commands
 
 pytestmark = pytest.mark.mxnet
@@ -63,7 +64,7 @@ def check_both_directions(mxnet, folder, pairs):
     for suffix in (".rec", ".idx"):
         assert ours.with_suffix(suffix).read_bytes() == theirs.with_suffix(suffix).read_bytes()
     reader = RecordReader(theirs.with_suffix(".rec"))
-    assert {key: reader.read(key) for key, _ in pairs} == dict(pairs)
+    assert {key: record(reader, key) for key, _ in pairs} == dict(pairs)
     assert reader.read_many(range(len(pairs))) == [dict(pairs)[key] for key in sorted(dict(pairs))]
 
 

@@ -26,7 +26,7 @@ def canonical(tmp_path):
 def patch(folder, key, at, data):
     """Overwrite bytes of the payload of a record."""
     reader = RecordReader(folder / "train.rec")
-    offset = int(reader.offsets[reader.index.find(key)]) + 8 + at
+    offset = int(reader.offsets[reader.keys == key][0]) + 8 + at
     with (folder / "train.rec").open("r+b") as file:
         file.seek(offset)
         file.write(data)

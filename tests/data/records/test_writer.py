@@ -8,6 +8,7 @@ import pytest
 from data.records.layout import unpack
 from data.records.reader import RecordReader
 from data.records.writer import FaceRecordWriter, RecordWriter, range_record, write_face_records
+from face_files import record
 from paths import ROOT
 
 
@@ -39,7 +40,7 @@ class TestWriter:
         path = write(folder, [(0, b"old")])
         with pytest.raises(KeyError):
             write(folder, records_then_an_error())
-        assert RecordReader(path).read(0) == b"old"
+        assert record(RecordReader(path), 0) == b"old"
 
     def test_names_appear_at_the_end(self, folder):
         with RecordWriter(folder / "r.rec") as writer:
@@ -61,7 +62,7 @@ class TestWriteFaceRecords:
     def test_contents(self, folder):
         write_face_records(folder / "new", [[b"a0", b"a1"], [b"b0"]], (112, 96))
         reader = RecordReader(folder / "new/train.rec")
-        headers = [unpack(reader.read(key)) for key in reader.keys]
+        headers = [unpack(record(reader, key)) for key in reader.keys]
         assert [(h.flag, h.label.tolist(), h.id, bytes(image)) for h, image in headers] == [
             (2, [4, 6], 0, b""),
             (0, [0], 1, b"a0"),
@@ -92,7 +93,7 @@ class TestWriteFaceRecords:
         monkeypatch.setattr(RecordWriter, "_before_the_names", look)
         write(folder, [(0, b"new"), (1, b"more")])
         assert seen == [["r.rec"]]
-        assert RecordReader(path).read(1) == b"more"
+        assert record(RecordReader(path), 1) == b"more"
 
     def test_killed_in_the_middle(self, folder):
         script = (
