@@ -3,8 +3,8 @@
 python eval_ijbc.py --model-prefix work_dirs/run/model.pt --image-path ijb/IJBC --result-dir results
 torchrun --nproc_per_node=8 eval_ijbc.py --model-prefix ... --image-path ... --protocol both
 
-Memory for IJB-C at D = 512: 1.7 GiB and the network (benchmarks/bench_ijb.py measures it), and 1.8 GiB of disk for
-the embeddings. Shapes: P pairs, U templates, D embedding size.
+IJB-C at D = 512 takes 1.7 GiB of memory plus the network (measured by benchmarks/bench_ijb.py), and 1.8 GiB of disk
+for the embeddings. Shapes: P pairs, U templates, D embedding size.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="eval_ijbc.py",
         description="Evaluate a network on IJB-B or IJB-C. Results: RESULT_DIR/TARGET/JOB.npy (scores in the order "
         "of the pair list), .pdf and .png (ROC), .txt and .json (tables), .html (report with pictures). Embeddings "
-        "are kept in RESULT_DIR/TARGET/cache, so that a second run, in another mode too, takes seconds. Under "
-        "torchrun every rank embeds its share.",
+        "are kept in RESULT_DIR/TARGET/cache, so a second run takes seconds, even in another mode. Under torchrun "
+        "the ranks divide the images among themselves.",
     )
     parser.add_argument(
         "--model-prefix", required=True, help="model.pt, the run's folder that holds it, or an .onnx file"
@@ -53,16 +53,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--network",
-        help="the network's name (default: the one in config.json beside model.pt, else the one the weights fit)",
+        help="the network's name (default: from config.json next to model.pt, else from the weights)",
     )
-    parser.add_argument("--job", default="insightface", help="name of the result files and of the tables' rows")
+    parser.add_argument("--job", default="insightface", help="name of the result files and of the rows in the tables")
     parser.add_argument("--target", default="IJBC", type=str.upper, choices=TARGETS, help="default IJBC")
     parser.add_argument(
-        "--protocol", default="11", type=str.lower, choices=PROTOCOLS, help="11 (default) pairs, 1n galleries, both"
+        "--protocol", default="11", type=str.lower, choices=PROTOCOLS, help="11 (default): pairs; 1n: galleries; both"
     )
     switches = (
         ("--flip", "add the embedding of the mirror image"),
-        ("--norm-score", "let an embedding's length weigh in a template; without it each is brought to length 1"),
+        ("--norm-score", "weigh an embedding by its length in a template; without it each is scaled to length 1"),
         ("--detector-score", "weigh an image by the face detector's score"),
         ("--cache", "keep embeddings for the next run"),
         ("--report", "write an HTML report with pictures"),

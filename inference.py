@@ -1,8 +1,8 @@
 """Embed one face, or compare two: ``python inference.py --model work_dirs/run/model.pt FACE [FACE]``.
 
-The network's input is an aligned face: RGB, 112 x 112, ``(x / 255 - 0.5) / 0.5``. A photo is brought there by five
-landmarks (left eye, right eye, nose, left and right corner of the mouth, x and y in pixels; left as one sees it).
-There is no detector here. A square image without landmarks counts as aligned.
+The network's input is an aligned face: RGB, 112 x 112, ``(x / 255 - 0.5) / 0.5``. A photo is aligned by five
+landmarks (left eye, right eye, nose, left and right corner of the mouth, x and y in pixels; left as the viewer sees
+it). There is no detector here. A square image without landmarks counts as aligned.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("images", nargs="+", metavar="FACE", help="one image, or two to compare")
     parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
-    parser.add_argument("--network", help="its name (default: from config.json beside model.pt, else the weights)")
+    parser.add_argument(
+        "--network", help="its name (default: from config.json next to model.pt, else from the weights)"
+    )
     parser.add_argument(
         "--landmarks",
         action="append",
         default=[],
-        help=f"{LANDMARKS}; once for each image, in their order; before a minus write --landmarks=-3.5,...",
+        help=f"{LANDMARKS}; once for each image, in the same order; if it begins with a minus: --landmarks=-3.5,...",
     )
     parser.add_argument("--flip", action="store_true", help="add the mirror image's embedding, as evaluation does")
     parser.add_argument(

@@ -1,7 +1,8 @@
 """Export a trained network to ONNX: ``python torch2onnx.py work_dirs/run/model.pt``.
 
 The graph takes (batch, 3, 112, 112) float32, RGB, ``(x / 255 - 0.5) / 0.5``, any batch size, and gives (batch, D)
-embeddings, not normalised. Its metadata say so. Before the file gets its name, onnxruntime runs it beside torch.
+embeddings, not normalised. Its metadata say so. Before the file gets its name, onnxruntime runs it and the outputs
+are compared with torch's.
 """
 
 from __future__ import annotations
@@ -225,8 +226,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="torch2onnx.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="model.pt, or the run's folder that holds it")
-    parser.add_argument("--network", help="its name (default: from config.json beside model.pt, else the weights)")
-    parser.add_argument("--output", type=Path, help="file to write (default: model.onnx beside model.pt)")
+    parser.add_argument(
+        "--network", help="its name (default: from config.json next to model.pt, else from the weights)"
+    )
+    parser.add_argument("--output", type=Path, help="file to write (default: model.onnx next to model.pt)")
     parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"default {DEFAULT_OPSET}")
     options = parser.parse_args(argv)
     try:

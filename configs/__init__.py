@@ -1,1 +1,1 @@
-"""Recipes: one module each, holding only its differences from base.py."""
+"""Recipes: one module each, with only its differences from base.py."""

@@ -1,4 +1,4 @@
-"""What a recipe starts from; the meaning of every setting stands in utils/config.py."""
+"""The defaults that every recipe starts from; utils/config.py explains each setting."""
 
 from easydict import EasyDict as edict  # noqa: N813
 

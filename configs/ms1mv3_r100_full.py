@@ -1,4 +1,4 @@
-"""MS1MV3, r100, full softmax over sharded classes: the baseline that sampling is held against.
+"""MS1MV3, r100, full softmax over sharded classes: the baseline that sampling is compared with.
 
 Data: MS1MV3 as records, 93,431 identities, 5,179,510 images (ms1m-retinaface-t1).
 Expected: IJB-C 95.02 at FAR 1e-5, quoted from the MHE paper's full softmax; not yet run here.

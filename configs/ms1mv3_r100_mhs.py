@@ -2,7 +2,8 @@
 
 Data: MS1MV3 as records, 93,431 identities, 5,179,510 images (ms1m-retinaface-t1).
 Expected: IJB-C 95.06 at FAR 1e-5, quoted from the MHE paper; not yet run here. With 13 heads and a batch of 128
-    every head holds a label in nearly every step, so this is full softmax; configs/ms1mv3_r50_mhs saves work.
+    every head holds a label in nearly every step, so this is in effect a full softmax; configs/ms1mv3_r50_mhs
+    saves work.
 Cost: not yet measured; planned for 8 GPUs.
 Launch: python -m torch.distributed.launch --nproc_per_node=8 train.py configs/ms1mv3_r100_mhs
 """

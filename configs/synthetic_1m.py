@@ -1,4 +1,4 @@
-"""A million made-up identities: how fast does the machine train when nothing is read from disk?
+"""A million made-up identities: how fast does a machine train when nothing is read from disk?
 
 Data: random images, made on the fly; there is nothing to learn.
 Expected: a steady speed; the loss means nothing.

@@ -1,7 +1,7 @@
 """CASIA-WebFace, r18, heads of 12: the smallest real recipe.
 
 Data: CASIA-WebFace as records, 10,572 identities; 452,960 images in the MHE authors' copy, 490,623 in
-    insightface's faces_webface_112x112. The schedule follows what is there.
+    insightface's faces_webface_112x112. The schedule follows the images found.
 Expected: not yet run here.
 Cost: not yet measured; 8 GPUs of any recent kind.
 Launch: python -m torch.distributed.launch --nproc_per_node=8 train.py configs/test_webface_r18_lr02

@@ -1,15 +1,15 @@
-"""Look through a set of faces before training on it.
+"""Check a set of faces before training on it.
 
     python -m tools.check_data SOURCE [--out FOLDER]
 
 SOURCE is a folder with train.rec, a .rec file, a folder of identity folders, or a verification set (.bin). Every
-image is read and decoded once. Prints what was found and the config lines to use. With --out, leaves
+image is read and decoded once. Prints what was found and the config lines to use. With --out, writes
 
     report.json               the figures
     problems.jsonl            each problem, with file, record and offset
     images_per_identity.png   a histogram
 
-Exit status: 0 nothing to see to, 1 problems found, 2 the set cannot be read.
+Exit status: 0 no problems, 1 problems found, 2 the set cannot be read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--image-size", type=int, nargs=2, default=(112, 112), metavar=("H", "W"), help="default: 112 112"
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where report, problems and histogram go")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder for report, problems and histogram")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
     args = parser.parse_args(argv)
     try:

@@ -1,9 +1,8 @@
 """Merge the class centres of a checkpoint: ``python -m tools.export_centers RUN_OR_CHECKPOINT OUT.npy``.
 
-A checkpoint holds the centres in parts, one for each rank that trained, and only the heads that were updated. OUT
-gets all of them, (C, D): row i is the centre of identity i, which in a run on an image folder is the i-th name in
-classes.json. Centres that no step has touched have the values with which they would start. Memory stays small,
-whatever C is.
+A checkpoint holds the centres in parts, one for each rank that trained, with only the heads that were updated. OUT
+gets all centres, (C, D): row i is the centre of identity i, which in a run on an image folder is the i-th name in
+classes.json. Centres that no step has touched have their initial values. Memory stays small for any C.
 
 Shapes: C classes, D embedding size, L classes per head, n updated heads of one part.
 """
@@ -108,7 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder, or a step_N in it")
     parser.add_argument("out", type=Path, help='file to write: .npy (C, D), or .pt, a dictionary with "weight"')
-    parser.add_argument("--updates", type=Path, metavar="FILE.npy", help="also the updates of each class's head")
+    parser.add_argument(
+        "--updates", type=Path, metavar="FILE.npy", help="also write how often each class's head was updated"
+    )
     options = parser.parse_args(argv)
     try:
         checkpoint = find_checkpoint(options.source)

@@ -1,7 +1,7 @@
 """What a network costs: parameters and multiply-adds of one 112 x 112 face. ``python -m tools.flops [NAME ...]``.
 
-The convention of insightface's tables: one multiplication with its addition counts once, and only convolutions and
-matrix products count, which is over 99 % of the work. "6.3 GFLOPs" of its r50 means that; others count it double.
+Counts as insightface's tables do: a multiplication with its addition counts once, and only convolutions and matrix
+products count, which are over 99 % of the work. This is what "6.3 GFLOPs" means for its r50; others count it double.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
     parser = argparse.ArgumentParser(prog="flops", description=__doc__)
     parser.add_argument("networks", nargs="*", metavar="NAME", help=f"default: all of {', '.join(MODEL_NAMES)}")
-    parser.add_argument("--embedding-size", type=int, default=512, help="numbers of an embedding (default 512)")
+    parser.add_argument("--embedding-size", type=int, default=512, help="numbers per embedding (default 512)")
     options = parser.parse_args(argv)
     table = PrettyTable(["network", "parameters (M)", "multiply-adds (G)"], align="r")
     table.align["network"] = "l"

@@ -6,8 +6,8 @@
     python -m tools.make_bin SET OUT.bin --pairs 6000           drawn from a .rec file or a folder with train.rec
 
 With LFW's form, image i of a person is FACES/name/name_000i.jpg (or .png, ...), and a first line of numbers says how
-many pairs follow. Drawn pairs are half genuine, half impostors, in turn; none comes twice and none is of two images
-that are the same to the byte. An image that has the size already is taken over as it is.
+many pairs follow. Drawn pairs alternate between genuine and impostor; none comes twice, and none pairs two images
+with identical bytes. An image that already has the size is copied as it is.
 """
 
 from __future__ import annotations
@@ -219,10 +219,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="list of pairs, folder of identities, or records")
     parser.add_argument("out", type=Path, metavar="OUT", help="the .bin file")
     parser.add_argument("--root", type=Path, metavar="FACES", help="folder of the images that LFW's form names")
-    parser.add_argument("--pairs", type=int, metavar="N", help="how many to draw")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
-    parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels a side (default: 112)")
-    parser.add_argument("--quality", type=int, default=95, metavar="N", help="of JPEG where resized (default: 95)")
+    parser.add_argument("--pairs", type=int, metavar="N", help="how many pairs to draw")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draw (default: 0)")
+    parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels per side (default: 112)")
+    parser.add_argument(
+        "--quality", type=int, default=95, metavar="N", help="JPEG quality of resized images (default: 95)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
     return parser.parse_args(argv)
 

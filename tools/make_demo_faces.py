@@ -1,4 +1,4 @@
-"""Make a small world of made-up faces to train on and to evaluate on, without downloading anything.
+"""Make up a small set of faces to train and evaluate on, without downloading anything.
 
     python -m tools.make_demo_faces work_dirs/demo
 
@@ -8,10 +8,10 @@ IJB tree. Under OUT_DIR:
     train/train.rec, train.idx, property   insightface's form, 112 x 112, aligned with slightly shaky landmarks
     train/demo.bin                         verification pairs; config: val_targets = ["demo"]
     IJBC/meta, IJBC/loose_crop             templates for eval_ijbc.py
-    faces.png                              what they look like: a row is a person
+    faces.png                              what they look like, one person a row
     demo.json                              the parameters
 
-The folder appears complete or not at all. The same parameters give the same bytes, whatever the number of workers.
+The folder appears complete or not at all. The same parameters give the same bytes for any number of workers.
 """
 
 from __future__ import annotations
@@ -229,9 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("test_identities", "people in demo.bin"),
         ("test_images_per_identity", "images of each, a multiple of 4"),
         ("ijb_identities", "people in the IJB tree"),
-        ("ijb_images_per_identity", "images of each, about"),
+        ("ijb_images_per_identity", "images of each, roughly"),
         ("ijb_impostor_pairs", "impostor pairs of templates, at most"),
-        ("seed", "another seed makes other people"),
+        ("seed", "another seed gives other people"),
     ):
         value = getattr(default, name)
         flag = "--" + name.replace("_", "-")

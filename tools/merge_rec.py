@@ -1,12 +1,12 @@
-"""Make one set of records of several.
+"""Merge several sets of records into one.
 
     python -m tools.merge_rec A B ... OUT [--class-map FILE]
 
-A, B, ... are .rec files or folders with train.rec, of either family. Labels are numbered on from set to set, just as
-in training on ``rec = [A, B, ...]``. People who are in several sets become one class if --class-map names them, a
-JSON list of entries such as {"0": 17, "1": "ann"}: class 17 of A is the class called ann of B (see data/joined.py).
-OUT is a folder; it gets train.rec and train.idx in insightface's form, property and, where a set has names,
-classes.json. Encoded images stay as they are.
+A, B, ... are .rec files or folders with train.rec, in insightface's or im2rec's form. The labels of each set continue
+after those of the one before, as in training on ``rec = [A, B, ...]``. People who are in several sets become one
+class if --class-map names them. It is a JSON list of entries such as {"0": 17, "1": "ann"}: class 17 of A is the
+class called ann in B (see data/joined.py). OUT is a folder; it gets train.rec and train.idx in insightface's form,
+property and, if a set has names, classes.json. Encoded images stay as they are.
 """
 
 from __future__ import annotations
@@ -84,8 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a .rec file, or a folder with train.rec")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the new records")
-    parser.add_argument("--class-map", type=Path, metavar="FILE", help="people who are in several sets")
-    parser.add_argument("--overwrite", action="store_true", help="replace records that stand in OUT")
+    parser.add_argument(
+        "--class-map", type=Path, metavar="FILE", help="JSON list of the people who are in several sets"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace records already in OUT")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     try:

@@ -3,15 +3,15 @@
     python -m tools.pack_rec SRC OUT [options]
 
 SRC is a folder with one folder of aligned face images for each identity; with --list, the folder that the paths of
-the list start from. Leaves in the folder OUT:
+the list are relative to. Writes to the folder OUT:
 
     train.rec, train.idx   the records
     property               identities,height,width
     classes.json           the identities' names, the i-th for label i
-    unreadable.txt         files that are no images, and identities left without one, if there are any
+    unreadable.txt         files that are not images, and identities left without one, if there are any
 
 and prints the lines for the config. The images are streamed: memory does not grow with their number. The same images
-give the same bytes, whatever the number of workers.
+give the same bytes for any number of workers.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="pack_rec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("src", type=Path, metavar="SRC", help="folder of identity folders, or what paths start from")
+    parser.add_argument(
+        "src", type=Path, metavar="SRC", help="folder of identity folders, or the root of the list's paths"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the records")
     parser.add_argument(
         "--list",
@@ -188,10 +190,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="lines `path identity`, path<TAB>identity, im2rec's index<TAB>label<TAB>path, or insightface's "
         "1<TAB>path<TAB>label",
     )
-    parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels a side (default: 112)")
+    parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels per side (default: 112)")
     parser.add_argument("--encoding", choices=(".jpg", ".png"), default=".jpg", help="default: .jpg")
-    parser.add_argument("--quality", type=int, default=95, metavar="N", help="of JPEG, 1 to 100 (default: 95)")
-    parser.add_argument("--copy", action="store_true", help="keep the bytes of images that have the size already")
+    parser.add_argument("--quality", type=int, default=95, metavar="N", help="JPEG quality, 1 to 100 (default: 95)")
+    parser.add_argument("--copy", action="store_true", help="keep the bytes of images that already have the size")
     parser.add_argument(
         "--shuffle",
         type=int,
@@ -200,7 +202,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument("--workers", type=int, default=workers, metavar="N", help=f"processes (default: {workers})")
-    parser.add_argument("--overwrite", action="store_true", help="replace record files that stand in OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace record files already in OUT")
     return parser.parse_args(argv)
 
 

@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> MemoryPlan:
     """Print the plan of the fullest rank and return it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="configs/NAME, with or without .py, or a path")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before the config's")
-    parser.add_argument("--ranks", type=int, default=1, help="processes over all machines (default 1)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the config's")
+    parser.add_argument("--ranks", type=int, default=1, help="processes on all machines together (default 1)")
     args = parser.parse_intermixed_args(argv)
     try:
         cfg = get_config(args.config, args.overrides)

@@ -1,6 +1,6 @@
-"""Photograph an HTML file with Chromium: ``python -m tools.screenshot report.html report.png --width 1280``.
+"""Take a picture of an HTML file with Chromium: ``python -m tools.screenshot report.html report.png --width 1280``.
 
-Chromium is looked for in the environment variable CHROMIUM, then under its usual names.
+The environment variable CHROMIUM may name the program; otherwise its usual names are tried.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument("--width", type=int, default=1280, help="pixels (default 1280)")
     parser.add_argument("--height", type=int, default=900, help="pixels (default 900)")
-    parser.add_argument("--dark", action="store_true", help="the page's dark colours")
+    parser.add_argument("--dark", action="store_true", help="use the page's dark colours")
     options = parser.parse_args(argv)
     try:
         screenshot(options.page, options.out, options.width, options.height, options.dark)

@@ -2,9 +2,9 @@
 
     python -m tools.show_augment SOURCE OUT.png [--columns 8] [--seed 0] [--quick]
 
-A row is one operation, applied every time, or one of the sets with its own probabilities: an original and several
-draws of it. SOURCE is what ``tools.show_data`` takes. Prints images/s of each on this machine's CPU for batches of
-128, beside the flip alone.
+Each row shows an original and several draws of one operation, always applied, or of one of the sets with its own
+probabilities. SOURCE is what ``tools.show_data`` takes. Prints the images/s of each on this machine's CPU for batches
+of 128, and those of the flip alone.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("out", type=Path, metavar="OUT.png")
-    parser.add_argument("--columns", type=int, default=8, metavar="N", help="draws of each (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other draws (default: 0)")
+    parser.add_argument("--columns", type=int, default=8, metavar="N", help="draws per row (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draws (default: 0)")
     parser.add_argument("--quick", action="store_true", help="time 5 batches of each instead of 40")
     args = parser.parse_args(argv)
     try:

@@ -1,8 +1,8 @@
-"""Draw some identities of a set, one a row, with their labels and counts of images.
+"""Draw some identities of a set, one a row, with their labels and image counts.
 
     python -m tools.show_data SOURCE OUT.png [--identities 12 | --identities 3,17,20] [--per-identity 10]
 
-SOURCE is a folder with train.rec, a .rec file, a folder of identity folders, or a verification set (.bin), of which
+SOURCE is a folder with train.rec, a .rec file, a folder of identity folders, or a verification set (.bin), whose
 pairs are drawn.
 """
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--identities",
         default="12",
         metavar="N|IDS",
-        help='how many, spread over the set, or which: labels or folders with commas, "7," for one (default: 12)',
+        help='how many, spread over the set, or which: labels or folders with commas, "7," for label 7 (default: 12)',
     )
     parser.add_argument("--per-identity", type=int, default=10, metavar="M", help="images of each (default: 10)")
     args = parser.parse_args(argv)

@@ -1,15 +1,15 @@
-"""Mix the records of a file, so that reading it from front to back meets images in random order.
+"""Shuffle the records of a file, so that reading it from front to back gives images in random order.
 
     python -m tools.shuffle_rec IN OUT --seed 0
 
-Files are usually written identity by identity. On disks that seek slowly, images are best read in the order of the
-file, and then this order has to be a random one; see ``data/sampler.py``. Both families are read. What is written to
-the folder OUT is im2rec's form: every record an image, keys 0, 1, 2, ... in the order of the file. Insightface's
-header and identity records name ranges of keys, which mean nothing after mixing, and are left out; every image's
-payload, its label in it, stays as it is to the byte.
+Files are usually written identity by identity. Disks that seek slowly are fastest when images are read in the order
+of the file, so that order must be random; see ``data/sampler.py``. IN may have insightface's or im2rec's form. The
+folder OUT gets im2rec's form: every record an image, keys 0, 1, 2, ... in the order of the file. Insightface's header
+and identity records name ranges of keys, which mean nothing after shuffling, and are left out. Every image's payload,
+including its label, stays the same to the byte.
 
-Reads and writes run from front to back. Files larger than --memory-mb go through temporary files in OUT, so that
-twice their size must be free there.
+Reads and writes run from front to back. Files larger than --memory-mb go through temporary files in OUT, so twice
+their size must be free there.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, metavar="IN", help="a .rec file, or a folder with train.rec")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the new records")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: 0)")
-    parser.add_argument("--memory-mb", type=int, default=1024, metavar="N", help="for records (default: 1024)")
-    parser.add_argument("--overwrite", action="store_true", help="replace records that stand in OUT")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order (default: 0)")
+    parser.add_argument("--memory-mb", type=int, default=1024, metavar="N", help="memory for records (default: 1024)")
+    parser.add_argument("--overwrite", action="store_true", help="replace records already in OUT")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     try:

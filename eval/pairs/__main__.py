@@ -32,7 +32,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Verify pairs of faces: 10-fold accuracy as lfw defines it (images 2i and 2i + 1 are pair i, "
         "embeddings of the image and its mirror image added up), true accept rate at false accept rates, mean "
         "cosines, spread of the embeddings.",
-        epilog="Exit status: 0, or 1 where a set was left out, or 2 where nothing could be evaluated.",
+        epilog="Exit status: 0; 1 if a set was left out; 2 if nothing could be evaluated.",
     )
     parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
     parser.add_argument("--data", default=".", help="folder of the sets: NAME.bin, or NAME.csv of path1,path2,issame")
@@ -42,9 +42,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="SET",
         help=f"names in --data, or .bin and .csv files (default: all in --data, {', '.join(PUBLIC_SETS)} first)",
     )
-    parser.add_argument("--network", help="its name (default: from config.json beside model.pt, else the weights)")
-    parser.add_argument("--no-flip", action="store_true", help="embed images alone, without their mirror images")
-    parser.add_argument("--folds", type=int, default=10, help="of the cross-validation (default 10)")
+    parser.add_argument(
+        "--network", help="its name (default: from config.json next to model.pt, else from the weights)"
+    )
+    parser.add_argument("--no-flip", action="store_true", help="embed images without their mirror images")
+    parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation (default 10)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per forward pass (default 128)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every figure there")
