@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from backbones.base import to_network_input
 from embedder.embedder import embed_with_mirrored
+from utils.device import to_device
 
 LoadBatch = Callable[[int, int], NDArray[np.uint8]]
 
@@ -110,7 +111,7 @@ def embed_batches(
     network = backbone.module if isinstance(backbone, DistributedDataParallel) else backbone
 
     def embed(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-        embedding_BD: Tensor = network(to_network_input(torch.from_numpy(images_BHW3).to(device)))
+        embedding_BD: Tensor = network(to_network_input(to_device(torch.from_numpy(images_BHW3), device)))
         out: NDArray[np.float32] = embedding_BD.float().cpu().numpy()
         return out
 

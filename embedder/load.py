@@ -19,7 +19,7 @@ from backbones import MODEL_NAMES, get_model
 from backbones.base import to_network_input
 from backbones.weights import read_state_dict
 from embedder.embedder import Embedder
-from utils.device import choose_device
+from utils.device import choose_device, to_device
 
 DEFAULT_NETWORK = "r50"
 
@@ -52,7 +52,9 @@ class TorchEmbedder(Embedder):
 
     def embed(self, images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed aligned RGB images (B, H, W, 3); (B, D), not normalised."""
-        x = to_network_input(torch.from_numpy(np.ascontiguousarray(images_BHW3)).to(self.device))  # (B, 3, H, W)
+        x = to_network_input(
+            to_device(torch.from_numpy(np.ascontiguousarray(images_BHW3)), self.device)
+        )  # (B, 3, H, W)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.inference_mode(), autocast:
             embedding_BD: Tensor = self.backbone(x)

@@ -196,7 +196,7 @@ class HeadShard:
             )
         heads_h = (classes_N // layout.head_size).unique()
         centres_SD = self.storage.take(self.storage.fetch(heads_h, [CENTRES]))[CENTRES]
-        return centres_SD[torch.searchsorted(layout.classes_of(heads_h), classes_N).to(self.device)]
+        return centres_SD[to_device(torch.searchsorted(layout.classes_of(heads_h), classes_N), self.device)]
 
     @property
     def visits(self) -> Tensor:

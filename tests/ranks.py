@@ -1,6 +1,8 @@
-"""Run a function on N gloo ranks on the CPU and hand back what each rank returned."""
+"""Run a function on N gloo ranks on the CPU; hand back what each rank returned, or how each process ended."""
 
 import multiprocessing
+import os
+import socket
 import tempfile
 import time
 import traceback
@@ -60,3 +62,50 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
                 if process.is_alive():
                     process.kill()
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _launched(
+    rank: int, world_size: int, port: int, folder: Path, fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world_size))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    with (folder / f"{rank}.err").open("w") as file:
+        os.dup2(file.fileno(), 2)
+    fn(rank, *args)
+
+
+def launch_ranks(
+    fn: Callable[..., Any], world_size: int, folder: Path, *args: Any, limit_s: float = 90
+) -> tuple[list[tuple[int | None, str]], float]:
+    """Call ``fn(rank, *args)`` in processes with a launcher's environment, but without one that would end the others.
+
+    Returns each one's exit status and what it wrote to stderr, and the seconds from the first end to the last.
+    AssertionError if that takes more than ``limit_s``.
+    """
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    processes = [
+        context.Process(target=_launched, args=(rank, world_size, port, folder, fn, *args))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    first_end: float | None = None
+    try:
+        while any(process.is_alive() for process in processes):
+            if first_end is None and not all(process.is_alive() for process in processes):
+                first_end = time.monotonic()
+            assert first_end is None or time.monotonic() - first_end < limit_s, "some ranks go on without the others"
+            time.sleep(0.05)
+        took_s = time.monotonic() - (first_end or time.monotonic())
+        return [(process.exitcode, (folder / f"{r}.err").read_text()) for r, process in enumerate(processes)], took_s
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()

@@ -16,6 +16,7 @@ from data.faces import Batch, FaceDataset, ImageFolder, check_labels
 from data.joined import JoinedSets
 from dataset import Loader, get_dataloader
 from utils.config import Config
+from utils.device import to_device
 from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
 from utils.log import log
 
@@ -260,4 +261,4 @@ class DamagedSamples:
 
     def of_all_ranks(self, device: torch.device) -> int:
         """The number on all ranks together; one all-reduce of one number."""
-        return int(all_reduce_sum_(torch.tensor(self.damaged, device=device)))
+        return int(all_reduce_sum_(to_device(torch.tensor(self.damaged), device)))

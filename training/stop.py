@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.device import to_device
 from utils.distributed import all_reduce_sum_
 
 
@@ -41,6 +42,6 @@ class StopRequest:
 
         Collective: one all-reduce of two numbers, and a wait for its result.
         """
-        flags = torch.stack((bad.float(), torch.tensor(float(self._asked), device=bad.device)))
+        flags = torch.stack((bad.float(), to_device(torch.tensor(float(self._asked)), bad.device)))
         any_bad, self.agreed = (bool(flag) for flag in all_reduce_sum_(flags).tolist())
         return any_bad

@@ -18,6 +18,7 @@ from torch import nn
 from embedder.batches import LoadBatch, embed_batches
 from eval.pairs.bin_file import PairSet
 from utils.decode import decode_rgb, resize_square
+from utils.device import to_device
 from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, part_of
 
 # On the squared distance of L2-normalised embeddings, which is 2 - 2 * cosine.
@@ -277,5 +278,5 @@ def verify(
             raise ValueError(other_error)
     all_ND = torch.zeros((n_images, max(size for size, _ in reports)), device=device)
     if end > start:
-        all_ND[start:end] = torch.from_numpy(part_ND).to(device)
+        all_ND[start:end] = to_device(torch.from_numpy(part_ND), device)
     return evaluate_embeddings(all_reduce_sum_(all_ND).cpu().numpy(), pair_set.issame, folds)

@@ -307,3 +307,24 @@ def test_the_optimizer_comes_before_the_first_forward(tmp_path):
 def test_refuses_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         PartialFCMHS(ArcFace(), D, C, head_size=L, **options)
+
+
+@pytest.mark.parametrize("name", ["preadv", "pread"])
+def test_a_read_of_which_the_system_gives_a_part_goes_on(tmp_path, monkeypatch, name):
+    """Linux gives 2 GiB a call at most, and a head may be longer; systems without preadv take pread."""
+    classifier = make("file", tmp_path)
+    train(classifier, OPTIMIZERS["sgd"](classifier))
+    want = everything(classifier)
+    calls = []
+    if name == "pread":
+        monkeypatch.delattr(os, "preadv")
+        monkeypatch.delattr(os, "posix_fadvise")
+    real = getattr(os, name)
+
+    def some(descriptor, what, offset):
+        calls.append(offset)
+        return real(descriptor, [what[0][:24]] if name == "preadv" else min(what, 24), offset)
+
+    monkeypatch.setattr(os, name, some)
+    assert all(torch.equal(a, b) for a, b in zip(everything(classifier), want, strict=True))
+    assert len(calls) > 2 * len(set(classifier.shard.visits.nonzero()))
