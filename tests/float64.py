@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import backbones
-from partial_fc_mhs import PartialFCMHS
+from heads.shard import HeadShard
 
 
 def compute_in_float64(patch: pytest.MonkeyPatch) -> None:
@@ -21,4 +21,4 @@ def compute_in_float64(patch: pytest.MonkeyPatch) -> None:
         return network
 
     patch.setitem(backbones._NETWORKS, "rtiny", make_in_float64)
-    patch.setitem(PartialFCMHS.__init__.__kwdefaults__, "dtype", torch.float64)
+    patch.setitem(HeadShard.__init__.__kwdefaults__, "dtype", torch.float64)

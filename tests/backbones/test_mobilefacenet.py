@@ -44,6 +44,6 @@ def test_initial_weights_are_kaiming_by_fan_out():
 
 def test_large_runs(faces):
     with torch.inference_mode():
-        out = get_model("mbf_large", 64, amp_dtype=torch.bfloat16).eval()(faces)
-    assert out.shape == (2, 64)
+        out = get_model("mbf_large", 64, amp_dtype=torch.bfloat16).eval()(faces[:1])
+    assert out.shape == (1, 64)
     assert out.isfinite().all()
