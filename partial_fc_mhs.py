@@ -111,10 +111,13 @@ class PartialFCMHS(nn.Module):
             return self._loss(x_GD, centres_SD, selection, is_training)
 
     def _loss(self, x_GD: Tensor, centres_SD: Tensor, selection: Selection, is_training: bool) -> Tensor:
+        # Cosines; over all ranks each sample's own one and the best of the others.
         eps = max(1e-12, torch.finfo(x_GD.dtype).tiny)
         cosines_GS = cosines(F.normalize(x_GD, eps=eps), centres_SD).clamp(-1, 1)
         others_G, targets_G = self._extremes(cosines_GS.detach(), selection)
         norms_G = x_GD.to(cosines_GS.dtype).norm(dim=1)
+
+        # Margin.
         with torch.no_grad():
             if is_training:
                 self.margin_loss.observe(targets_G, norms_G)
@@ -122,11 +125,12 @@ class PartialFCMHS(nn.Module):
         logits_GS = self.margin_loss(cosines_GS, selection.columns_G, targets_G, norms_G)
         if selection.hidden_GS is not None:
             logits_GS = logits_GS.masked_fill(selection.hidden_GS, -torch.inf)
-
         penalty_G = self.margin_loss.penalty(norms_G)
         penalty = cosines_GS.new_zeros(())
         if penalty_G is not None:  # each row counts once: on the rank that holds its target
             penalty = torch.where(selection.columns_G >= 0, penalty_G, 0).sum() / len(penalty_G)
+
+        # Softmax over ranks: its sums, the penalty and the counts travel in one all-reduce.
         counts = torch.tensor([len(selection.heads_h), len(selection.classes_S), 0.0], dtype=penalty.dtype)
         counts = to_device(counts, penalty.device)
         counts[2] = penalty.detach()

@@ -18,9 +18,9 @@ from dataset import Batch
 from training.data import RunData, data_folder, open_data, verification_targets
 from training.memory import advice_on_memory
 from training.metrics import MetricsWriter, check_wandb
-from training.output import check_output, open_output
 from training.report import Speedometer, StepReport, announce
 from training.run import TrainingRun
+from training.run_folder import check_output, open_output
 from training.verification import Verification
 from utils.config import Config, get_config
 from utils.device import prepare_device

@@ -25,7 +25,7 @@ from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
 from training.schedule import PolySchedule
-from training.stop import StopRequest
+from training.sigterm import StopRequest
 from training.sync_bn import synchronise_batch_norm
 from training.verification import Verification
 from utils.config import Config

@@ -67,7 +67,7 @@ WALKS: dict[str, list[Stop]] = {
         Stop("training/run.py", "save(): what moves"),
         Stop("training/checkpoint.py", "training.pt, all or\nnothing"),
         Stop("heads/checkpoint.py", "each rank's updated\nheads"),
-        Stop("training/output.py", "resume = True finds\nthe newest"),
+        Stop("training/run_folder.py", "resume = True finds\nthe newest"),
         Stop("heads/checkpoint.py", "any number of ranks\nreads its heads"),
         Stop("training/run.py", "load(): goes on at\nthe same step"),
     ],
