@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,36 +18,14 @@ import torch
 import train
 from backbones import get_model
 from paths import ROOT
+from tiny_runs import TINY, metrics, run, weights
 from utils.config import get_config
 from utils.distributed import Ranks
 
-TINY = str(ROOT / "tests" / "tiny.py")
 LINE = re.compile(
     r"Speed \d+\.\d\d samples/sec   Loss \d+\.\d{4}   LearningRate \d\.\d{6}   Epoch: \d+   "
     r"Global Step: \d+   (Fp16 Grad Scale: \d+   )?Required: \d+ hours"
 )
-
-
-@pytest.fixture(autouse=True)
-def _few_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def run(output, *overrides):
-    train.main([TINY, f"output={output}", *overrides])
-    return metrics(output)
-
-
-def metrics(output, name="loss"):
-    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[name] for line in lines if name in line}
-
-
-def weights(output):
-    return torch.load(Path(output) / "model.pt", weights_only=True)
 
 
 def test_what_a_run_leaves(tmp_path, capsys):

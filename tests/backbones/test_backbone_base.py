@@ -59,17 +59,7 @@ def test_a_float64_model_computes_in_float64(fill, faces, tiny, relative_error):
         assert relative_error(tiny(faces).double(), out) < 1e-5
 
 
-@pytest.fixture
-def _one_thread():
-    """float64 convolutions on several threads wait for each other, up to 20 times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", ["rtiny", "r18", "mbf"])
-@pytest.mark.usefixtures("_one_thread")
 def test_channels_last_equals_contiguous(name, fill, faces, relative_error):
     """In float64: a PReLU's slope jumps at zero, so where rounding turns a sign, a gradient moves by far more.
 

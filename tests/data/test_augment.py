@@ -27,15 +27,6 @@ LANCZOS = resampling.METHODS.index("lanczos4")
 CV2_METHODS = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors on a busy machine: threads would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pictures(n=N, height=112, width=112):
     """(n, height, width, 3) uint8: smooth shapes with edges and some noise, as photographs have."""
     rng = np.random.default_rng(n)

@@ -1,7 +1,6 @@
 """What training computes: the recorded losses, accumulated parts, and the short number formats beside float32."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,29 +8,11 @@ import torch
 import train
 from float64 import compute_in_float64
 from paths import ROOT
+from tiny_runs import TINY, metrics, run
 from utils.config import get_config
 from utils.distributed import Ranks
 
 pytestmark = pytest.mark.numeric
-TINY = str(ROOT / "tests" / "tiny.py")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def run(output, *overrides):
-    train.main([TINY, f"output={output}", *overrides])
-    return metrics(output)
-
-
-def metrics(output, name="loss"):
-    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[name] for line in lines if name in line}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -15,23 +15,13 @@ from data.records.layout import pack
 from data.records.writer import write_face_records
 from dataset import get_dataloader
 from face_files import face, make_image_folder, write
-from paths import ROOT
 from ranks import run_ranks
+from tiny_runs import TINY
 from training import data as run_data
 from training import report
 from utils.config import get_config
 from utils.distributed import Ranks
 from utils.log import init_logging
-
-TINY = str(ROOT / "tests" / "tiny.py")
-
-
-@pytest.fixture(autouse=True)
-def _few_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def records(folder, identities=8, each=4, junk=()):

@@ -10,14 +10,13 @@ import torch
 
 import train
 from backbones import get_model
-from paths import ROOT
 from ranks import launch_ranks, run_ranks
+from tiny_runs import TINY
 from training import checkpoint, memory
 from utils import distributed
 from utils.config import get_config
 from utils.distributed import Ranks
 
-TINY = str(ROOT / "tests" / "tiny.py")
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
 

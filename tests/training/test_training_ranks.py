@@ -1,6 +1,5 @@
 """train.py on several ranks: the same curve as one rank, the launchers, re-sharding checkpoints, two hosts."""
 
-import json
 import os
 import pickle
 import re
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 import uuid
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,17 +22,12 @@ from float64 import compute_in_float64
 from heads import checkpoint as head_checkpoint
 from paths import ROOT, data_path
 from ranks import run_ranks
+from tiny_runs import TINY, metrics
 from training.checkpoint import list_checkpoints
 from utils.config import get_config
 from utils.distributed import Ranks, all_gather_objects
 
 pytestmark = pytest.mark.distributed
-TINY = str(ROOT / "tests" / "tiny.py")
-
-
-def metrics(output, name="loss"):
-    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[name] for line in lines if name in line}
 
 
 def free_port():

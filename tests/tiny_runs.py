@@ -1,0 +1,26 @@
+"""Short runs of the tiny recipe, and what they leave."""
+
+import json
+from pathlib import Path
+
+import torch
+
+import train
+from paths import ROOT
+
+TINY = str(ROOT / "tests" / "tiny.py")
+
+
+def run(output, *overrides):
+    """Train in this process; the logged losses by step."""
+    train.main([TINY, f"output={output}", *overrides])
+    return metrics(output)
+
+
+def metrics(output, name="loss"):
+    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def weights(output):
+    return torch.load(Path(output) / "model.pt", weights_only=True)
