@@ -45,7 +45,7 @@ from utils.atomic import open_atomic
 __all__ = ["PairScores", "Section", "Table", "Tile", "model_facts", "write_report"]
 
 _HEADLINE_FAR = 1e-4  # the point that the field quotes
-_PACKAGES = ("torch", "numpy", "opencv-python-headless", "scikit-learn", "onnxruntime")
+_PACKAGES = ("torch", "numpy", "opencv-python-headless", "opencv-python", "onnxruntime")
 
 
 @dataclass(frozen=True)
