@@ -2,11 +2,14 @@
 VENV ?= .venv
 MXNET_VENV ?= .venv-mxnet
 DALI_VENV ?= .venv-dali
+OLDEST_VENV ?= .venv-oldest
+TORCH211_VENV ?= .venv-torch211
 PYTHON ?= python3
 PY = $(VENV)/bin/python
+CORE_PACKAGES = -r requirement.txt -r requirement-opencv.txt pytest hypothesis scikit-learn
 DEMO = work_dirs/demo
 
-.PHONY: demo test lint types mxnet clients dali clean
+.PHONY: demo test test-avx2 core-oldest core-2.11 oldest-ready 2.11-ready lint types mxnet clients dali clean
 
 demo: $(VENV)/.ready
 	$(PY) -m tools.make_demo_faces $(DEMO)_data
@@ -18,6 +21,21 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
 	$(PY) -m pytest
+
+# The tests of numbers once more, as a processor without AVX-512 computes them.
+test-avx2: $(VENV)/.ready-dev
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest -m numeric
+
+# Classifier, training, checkpoint and evaluation on the oldest releases that requirement.txt admits, and on torch 2.11.
+core-oldest: oldest-ready
+	$(OLDEST_VENV)/bin/python -m pytest -m core
+
+core-2.11: 2.11-ready
+	$(TORCH211_VENV)/bin/python -m pytest -m core
+
+oldest-ready: $(OLDEST_VENV)/.ready
+
+2.11-ready: $(TORCH211_VENV)/.ready
 
 lint: $(VENV)/.ready-dev
 	$(PY) -m ruff format --check .
@@ -37,11 +55,11 @@ clients: $(VENV)/.ready-clients
 dali: $(DALI_VENV)/.ready
 	MHS_REQUIRE=dali $(DALI_VENV)/bin/python -m pytest -m dali
 
-$(VENV)/.ready: requirement.txt constraints.txt
+$(VENV)/.ready: requirement.txt requirement-opencv.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed, $(PYTHON) is older; say make PYTHON=python3.11 ..."; exit 1; }
+		{ echo "the tested set needs Python 3.11 or newer, $(PYTHON) is older; say make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -r requirement.txt -c constraints.txt
+	$(PY) -m pip install -r requirement.txt -r requirement-opencv.txt -c constraints.txt
 	touch $@
 
 $(VENV)/.ready-dev: requirement-dev.txt $(VENV)/.ready
@@ -56,6 +74,18 @@ $(VENV)/.ready-clients: requirement-clients.txt $(VENV)/.ready-dev
 $(DALI_VENV)/.ready: requirement-dev.txt requirement-dali.txt
 	$(PYTHON) -m venv $(DALI_VENV)
 	$(DALI_VENV)/bin/python -m pip install -r requirement-dev.txt -r requirement-dali.txt -c constraints.txt
+	touch $@
+
+$(OLDEST_VENV)/.ready: requirement.txt requirement-opencv.txt constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --no-compile $(CORE_PACKAGES) -c constraints-oldest.txt
+	touch $@
+
+$(TORCH211_VENV)/.ready: requirement.txt requirement-opencv.txt constraints.txt
+	$(PYTHON) -m venv $(TORCH211_VENV)
+	grep -vE '^(torch|triton|nvidia|cuda)' constraints.txt > $(TORCH211_VENV)/constraints.txt
+	$(TORCH211_VENV)/bin/python -m pip install --no-compile $(CORE_PACKAGES) torch==2.11.0 \
+		-c $(TORCH211_VENV)/constraints.txt
 	touch $@
 
 $(MXNET_VENV)/.ready: requirement-mxnet.txt

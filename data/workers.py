@@ -14,9 +14,10 @@ import threading
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
-import cv2
 import torch
 from torch.utils.data import DataLoader
+
+from utils.opencv import cv2
 
 T_co = TypeVar("T_co", covariant=True)
 

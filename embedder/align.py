@@ -5,9 +5,10 @@ Shapes: (..., 5, 2) landmarks as x, y in pixels: left eye, right eye, nose, left
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from utils.opencv import cv2
 
 # Where the landmarks of a 112 x 112 face belong.
 TEMPLATE: NDArray[np.float64] = np.array(

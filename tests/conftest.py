@@ -11,6 +11,24 @@ import torch
 from model_files import save_random_model
 from paths import data_path
 
+# Marked core: what must hold on every torch that requirement.txt admits. A path from here, or the start of one.
+_CORE = (
+    "test_partial_fc_mhs.py",
+    "heads/",
+    "distributed/test_classifier.py",
+    "data/records/test_reader.py",
+    "losses/test_margins.py",
+    "utils/test_config.py",
+    "utils/test_decode.py",
+    "test_dataset.py",
+    "test_train.py::test_what_a_run_leaves",
+    "test_train.py::test_resumed_run_equals_the_uninterrupted_one",
+    "test_train.py::test_fp16_overflow_lowers_the_scale_and_goes_on",
+    "training/test_training_ranks.py::test_two_ranks_and_one_give_the_same_curve",
+    "training/test_training_ranks.py::test_a_checkpoint_loads_on_any_number_of_ranks[2-4",
+    "test_eval_ijbc.py::test_end_to_end",
+    "test_eval_ijbc.py::test_both_protocols_and_the_report",
+)
 _passed_with: set[str] = set()  # markers of tests that passed
 
 
@@ -47,6 +65,13 @@ def exported_network(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         return model, *torch2onnx.convert(model, network=name)
 
     return export
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(_CORE):
+            item.add_marker(pytest.mark.core)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from utils.distributed import close_ranks
+
 multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo"])
 
 
@@ -34,8 +36,7 @@ def _entry(rank: int, fn: Callable[..., Any], world_size: int, folder: str, args
         Path(folder, f"{rank}.err").write_text(traceback.format_exc())
         raise
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        close_ranks()
 
 
 def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 120) -> list[Any]:

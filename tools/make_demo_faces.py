@@ -32,7 +32,6 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 
 if __name__ == "__main__" and not __package__:
@@ -40,6 +39,7 @@ if __name__ == "__main__" and not __package__:
 
 from data.records.writer import write_face_records
 from tools.demo_faces.sets import LooseCrop, aligned_faces, loose_crops, template_pairs, verification_pairs
+from utils.opencv import cv2
 
 _VERSION = 1  # of the pictures: raise it when the same parameters give others
 _Result = TypeVar("_Result")

@@ -120,6 +120,7 @@ def _local_rank(given: int | None) -> int:
 def close_ranks() -> None:
     """Leave the process group, if one was joined. Only where every rank does so: others may wait for it for ever."""
     if dist.is_initialized():
+        time.sleep(0.1)  # the threads of gloo in torch 2.6 may still want the GIL, which destroying holds
         dist.destroy_process_group()
 
 

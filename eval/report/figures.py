@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from eval.report.operating import OperatingPoint
 from eval.roc import Roc, plot_roc
+from utils.opencv import cv2
 
 FACE_SIZE = 112  # pixels
 _GAP = 4  # pixels between the two faces of a pair

@@ -5,13 +5,13 @@ All of it is drawn into the picture (S, S, 3) uint8 in place; lengths are in hal
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from tools.demo_faces.camera import View
 from tools.demo_faces.paint import noise
 from tools.demo_faces.person import Person
 from tools.demo_faces.traits import Array, Rng
+from utils.opencv import cv2
 
 _SHIFT = 4  # bits of sub-pixel position that OpenCV's drawing takes
 _EXPONENT = {"round": 2.0, "oval": 2.4, "square": 5.0}

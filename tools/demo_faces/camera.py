@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from tools.demo_faces.traits import Array
+from utils.opencv import cv2
 
 PIVOT = np.array([0.0, -0.75, -0.25], np.float32)  # the head turns about this point
 

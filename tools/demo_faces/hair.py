@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from tools.demo_faces.head import HEIGHT, THETA, WIDTH, Head, grid_normals, smoothstep
 from tools.demo_faces.paint import noise
 from tools.demo_faces.traits import Array, Traits
+from utils.opencv import cv2
 
 _PSI = (0, 35, 52, 66, 80, 98, 118, 150, 180)  # degrees round the head from the nose
 _LONG = ("long", "bob", "fringe")

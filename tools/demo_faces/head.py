@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from tools.demo_faces.traits import Array, Traits
+from utils.opencv import cv2
 
 HEIGHT, WIDTH = 288, 224
 _PHI_DEG = (25, 62, 90, 107, 127, 146, 168)  # rows that Traits.outline speaks of

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from tools.demo_faces.head import HEIGHT, WIDTH, Head, bump, smoothstep
 from tools.demo_faces.traits import Array, Rng, Traits
+from utils.opencv import cv2
 
 Patch = tuple[slice, slice]
 

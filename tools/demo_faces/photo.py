@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
 from tools.demo_faces.accessories import hold_hand, hold_thing, wear_scarf
@@ -17,6 +16,7 @@ from tools.demo_faces.person import Person
 from tools.demo_faces.render import render
 from tools.demo_faces.shade import Scene
 from tools.demo_faces.traits import Array, Rng
+from utils.opencv import cv2
 
 OCCLUDERS = ("none", "sunglasses", "mask", "hand", "scarf", "thing")
 _OFTEN = (0.84, 0.04, 0.03, 0.03, 0.03, 0.03)

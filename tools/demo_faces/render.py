@@ -5,7 +5,6 @@ Shapes: S height and width of the canvas in pixels; N points; P lit pixels.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from tools.demo_faces.accessories import wear_glasses
@@ -13,6 +12,7 @@ from tools.demo_faces.camera import View, rotation
 from tools.demo_faces.person import TORSO, Mesh, Person, dress, expressive_points
 from tools.demo_faces.shade import Scene, shade_hair, shade_skin
 from tools.demo_faces.traits import Array
+from utils.opencv import cv2
 
 _FAR = 100.0
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from embedder.align import align_face
 from tools.demo_faces.person import Person, make_person
 from tools.demo_faces.photo import Shot, draw_shot, next_frame, take
 from tools.demo_faces.traits import Array, Rng
+from utils.opencv import cv2
 
 CANVAS, SCALE, LOW = 176, 54.0, 0.36  # pixels, pixels of half a head width, half head widths
 _JITTER = 0.012  # of landmarks, as a part of the distance between the eyes

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from utils.atomic import open_atomic
+from utils.opencv import cv2
 
 FACE = 112  # pixels
 _GAP, _LINE = 4, 16  # pixels

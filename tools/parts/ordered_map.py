@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-import cv2
+from utils.opencv import cv2
 
 _AHEAD = 4  # tasks of each worker that are done or under way before their results are asked for
 _Task = TypeVar("_Task")
