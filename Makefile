@@ -6,6 +6,8 @@ OLDEST_VENV ?= .venv-oldest
 TORCH211_VENV ?= .venv-torch211
 PYTHON ?= python3
 PY = $(VENV)/bin/python
+# One thread a process: tests start more processes than there are cores, and their products are small.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest
 CORE_PACKAGES = -r requirement.txt -r requirement-opencv.txt pytest hypothesis scikit-learn
 DEMO = work_dirs/demo
 
@@ -20,18 +22,20 @@ demo: $(VENV)/.ready
 	$(PY) -m tools.show_demo $(DEMO) $(DEMO)_data
 
 test: $(VENV)/.ready-dev
-	$(PY) -m pytest
+	$(PYTEST)
 
 # The tests of numbers once more, as a processor without AVX-512 computes them.
 test-avx2: $(VENV)/.ready-dev
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest -m numeric
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "numeric and not slow"
 
 # Classifier, training, checkpoint and evaluation on the oldest releases that requirement.txt admits, and on torch 2.11.
+core-oldest: PY = $(OLDEST_VENV)/bin/python
 core-oldest: oldest-ready
-	$(OLDEST_VENV)/bin/python -m pytest -m core
+	$(PYTEST) -m core
 
+core-2.11: PY = $(TORCH211_VENV)/bin/python
 core-2.11: 2.11-ready
-	$(TORCH211_VENV)/bin/python -m pytest -m core
+	$(PYTEST) -m core
 
 oldest-ready: $(OLDEST_VENV)/.ready
 
