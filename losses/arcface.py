@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from losses.cosine import add_angle
 from losses.margin import Margin
 
 
@@ -38,7 +39,6 @@ class ArcFace(Margin):
     def shift(self, target: Tensor, norms: Tensor | None = None) -> Tensor:
         """See :meth:`Margin.shift`."""
         m = self.margin
-        sine = (1 - target.square()).clamp(min=torch.finfo(target.dtype).eps).sqrt()
-        inside = target * math.cos(m) - sine * math.sin(m)
+        inside = add_angle(target, math.cos(m), math.sin(m))
         beyond = target - m * math.sin(math.pi - m)
         return torch.where(target >= math.cos(math.pi - m), inside, beyond)

@@ -1,4 +1,4 @@
-"""Cosines of embeddings with class centres, without ever holding the normalised centres.
+"""Cosines of embeddings with class centres, without ever holding the normalised centres; cosines of sums of angles.
 
 Shapes: N rows (embeddings), S columns (centres), D embedding size.
 """
@@ -45,3 +45,13 @@ def cosines(x_ND: Tensor, centres_SD: Tensor) -> Tensor:
         (N, S) in the type of ``centres_SD``. A centre of length 0 has cosine 0 with everything.
     """
     return _Cosines.apply(x_ND, centres_SD)  # type: ignore[no-any-return]
+
+
+def add_angle(cosine: Tensor, cos_m: float | Tensor, sin_m: float | Tensor) -> Tensor:
+    """cos(theta + m) from cos(theta), cos(m) and sin(m); any shape.
+
+    The derivative grows without bound at |cos(theta)| = 1; there the root is held at the type's epsilon, so that the
+    gradient is finite.
+    """
+    sine = (1 - cosine.square()).clamp(min=torch.finfo(cosine.dtype).eps).sqrt()
+    return cosine * cos_m - sine * sin_m

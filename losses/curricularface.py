@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from losses.arcface import ArcFace
+from losses.cosine import add_angle
 
 
 class CurricularFace(ArcFace):
@@ -57,8 +58,7 @@ class CurricularFace(ArcFace):
     @torch.no_grad()
     def limit(self, targets: Tensor) -> Tensor:
         """cos(theta_y + m), above which another class's cosine counts as hard; any shape."""
-        sine = (1 - targets.square()).clamp(min=torch.finfo(targets.dtype).eps).sqrt()
-        return targets * math.cos(self.margin) - sine * math.sin(self.margin)
+        return add_angle(targets, math.cos(self.margin), math.sin(self.margin))
 
     def bend(self, others: Tensor, targets: Tensor, norms: Tensor | None) -> Tensor:
         """Weight the hard negatives, see :meth:`Margin.bend`; unlike there, it may fall at the limit."""

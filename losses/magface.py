@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from losses.cosine import add_angle
 from losses.margin import Margin
 
 
@@ -71,8 +72,7 @@ class MagFace(Margin):
             raise ValueError("MagFace needs norms_N, the lengths of the embeddings before normalisation; got None")
         m = self.margin_rad(norms).to(target.dtype)
         cos_m, sin_m = m.cos(), m.sin()  # cos(pi - m) = -cos(m), sin(pi - m) = sin(m)
-        sine = (1 - target.square()).clamp(min=torch.finfo(target.dtype).eps).sqrt()
-        return torch.where(target > -cos_m, target * cos_m - sine * sin_m, target - m * sin_m)
+        return torch.where(target > -cos_m, add_angle(target, cos_m, sin_m), target - m * sin_m)
 
     def penalty(self, norms_N: Tensor) -> Tensor:
         """The weighted penalty lambda_g g(a) of each row (N,), see :meth:`Margin.penalty`."""
