@@ -31,7 +31,7 @@ Source = str | Path
 
 
 class FaceLoader(WorkerLoader[Batch]):
-    """torch's loader, of a set of faces in the order of an :class:`EpochSampler`."""
+    """torch's loader for a set of faces, in the order of an :class:`EpochSampler`."""
 
     dataset: FaceDataset
     batch_sampler: EpochSampler
@@ -65,21 +65,21 @@ def get_dataloader(
         batch_size: B.
         rank: whose part of each global batch is yielded.
         world_size: the number of ranks.
-        seed: of the order, and of "synthetic".
+        seed: for the order, and for "synthetic".
         num_workers: processes that read and decode; 0: this one does.
-        num_classes: of "synthetic" alone.
-        num_image: of "synthetic" alone.
-        image_size: that every image has to have.
+        num_classes: for "synthetic" only.
+        num_image: for "synthetic" only.
+        image_size: that every image must have.
         device: for CUDA, memory is pinned, and DALI decodes there.
         class_map: see :class:`JoinedSets`.
         weights: of the sets, see :class:`data.sampler.WeightedSet`; None: 1 each.
         shuffle_chunk: see :class:`EpochSampler`.
-        on_bad_sample: whether a damaged image is an error, or another stands in for it; a data set is left as it is.
+        on_bad_sample: whether a damaged image is an error or is replaced; a data set given here keeps its own.
         dali: decode with nvidia-dali; "synthetic" has nothing to decode.
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: a source holds no images, ``weights`` are not one a set, an epoch has less than a global batch,
+        ValueError: a source holds no images, ``weights`` do not match the sets, an epoch is less than a global batch,
             or DALI is not installed.
     """
     if isinstance(source, FaceDataset):

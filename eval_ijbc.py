@@ -31,7 +31,7 @@ from eval.ijb.templates import FeatureMode, pair_scores
 from utils.device import choose_device, prepare_device
 from utils.distributed import get_rank, get_world_size, init_ranks, one_fate, speaks, together
 
-_RANK_TIMEOUT_S = 86_400.0  # a rank may wait so long for one on a slower device
+_RANK_TIMEOUT_S = 86_400.0  # a rank may wait this long for one on a slower device
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -82,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def evaluate(options: argparse.Namespace, device: torch.device | None = None) -> IJBReport | None:
-    """Run the whole evaluation and write its files, the scores as soon as they are there.
+    """Run the whole evaluation and write its files, the scores as soon as they are ready.
 
     Args:
         options: of :func:`parse_arguments`.
@@ -93,8 +93,8 @@ def evaluate(options: argparse.Namespace, device: torch.device | None = None) ->
 
     Raises:
         FileNotFoundError: weights, lists or images are missing.
-        OSError: the result folder cannot be written to; found out before the work.
-        ValueError: what was given does not fit; no results have been written then, or the scores alone.
+        OSError: the result folder cannot be written to; checked before the work.
+        ValueError: what was given does not fit; then no results have been written, or only the scores.
     """
     start_s = time.monotonic()
     embedder, tree = together(lambda: _prepare(options, device))
@@ -187,7 +187,7 @@ def _run_protocols(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
+    """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     options = parse_arguments(argv)
     device: torch.device | None = None
     try:
@@ -205,10 +205,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate_or_say(options: argparse.Namespace, device: torch.device | None) -> None:
-    """Evaluate; end with status 2 and one message for what the user can mend."""
+    """Evaluate; end with status 2 and one message for what the user can fix."""
     try:
         evaluate(options, device)
-    except (ValueError, OSError) as error:  # of all ranks, or of this one alone
+    except (ValueError, OSError) as error:  # on all ranks, or on this one alone
         if speaks(error):
             print(f"eval_ijbc.py: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -35,7 +35,7 @@ class Face:
     path: Path
     image: NDArray[np.uint8]  # (H, W, 3) RGB, H = W the network's
     how: str
-    doubtful: bool  # the way is no good one
+    doubtful: bool  # the way is not a good one
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -151,7 +151,7 @@ def describe_input(embedder: Embedder) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Embed, print, write; raises ValueError and OSError for what the user can mend."""
+    """Embed, print, write; raises ValueError and OSError for what the user can fix."""
     n = len(options.images)
     if n > 2:
         raise ValueError(f"expected one image, or two to compare, found {n}")
@@ -196,7 +196,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
+    """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     options = parse_arguments(argv)
     try:
         run(options)

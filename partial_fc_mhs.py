@@ -1,10 +1,10 @@
 """The multi-head-sampling classifier: class centres cut into heads and shared out over ranks.
 
 A step computes and updates only the heads that hold a label of the global batch, so its cost depends on the batch
-and the head size, not on the number of classes. Everything outside those heads keeps every bit.
+and the head size, not on the number of classes. Everything outside those heads stays bit-identical.
 
 This file is the method: gather, cosines, margin, one packed all-reduce, softmax. Which heads live on this rank, how
-they are chosen, stored and moved is ``heads/``.
+they are chosen, stored and moved: see ``heads/``.
 
 Shapes: W ranks, B batch of one rank, G = W * B, D embedding size, C classes, L classes per head, H = ceil(C / L)
 heads, S selected classes of this rank.
@@ -33,7 +33,7 @@ from utils.distributed import all_reduce_max_, all_reduce_sum_, gather_rows_with
 
 @dataclass
 class StepStats:
-    """What the last training forward saw, over all ranks; tensors, so that reading is the only wait."""
+    """What the last training forward saw, over all ranks; tensors, so that only reading them waits."""
 
     positive_cosine: Tensor  # () mean cosine of the samples with their own centres
     top1: Tensor  # () share of samples whose own centre is the nearest of the selected ones
@@ -176,5 +176,5 @@ class PartialFCMHS(nn.Module):
         return self.shard.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`get_extra_state` gave, on the same rank of as many."""
+        """Restore what :meth:`get_extra_state` gave, for the same rank and number of ranks."""
         self.shard.load_state_dict(state)

@@ -53,7 +53,7 @@ def import_packages() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on itself from the user; an error is still raised."""
+    """Hide the exporter's remarks about itself from the user; an error is still raised."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     before = [logger.level for logger in loggers]
     try:
@@ -102,7 +102,7 @@ def export(backbone: nn.Module, path: Path, opset: int = DEFAULT_OPSET) -> None:
 
 
 def describe(path: Path, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET) -> None:
-    """Write metadata into an ONNX file, keep its first nodes from being mistaken, and check its form.
+    """Write metadata into an ONNX file, keep its first nodes from being misread, and check its form.
 
     Raises:
         ValueError: it is not valid ONNX, or of another version than ``opset``.
@@ -126,7 +126,7 @@ def describe(path: Path, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET
 
 
 def compare(path: Path, backbone: nn.Module, batches: Sequence[int] = CHECKED_BATCHES) -> float:
-    """Run the file with onnxruntime beside torch on random images.
+    """Compare the file in onnxruntime with torch, on random images.
 
     Returns:
         the largest difference over all batch sizes, relative to torch's largest output; nan or infinity if either
@@ -177,7 +177,7 @@ def metadata_of(network: str, embedding_size: int, sha256: str) -> dict[str, str
 def convert(
     model: Path, output: Path | None = None, network: str | None = None, opset: int = DEFAULT_OPSET
 ) -> tuple[Path, float]:
-    """Export a file of weights, checked; nothing stands under the final name before all is well.
+    """Export a file of weights, checked; no file gets the final name before all is well.
 
     Args:
         model: ``model.pt``, or the run's folder that holds it.
@@ -221,7 +221,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
+    """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(
         prog="torch2onnx.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_fate():
         try:
             run, data = prepare(cfg, ranks)
-        except (ValueError, OSError) as error:  # of all ranks, or of this one alone
+        except (ValueError, OSError) as error:  # on all ranks, or on this one alone
             parser.exit(2, f"train.py: {error}\n" if speaks(error) else None)
         train(run, data)
 
@@ -73,7 +73,7 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
 
 
 def train(run: TrainingRun, data: RunData) -> None:
-    """Run the epochs that are left; model.pt stands in the output folder at the end of each."""
+    """Run the epochs that are left; at the end of each, model.pt is in the output folder."""
     cfg = run.cfg
     with (
         MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics,
@@ -109,9 +109,9 @@ def train(run: TrainingRun, data: RunData) -> None:
 
 
 def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterator[Batch]:
-    """The rest of the epoch's batches; before each, the classifier learns the labels of the one after it.
+    """The rest of the epoch's batches; before each, the classifier is told the labels of the next.
 
-    The time that the loader kept the training waiting is counted.
+    The time that training waits for the loader is counted.
     """
     run.classifier.shard.forget_prefetched()
     arriving = data.batches(run.epoch, run.step_in_epoch * run.cfg.gradient_acc)

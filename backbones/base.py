@@ -45,7 +45,7 @@ class Backbone(nn.Module):
             (B, D) embeddings, not normalised, in the type of the parameters (float32).
 
         Raises:
-            ValueError: another shape, or integers. Only the shape and type are looked at, never a value, so
+            ValueError: another shape, or integers. Only the shape and type are checked, never a value, so
                 the check does not wait for the device.
         """
         if x.shape[1:] != INPUT_SHAPE or not x.is_floating_point():

@@ -1,4 +1,4 @@
-"""IResNet: the residual network that face recognition uses, without a bottleneck or a global pooling.
+"""IResNet: the residual network that face recognition uses, without bottlenecks or global pooling.
 
 Source: insightface, ``recognition/arcface_torch/backbones/iresnet.py``; the block is that of Deng et al.,
 "ArcFace", arXiv 1801.07698. Parameter names, order and shapes are insightface's, so its published weights
@@ -21,7 +21,7 @@ from backbones.base import INPUT_SHAPE, Backbone
 class ResidualBlock(nn.Module):
     """BN, 3x3 conv, BN, PReLU, 3x3 conv with the stride, BN, added to the input.
 
-    The input passes a strided 1x1 conv and a BN of its own where its shape would not fit.
+    The input passes through a strided 1x1 conv and a BN of its own where its shape would not fit.
 
     Args:
         in_channels: C of the input.
@@ -92,7 +92,7 @@ class IResNet(Backbone):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Convolutions from N(0, 0.1); the rest keeps torch's defaults; the last scale stays 1 for good."""
+        """Convolutions from N(0, 0.1); the rest keeps torch's defaults; the last scale is fixed at 1."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.1)

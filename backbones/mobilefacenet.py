@@ -83,7 +83,7 @@ class MobileFaceNet(Backbone):
         self.conv_sep = _conv(wide, HEAD_CHANNELS, 1)
         self.features = Stack(
             _conv(HEAD_CHANNELS, HEAD_CHANNELS, 7, padding=0, groups=HEAD_CHANNELS, activation=False),
-            nn.Sequential(nn.Flatten(), nn.Dropout(dropout)),  # one place, as the names count places
+            nn.Sequential(nn.Flatten(), nn.Dropout(dropout)),  # one entry, as the names count entries
             nn.Linear(HEAD_CHANNELS, num_features, bias=False),
             nn.BatchNorm1d(num_features),
         )

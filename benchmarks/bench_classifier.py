@@ -117,7 +117,7 @@ def alike(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def setting(r: Record) -> str:
-    """What the records of a group have in common, for people."""
+    """What the records of a group have in common, as text."""
     process = "one process" if r["ranks"] == 1 else f"{r['ranks']} processes"
     numbers = "bfloat16 products" if r["amp"] == "bf16" else "float32"
     labels = ", labels from all classes" if r["even_labels"] else ""
@@ -128,7 +128,7 @@ def setting(r: Record) -> str:
 
 
 def table(records: Sequence[Record]) -> PrettyTable:
-    """Records of one group with ratios: to mhs at its smallest size, to dense forms of a size, to the floor."""
+    """Records of one group with ratios: to mhs at its smallest size, to dense forms of equal size, to the floor."""
     smallest = min((r for r in records if r["method"] == "mhs"), key=lambda r: r["classes"], default=None)
     dense = {(r["method"], r["classes"]): r["step_ms"] for r in records}
     base = "step / mhs" if smallest is None else f"step / mhs {smallest['classes']:,}"
@@ -181,7 +181,7 @@ def grid(records: Sequence[Record]) -> PrettyTable:
 
 def draw(records: Sequence[Record], path: Path) -> None:
     """Step time against identities, both on logarithmic axes, one line for each method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, so that measured processes go without
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, so that measured processes do without
     from matplotlib.figure import Figure
 
     looks = {
@@ -258,7 +258,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     cases = []
     for method, head_size, batch in itertools.product(args.methods, args.head_size, args.batch):
         if method in ("partial_fc", "full_softmax") and head_size != args.head_size[0]:
-            continue  # they know no heads
+            continue  # they have no heads
         for storage in cast(list[Storage], args.storage if method == "mhs" else ["device"]):
             for classes in sorted(args.classes):
                 case = Case(

@@ -128,7 +128,7 @@ def compare(args: argparse.Namespace, folder: Path) -> list[Record]:
 
 
 def make_records(folder: Path, distinct: int, images: int) -> None:
-    """Pack ``images`` made-up faces, of which so many are ``distinct``, ten of each person."""
+    """Pack ``images`` made-up faces, ``distinct`` of them different, ten of each person."""
     people = -(-distinct // 10)
     of_people = ordered_map(_faces_of, range(people), usable_cores())
     rendered = [face for of_person in of_people for face in of_person]
@@ -141,7 +141,7 @@ def _faces_of(person: int) -> list[bytes]:
 
 
 def write_long_index(reader: RecordReader, path: Path, lines: int) -> None:
-    """An index of so many lines into the same file: its records again and again under new keys."""
+    """An index of this many lines into the same file: its records again and again under new keys."""
     offsets = np.resize(reader.offsets, lines)
     path.write_text("".join(f"{key}\t{offset}\n" for key, offset in enumerate(offsets.tolist())))
 
@@ -253,7 +253,7 @@ def measure_config(config: str, overrides: Sequence[str], batches: int) -> list[
     The first batches of each are not counted: they wait for processes to start, and were made ahead meanwhile.
 
     Raises:
-        ValueError, OSError: the recipe or its data are not sound.
+        ValueError, OSError: the recipe or its data are unsound.
     """
     records: list[Record] = []
     for workers in WORKERS:

@@ -87,7 +87,7 @@ def compare(part: str, outcomes: dict[str, Record], folder: Path) -> list[Record
 
 
 def with_totals(stages: dict[str, float]) -> dict[str, float]:
-    """Stages, their sum, and that without the one that gains most."""
+    """Stages, their sum, and the sum without the one that gains most."""
     if len(stages) == 1:
         return stages
     total = sum(stages.values())

@@ -175,7 +175,7 @@ class Rig:
         return int(all_reduce_sum_(torch.tensor(self.dense.selected_rows)))
 
     def finish_writing(self) -> float | None:
-        """Wait for what is still being written behind the steps; seconds."""
+        """Wait for what is still being written in the background; seconds."""
         if self.ours is None:
             return None
         begin = time.perf_counter()
@@ -183,7 +183,7 @@ class Rig:
         return time.perf_counter() - begin
 
     def close(self) -> None:
-        """Let go of files and memory."""
+        """Release files and memory."""
         if self.ours is not None:
             self.ours.shard.storage.close()
 

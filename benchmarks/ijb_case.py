@@ -124,7 +124,7 @@ def reference_photos(case: Case) -> Outcome:
 
 
 def our_photos(case: Case) -> Outcome:
-    """From photo to table by eval_ijbc.py itself, result files and curve included, the HTML report not."""
+    """From photo to table by eval_ijbc.py itself, with result files and curve, without the HTML report."""
     import eval_ijbc
     from eval.ijb.run import tar_table
 

@@ -23,8 +23,8 @@ class Size:
     """Counts of a set. The defaults are IJB-C's."""
 
     images: int = 469_375
-    galleries: int = 3_531  # templates that stand first in pairs, one a person
-    probes: int = 19_593  # templates that stand second
+    galleries: int = 3_531  # templates that come first in pairs, one a person
+    probes: int = 19_593  # templates that come second
     genuine: int = 19_557
     pairs: int = 15_658_489
     embedding_size: int = 512
@@ -34,9 +34,9 @@ QUICK = Size(images=6_000, galleries=60, probes=300, genuine=300, pairs=12_000, 
 
 
 def write_features_tree(root: Path, cache: EmbeddingCache, size: Size, seed: int = 0) -> None:
-    """Write the three lists, and embeddings that gather around their persons.
+    """Write the three lists, and embeddings that cluster around their persons.
 
-    A template has one still image at least; the others are spread unevenly, half of them frames of videos.
+    A template has at least one still image; the others are spread unevenly, half of them frames of videos.
     """
     rng = np.random.default_rng(seed)
     templates = size.galleries + size.probes

@@ -1,7 +1,7 @@
 """The IJB evaluation as insightface's evaluator goes about it: one image, one template, one list at a time.
 
 Written from its description, with its types: features and media in float32, templates and scores in float64. The
-benchmark times it, and tests hold this project's results against it.
+benchmark times it, and tests compare this project's results with it.
 
 Shapes: N images, D embedding size, U templates, P pairs.
 """
@@ -75,7 +75,7 @@ def landmarks_of_line(line: str) -> tuple[str, NDArray[np.float32], str]:
 
 
 def read_landmarks(landmark_list: Path) -> tuple[list[NDArray[np.float64]], NDArray[np.float32]]:
-    """The matrix of each face, and the detector scores (N,), without a look at the images."""
+    """The matrix of each face, and the detector scores (N,), without looking at the images."""
     matrices, scores = [], []
     with landmark_list.open() as file:
         lines = file.readlines()

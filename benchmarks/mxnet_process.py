@@ -30,7 +30,7 @@ class MxnetProcess:
 
     Raises:
         FileNotFoundError: there is no interpreter with mxnet.
-        RuntimeError: the process ended; its own message stands on stderr.
+        RuntimeError: the process ended; its own message is on stderr.
     """
 
     versions: dict[str, str]

@@ -9,7 +9,7 @@ line of its input is a job in JSON, a line of its output how long that took:
                                                        PIL image, flipped half the time, made a float32 array of
                                                        (3, H, W) in [-1, 1], stacked into batches
 
-There is no torch beside mxnet's old numpy, so torchvision's ToTensor and Normalize stand here as the numpy operations
+There is no torch for mxnet's old numpy, so torchvision's ToTensor and Normalize appear here as the numpy operations
 that they are made of: copy, divide by 255, transpose, subtract, divide.
 """
 
@@ -60,7 +60,7 @@ def run(job: dict[str, Any], rec: str, idx: str, records: Any) -> list[int]:
 
 def main() -> None:
     """Answer jobs until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")  # mxnet may print; answers have a way of their own
+    answers = os.fdopen(os.dup(1), "w")  # mxnet may print; answers have a channel of their own
     os.dup2(2, 1)
     rec, idx = sys.argv[1:]
     records = mx.recordio.MXIndexedRecordIO(idx, rec, "r")

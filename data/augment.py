@@ -29,7 +29,7 @@ _ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
 class Draws:
-    """The random numbers of one operation: each call gives the next one of each sample that it changes."""
+    """The random numbers of one operation: each call gives the next one for each sample that it changes."""
 
     def __init__(self, ids_n: Tensor, device: torch.device, *parts: int) -> None:
         self.ids_n, self.device, self.parts, self.count = ids_n, device, parts, 0
@@ -40,7 +40,7 @@ class Draws:
         return low + (high - low) * uniform(key(*self.parts, self.count), self.ids_n).double()
 
     def integer(self, low: int, high: int) -> Tensor:
-        """(n,) int64 in [low, high], each as likely."""
+        """(n,) int64 in [low, high], all equally likely."""
         return self.uniform(low, high + 1).long()
 
 
@@ -153,13 +153,13 @@ def hsv(images_n3HW: Tensor, draws: Draws) -> Tensor:
     turn_n33[:, 1, 2] = saturation_n * angle_n.sin()
     turn_n33[:, 2, 1] = -turn_n33[:, 1, 2]
     matrix_n33 = to_device((to_yiq.inverse() @ turn_n33 @ to_yiq).float(), draws.device)
-    # Three products in a fixed order: a matrix product may add in another one for another batch.
+    # Three products in a fixed order: a matrix product may add in a different one for another batch.
     red, green, blue = (matrix_n33[:, :, i, None, None] * images_n3HW[:, i : i + 1] for i in range(3))
     return red + green + blue
 
 
 def grey(images_n3HW: Tensor, draws: Draws) -> Tensor:
-    """Take the colour away. Source: ``dali_random_gray`` of insightface's ``dali_data_iter``."""
+    """Remove the colour. Source: ``dali_random_gray`` of insightface's ``dali_data_iter``."""
     return _grey(images_n3HW).expand_as(images_n3HW)
 
 

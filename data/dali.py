@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.faces import Batch, Encoded, FaceDataset
 from data.sampler import EpochSampler
 
-log = logging.getLogger("mhs_arcface")  # the one of utils.log, which a loader's worker need not import
+log = logging.getLogger("mhs_arcface")  # that of utils.log, which a loader's worker need not import
 BATCHES_AHEAD = 2  # that DALI decodes while the training computes
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
@@ -43,7 +43,7 @@ class EncodedBatch(NamedTuple):
 
 
 class EncodedFaces(Dataset[EncodedBatch]):
-    """The files of a data set, as they are."""
+    """The files of a data set, undecoded."""
 
     def __init__(self, faces: FaceDataset) -> None:
         self.faces = faces
@@ -58,17 +58,17 @@ class EncodedFaces(Dataset[EncodedBatch]):
     def _read(self, indices: Sequence[int]) -> list[tuple[Encoded, int]]:
         found = self.faces.read_many(indices)
         for index, (file, _) in zip(indices, found, strict=True):
-            # DALI fills in what a JPEG cut short lacks, where the plain loader refuses the image.
+            # DALI fills in what a truncated JPEG lacks; the plain loader refuses the image.
             if len(file) == 0 or (file[:2] == _JPEG_START and _JPEG_END not in bytes(file[-64:])):
                 self.faces.decode(file, index)
         return found
 
 
 class DaliLoader:
-    """Yields the same batches as the plain loader, pixels equal up to what two JPEG decoders differ by.
+    """Yields the same batches as the plain loader, pixels equal but for what two JPEG decoders differ by.
 
     A batch that DALI refuses, or in which an image has another size, is decoded as the plain loader does it: that
-    names the image, or puts another one in its place.
+    names the image, or replaces it.
 
     Args:
         dataset: of images with files.
@@ -128,7 +128,7 @@ class DaliLoader:
         return again._replace(damaged=[*batch.damaged, *again.damaged])
 
     def _run(self, batch: EncodedBatch) -> Tensor | None:
-        """(B, H, W, 3) uint8, None if an image has another size; an error of DALI's ends the pipeline."""
+        """(B, H, W, 3) uint8, None if an image has another size; an error in DALI ends the pipeline."""
         if self._pipeline is None:
             self._pipeline = self._build()
         ends = batch.sizes_B.cumsum(0).numpy()
@@ -167,7 +167,7 @@ class DaliLoader:
 
 
 def import_dali() -> tuple[Any, Any, Any]:
-    """The modules nvidia.dali, its fn and its types; ValueError with the line that installs them if they are not."""
+    """The modules nvidia.dali, its fn and its types; ValueError with the line that installs them if not."""
     try:
         return tuple(importlib.import_module(f"nvidia.dali{part}") for part in ("", ".fn", ".types"))  # type: ignore[return-value]
     except ImportError as error:

@@ -32,7 +32,7 @@ Encoded = bytes | memoryview
 T = TypeVar("T")
 LoadMany = Callable[[Sequence[int]], Iterable[tuple[T, int]]]
 
-MAX_STAND_INS = 100  # damaged samples in a row, each standing in for the one before, until loading gives up
+MAX_STAND_INS = 100  # damaged samples in a row, each replacing the one before, until loading gives up
 
 
 class Batch(NamedTuple):
@@ -41,16 +41,16 @@ class Batch(NamedTuple):
     images_BHW3: Tensor  # uint8, RGB
     labels_B: Tensor  # int64
     sample_ids_B: Tensor  # int64, in [0, N): each image's place in the data set
-    damaged: Sequence[str] = ()  # what is wrong with each sample that another one in this batch stands in for
+    damaged: Sequence[str] = ()  # what is wrong with each sample that another one in this batch replaces
 
 
 class FaceDataset(Dataset[Batch]):
-    """N images of one size, each with a whole number as its label."""
+    """N images of one size, each with an integer label."""
 
     image_size: Size
-    on_bad_sample: OnBadSample = "stop"  # a damaged sample raises, or another one stands in for it and it is named
+    on_bad_sample: OnBadSample = "stop"  # a damaged sample raises, or is replaced by another one and named
     is_encoded = True  # the images are files of some kind, which ``read`` gives
-    warning = ""  # what is wrong with the set as a whole and does not keep it from being used
+    warning = ""  # what is wrong with the set as a whole but does not keep it from being used
     unusable: NDArray[np.int64] = np.empty(0, np.int64)  # increasing: never delivered, because the label is damaged
     _labels: NDArray[np.int64]
 
@@ -79,7 +79,7 @@ class FaceDataset(Dataset[Batch]):
         return len(self.labels)
 
     def class_names(self) -> Sequence[str | None] | None:
-        """The name of each class, None where it has none or where no class has one."""
+        """The name of each class, or None for one without; None if no class has one."""
         return None
 
     def read(self, index: int) -> tuple[Encoded, int]:
@@ -91,7 +91,7 @@ class FaceDataset(Dataset[Batch]):
         return [self.read(index) for index in indices]
 
     def where(self, index: int) -> str:
-        """File and place of image ``index``, to start an error message with."""
+        """File and place of image ``index``, for the start of an error message."""
         raise NotImplementedError
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], int]:
@@ -100,7 +100,7 @@ class FaceDataset(Dataset[Batch]):
         return self.decode(encoded, index), label
 
     def decode(self, encoded: Encoded, index: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB of the encoded image ``index``; ValueError as ``load``."""
+        """(H, W, 3) uint8 RGB of the encoded image ``index``; ValueError as for ``load``."""
         try:
             image = decode_rgb(encoded)
         except ValueError as error:
@@ -124,21 +124,21 @@ class FaceDataset(Dataset[Batch]):
     def usable(
         self, indices: Sequence[int], load_many: LoadMany[T], put: Callable[[int, T], Any]
     ) -> tuple[Tensor, Tensor, list[str]]:
-        """Hand to ``put`` what ``load_many`` gives for each of B images, or for the one that stands in for it.
+        """Hand to ``put`` what ``load_many`` gives for each of B images, or for its replacement.
 
-        Which image stands in for a damaged one is a hash of its index: the same on every rank, in every epoch.
+        A damaged image's replacement is a hash of its index: the same on every rank, in every epoch.
 
         Args:
             indices: B of them.
             load_many: images or files, and their labels, of several indices.
-            put: takes a place in [0, B) and its image or file; a place may come twice, the second time for good.
+            put: takes a place in [0, B) and its image or file; where a place comes twice, the second counts.
 
         Returns:
             (B,) int64 labels, (B,) int64 indices, and what is wrong with each damaged image.
 
         Raises:
-            ValueError, OSError: an image is damaged and ``on_bad_sample`` is "stop", or so many in a row are that it
-                cannot be chance.
+            ValueError, OSError: an image is damaged and ``on_bad_sample`` is "stop", or too many in a row are
+                for it to be chance.
         """
         labels, ids, damaged = [0] * len(indices), list(indices), list[str]()
         try:
@@ -188,7 +188,7 @@ class FaceRecords(FaceDataset):
 
     The records themselves show the form: in insightface's, record 0 has no image. In both, the images end where
     the identity records begin, if there are any. The key range in record 0 is not used: its float32 is rounded past
-    2^24 records. Classes have names if a classes.json stands beside the file. ``chunk``: see ``RecordReader``.
+    2^24 records. Classes have names if a classes.json lies beside the file. ``chunk``: see ``RecordReader``.
 
     FileNotFoundError if a file is missing, ValueError if the files are damaged or hold no image.
     """
@@ -220,7 +220,7 @@ class FaceRecords(FaceDataset):
         return self.scan_labels()
 
     def scan_labels(self) -> NDArray[np.int64]:
-        """Read (N,) labels from the headers, of a vector the first; see ``FaceDataset.labels``."""
+        """Read (N,) labels from the headers, the first of a vector; see ``FaceDataset.labels``."""
         check = self.check()
         if self.on_bad_sample == "stop" and (problem := check.problem or check.unlisted):
             raise ValueError(problem)
@@ -242,7 +242,7 @@ class FaceRecords(FaceDataset):
         return self.read_many([index])[0]
 
     def read_many(self, indices: Sequence[int]) -> list[tuple[Encoded, int]]:
-        """Several images and labels, as ``read`` gives them; the disk may serve them side by side."""
+        """Several images and labels, as ``read`` gives them; the disk may serve them in parallel."""
         try:
             payloads = self.reader.read_many([self._start + index for index in indices])
         except OSError as error:
@@ -267,7 +267,7 @@ class FaceRecords(FaceDataset):
 class ImageFolder(FaceDataset):
     """``root/<identity>/<image>``; label i is the i-th folder by sorted name, ``classes[i]``.
 
-    Hidden files and folders, and files that are no image by their ending, are left out. ValueError if there is no
+    Hidden files and folders, and files without an image's ending, are left out. ValueError if there is no
     identity folder, or one without an image.
     """
 
@@ -302,7 +302,7 @@ class ImageFolder(FaceDataset):
 
 
 class SyntheticFaces(FaceDataset):
-    """Noise with labels, at almost no cost an image: for benchmarks and for trying out a configuration.
+    """Noise with labels, at almost no cost per image: for benchmarks and for trying out a configuration.
 
     Labels are spread evenly over [0, num_classes), in random order: with as many images as classes, none is missing.
     Image and label are functions of (seed, index). ValueError for a count below 1.
@@ -322,12 +322,12 @@ class SyntheticFaces(FaceDataset):
         self._noise = rng.integers(0, 256, image_size[0] * image_size[1] * 3 + 65537, np.uint8)
 
     def where(self, index: int) -> str:
-        """What stands in the place of a file."""
+        """What is named in place of a file."""
         return f"synthetic image {index}"
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], int]:
         """Image ``index`` and its label; see ``FaceDataset.load``."""
-        piece = self._noise[index * 40503 % 65537 :]  # a prime modulus: 65537 images until one comes again
+        piece = self._noise[index * 40503 % 65537 :]  # a prime modulus: 65537 images until one repeats
         return piece[: len(self._noise) - 65537].reshape(*self.image_size, 3), int(self.labels[index])
 
 

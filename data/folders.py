@@ -15,7 +15,7 @@ def identity_folders(root: Path) -> list[str]:
 
 
 def image_names(folder: Path) -> list[bytes]:
-    """The names of image files in ``folder``, sorted, as the system has them; told by their ending."""
+    """The names of image files in ``folder``, sorted, as the system has them; recognised by ending."""
     with os.scandir(folder) as entries:
         names = (entry.name for entry in entries if not entry.name.startswith("."))
         return sorted(os.fsencode(name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))

@@ -1,4 +1,4 @@
-"""Several sets of faces as one: labels numbered on from set to set, people who are in more than one joined.
+"""Several sets of faces as one: labels continue from set to set, people who are in more than one are joined.
 
 Shapes: N images and C classes of all sets together.
 """
@@ -22,7 +22,7 @@ Person = dict[int, list[int]]  # number of a set -> that person's classes in it
 
 
 class SetOfClasses(NamedTuple):
-    """What one of several sets brings along."""
+    """What one of several sets contributes."""
 
     name: str
     images: range  # sample ids
@@ -95,7 +95,7 @@ class JoinedSets(FaceDataset):
                 if person in number_of_person:
                     is_new[own] = False
                     joined[own] = number_of_person[person]
-                else:  # its number follows from how many new classes stand before it
+                else:  # its number follows from how many new classes come before it
                     number_of_person[person] = following + int(is_new[:own].sum())
             table = following - 1 + np.cumsum(is_new)
             table[list(joined)] = list(joined.values())
@@ -187,11 +187,11 @@ class JoinedSets(FaceDataset):
 def read_class_map(
     path: str | Path, names: Sequence[str], sets: Sequence[FaceDataset], class_counts: Sequence[int]
 ) -> list[Person]:
-    """Read which classes of which sets are one person; see :class:`JoinedSets`.
+    """Read which classes of which sets are the same person; see :class:`JoinedSets`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no list of people, names a set or class that there is not, or a class twice.
+        ValueError: it is not a list of people, names a set or class that does not exist, or a class twice.
     """
     path = Path(path)
     if not path.is_file():

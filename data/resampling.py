@@ -1,4 +1,4 @@
-"""Resizing and blurring of image batches as products with small matrices, one pair of matrices an image.
+"""Resizing and blurring of image batches as products with small matrices, one pair of matrices per image.
 
 Every image of a batch may have its own size and its own interpolation. The weights are multiples of 2^-11 and the
 values multiples of 2^-3, so float32 adds them without rounding: an image comes out the same, whichever images are
@@ -38,11 +38,11 @@ def resize_matrix(size_in_n: Tensor, size_out_n: Tensor, method_n: Tensor, most_
     """Weights that resize one axis, each image by its own sizes and method.
 
     The methods are OpenCV's: only "area" averages when the image shrinks. "triangle" is "linear" widened when the
-    image shrinks (by 3 at most), as PIL and DALI have it. "area" shrinks by 7 at most.
+    image shrinks (by 3 at most), as in PIL and DALI. "area" shrinks by 7 at most.
 
     Args:
-        size_in_n: pixels before; what lies behind them is left out.
-        size_out_n: pixels after; rows behind them repeat the last one.
+        size_in_n: pixels before; what lies beyond them is left out.
+        size_out_n: pixels after; rows beyond them repeat the last one.
         method_n: indices into ``METHODS``.
         most_in: I.
         most_out: O.
@@ -110,7 +110,7 @@ def _counted(size: int, like_n: Tensor) -> Tensor:
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Keys' kernel with a = -0.75, as OpenCV has it."""
+    """Keys' kernel with a = -0.75, as in OpenCV."""
     near = (1.25 * distance - 2.25) * distance * distance + 1
     far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))

@@ -20,7 +20,7 @@ class WeightedSet(NamedTuple):
 
     @property
     def images_drawn(self) -> int:
-        """How many of its images come in an epoch, counted as often as they do."""
+        """How many of its images come in an epoch, repeats included."""
         return self.images * int(self.weight) + round(self.images * (self.weight % 1))
 
 
@@ -107,7 +107,7 @@ def epoch_permutation(n: int, seed: int, epoch: int, chunk: int = 1, window: int
     Args:
         n: samples.
         seed: of the run.
-        epoch: another epoch has other chunks together.
+        epoch: each one puts other chunks together.
         chunk: consecutive samples that stay together until they are shuffled within their window; 1: none, a plain
             permutation.
         window: chunks that are shuffled together.

@@ -2,7 +2,7 @@
 
 Launchers and schedulers send SIGTERM to the whole group. The training process then still needs its workers to finish
 the step and save, so that only its own SIGTERM ends them. That takes a system which tells who sent a signal: Linux;
-on macOS and Windows a worker ends by anybody's.
+on macOS and Windows anybody's ends a worker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class WorkerLoader(DataLoader[T_co]):
-    """torch's loader, whose processes are those of this module; it takes batches as the data set makes them."""
+    """torch's loader, with the processes of this module; it takes batches as the data set makes them."""
 
     def __init__(self, dataset: Any, **options: Any) -> None:
         if options.get("num_workers"):
@@ -33,7 +33,7 @@ class WorkerLoader(DataLoader[T_co]):
     def __iter__(self) -> Any:
         if not _tells_senders():
             return super().__iter__()
-        resource_tracker.ensure_running()  # by itself as processes start; it would let SIGTERM through again
+        resource_tracker.ensure_running()  # started with the processes, it would let SIGTERM through again
         # New processes inherit this, and so do the threads that libraries start in them before start_worker runs.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
@@ -43,7 +43,7 @@ class WorkerLoader(DataLoader[T_co]):
 
 
 def start_method() -> str:
-    """Python's own choice, but no fork server: a group's SIGTERM would end it, and the workers with it."""
+    """Python's own choice, but not a fork server: a group's SIGTERM would end it, and the workers with it."""
     method = multiprocessing.get_start_method()  # Python 3.14's own choice on Linux is a fork server
     return "spawn" if method == "forkserver" else method
 

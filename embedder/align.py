@@ -54,7 +54,7 @@ def similarity_transform(landmarks: ArrayLike, template: ArrayLike = TEMPLATE) -
 
 
 def align_face(image: NDArray[np.uint8], landmarks: ArrayLike, image_size: int = 112) -> NDArray[np.uint8]:
-    """Warp a photo so that its landmarks come to the standard place.
+    """Warp a photo so that its landmarks come to their standard places.
 
     Args:
         image: (H, W, 3).
@@ -62,7 +62,7 @@ def align_face(image: NDArray[np.uint8], landmarks: ArrayLike, image_size: int =
         image_size: side of the result; the template is scaled with it.
 
     Returns:
-        (image_size, image_size, 3), bilinear, black where the photo ends.
+        (image_size, image_size, 3), bilinear, black outside the photo.
     """
     return warp_face(image, similarity_transform(landmarks, TEMPLATE * (image_size / 112)), image_size)
 

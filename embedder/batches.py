@@ -44,7 +44,7 @@ def embedded_blocks(
     threads: int = 1,
     progress: str = "",
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Embed blocks of images in order, while ``threads`` threads load those that come next.
+    """Embed blocks of images in order, while ``threads`` threads load the next ones.
 
     Host memory: ``threads + 2`` blocks of uint8 images.
 
@@ -92,7 +92,7 @@ def embed_batches(
     Host memory beyond the result: three batches of uint8 images.
 
     Args:
-        backbone: (B, 3, H, W) to (B, D); a DistributedDataParallel wrapper is looked through, because its
+        backbone: (B, 3, H, W) to (B, D); a DistributedDataParallel wrapper is bypassed, because its
             forward talks to the other ranks. Its mode is restored afterwards.
         load: (start, end) to (end - start, H, W, 3) uint8 RGB; called from other threads.
         n: number of images.

@@ -18,7 +18,7 @@ class Embedder(ABC):
     Attributes:
         name: the network's name, or the ONNX file's.
         embedding_size: D.
-        sha256: hash of the file, in hexadecimal; it stands for the weights in a cache's key.
+        sha256: hash of the file, in hexadecimal; it identifies the weights in a cache's key.
         image_size: side in pixels of the images that the network takes.
         precision: "float32", or what its products run in.
     """

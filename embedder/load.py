@@ -151,7 +151,7 @@ def _weights_file(path: Path) -> Path:
 def _choose_network(
     network: str | None, config: dict[str, Any], config_path: Path, weights: dict[str, Tensor], embedding_size: int
 ) -> tuple[str, str]:
-    """The network's name, and who said so."""
+    """The network's name, and where it comes from."""
     if network is not None:
         return network, "--network"
     if "network" in config:

@@ -21,8 +21,8 @@ class OnnxEmbedder(Embedder):
     """A recognition network run by onnxruntime.
 
     Its input is RGB, ``(x - mean) / std`` with mean and std both 127.5, unless the file's metadata name others
-    (``input_mean``, ``input_std``), or the graph starts with a Sub and a Mul of its own: then pixels go in as they
-    are. That is how insightface's ``ArcFaceONNX`` decides. A graph of fixed batch size gets batches of that size.
+    (``input_mean``, ``input_std``), or the graph starts with a Sub and a Mul of its own: then pixels go in raw.
+    That is how insightface's ``ArcFaceONNX`` decides. A graph of fixed batch size gets batches of that size.
 
     Args:
         path: the file.
@@ -31,7 +31,7 @@ class OnnxEmbedder(Embedder):
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a package is missing, no ONNX model, or not one image input and one (B, D) output.
+        ValueError: a package is missing, or this is no ONNX model with one image input and one (B, D) output.
     """
 
     def __init__(self, path: Path, sha256: str, device: torch.device) -> None:

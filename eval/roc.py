@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 _MANY = 1 << 20  # scores that are sorted in threads
-_SAMPLE = 10_000  # of them, to part them by
+_SAMPLE = 10_000  # of them, to split them by
 FAR_GRID: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
 class Roc:
-    """One curve, its points by growing FAR."""
+    """One curve, its points by ascending FAR."""
 
     far: NDArray[np.float64]  # (K,)
     tar: NDArray[np.float64]  # (K,)
@@ -40,9 +40,9 @@ class Roc:
 
 
 def roc(labels: ArrayLike, scores: ArrayLike) -> Roc:
-    """Build the curve: the very points of ``sklearn.metrics.roc_curve``, equal scores and dropped points included.
+    """Build the curve: exactly the points of ``sklearn.metrics.roc_curve``, equal scores and dropped points included.
 
-    It differs from that in sorting impostor and genuine scores apart, values only. Memory beyond the inputs: about
+    It differs in sorting impostor and genuine scores separately, values only. Memory beyond the inputs: about
     56 bytes a pair for a moment.
 
     Args:
@@ -69,7 +69,7 @@ def roc(labels: ArrayLike, scores: ArrayLike) -> Roc:
 
 
 def _sorted(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sort many values in threads, each those of one range."""
+    """Sort many values in threads, each one range of them."""
     workers = min(4, os.cpu_count() or 1)
     if len(scores) < _MANY or workers == 1:
         return np.sort(scores)
@@ -88,8 +88,8 @@ def _accepted(
     """Count the pairs of both kinds at or above each score that occurs, the highest score first.
 
     Args:
-        impostor: scores, growing.
-        genuine: scores, growing.
+        impostor: scores, ascending.
+        genuine: scores, ascending.
     """
     impostor_values, false_K = _distinct(impostor)
     genuine_values, true_g = _distinct(genuine)
@@ -104,7 +104,7 @@ def _accepted(
 
 
 def _distinct(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """Each score that occurs in a growing array, the highest first, and how many lie at or above it."""
+    """Each score that occurs in an ascending array, the highest first, and how many lie at or above it."""
     falling = scores[::-1]
     last = np.flatnonzero(np.r_[falling[1:] != falling[:-1], True])
     if len(last) == len(falling):
@@ -115,7 +115,7 @@ def _distinct(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 def plot_roc(curves: dict[str, Roc], title: str, fars: Sequence[float] = FAR_GRID) -> Figure:
     """Draw curves over a logarithmic FAR axis, with a mark at each FAR of ``fars``.
 
-    A mark is the TAR of the nearest point, so it may lie beside the staircase; it is hollow where the FAR is
+    A mark is the TAR of the nearest point, so it may lie off the staircase; it is hollow where the FAR is
     less than one impostor pair, and that range is grey.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where a rank's heads lie: arrays in memory of a device or of the host, or in files. Reading and writing, no more.
+"""Where a rank's heads are kept: arrays in device or host memory, or in files. Only reading and writing.
 
 Every class has one row in each array: its centre, and one more for each name of optimizer state. What was never
 written takes up no room.
@@ -30,7 +30,7 @@ from utils.device import to_device
 
 Rows = dict[str, Tensor]  # array name -> (S, D)
 CENTRES = "weight"
-_MAP_NORESERVE = 0x4000  # Linux: no promise of memory for what may never be touched
+_MAP_NORESERVE = 0x4000  # Linux: reserve no memory for what may never be touched
 
 
 class HeadArrays(ABC):
@@ -68,11 +68,11 @@ class HeadArrays(ABC):
         """
 
     def close(self) -> None:  # noqa: B027
-        """Give up what is held outside memory."""
+        """Release what is held outside memory."""
 
 
 class MemoryArrays(HeadArrays):
-    """Tensors in memory of the training device or of the host."""
+    """Tensors in the memory of the training device or the host."""
 
     def __init__(self, layout: Layout, width: int, dtype: torch.dtype, home: torch.device) -> None:
         super().__init__(layout, width, dtype, home)
@@ -152,7 +152,7 @@ class FileArrays(HeadArrays):
                 _write_all(descriptor, data[i * self.block : (i + 1) * self.block], place * self.block)
 
     def close(self) -> None:
-        """Close the files, which ends them."""
+        """Close the files, which deletes them."""
         for close_file in self._closers:
             close_file()
 
@@ -165,7 +165,7 @@ def _bytes_of(x: Tensor) -> memoryview:
 def _read_all(descriptor: int, data: memoryview, offset: int) -> int:
     """Fill ``data``, in as many calls as the system needs; returns the bytes that the file lacks.
 
-    One call gives 2 GiB at most on Linux, and a head can be longer.
+    One call reads at most 2 GiB on Linux, and a head can be longer.
     """
     while data:
         if hasattr(os, "preadv"):

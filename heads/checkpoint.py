@@ -1,8 +1,8 @@
 """The classifier in a checkpoint: every rank writes the heads that it has updated, any number of ranks read them.
 
 ``heads/rank_R_of_W/`` holds ``heads.npy`` (head numbers, ascending), ``visits.npy`` (their updates) and, for the
-centres and each optimizer state, ``NAME.npy`` with one row per class. Heads without an update are not there: their
-values follow from the seed. Saving and loading go head block by head block, so that memory stays small.
+centres and each optimizer state, ``NAME.npy`` with one row per class. Heads never updated are left out: their
+values follow from the seed. Heads are saved and loaded block by block, so that memory stays small.
 
 Shapes: n heads of one part, L classes per head, D embedding size, C classes, m classes of one block.
 """
@@ -64,7 +64,7 @@ def save_heads(shard: HeadShard, folder: Path) -> None:
 
 
 def load_heads(shard: HeadShard, folder: Path) -> None:
-    """Take over this rank's heads from those below ``folder``, written by any number of ranks.
+    """Restore this rank's heads from those below ``folder``, written by any number of ranks.
 
     Raises:
         ValueError: files are missing or damaged, or were written with another optimizer or number type.
@@ -101,7 +101,7 @@ def read_parts(folder: Path) -> list[Part]:
 def merged_blocks(
     parts: Sequence[Part], settings: dict[str, int]
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
-    """Yield consecutive classes' centres (m, D), and the updates of their heads (m,), until all C have come.
+    """Yield consecutive classes' centres (m, D), and the updates of their heads (m,), until all C are done.
 
     Args:
         parts: of every rank.
@@ -126,7 +126,7 @@ def merged_blocks(
 
 
 def centres_dtype(parts: Sequence[Part]) -> np.dtype[Any]:
-    """The centres' number type; a part without heads does not know it."""
+    """The centres' number type; a part without heads cannot tell it."""
     return next((part.centres.dtype for part in parts if len(part.heads_n)), np.dtype(np.float32))
 
 

@@ -1,7 +1,7 @@
-"""Which classes one rank holds, and where they stand in its arrays.
+"""Which classes one rank holds, and where they are in its arrays.
 
-Class c lives in head c // L, slot c % L. Numbers of heads and classes are global everywhere; only this file knows the
-places that they have in the arrays of a rank.
+Class c lives in head c // L, slot c % L. Head and class numbers are global everywhere; only this file knows
+their places in a rank's arrays.
 
 Shapes: h heads, S their classes, L classes per head, C classes of all ranks.
 """
@@ -18,7 +18,7 @@ from utils.distributed import part_of
 
 @dataclass(frozen=True)
 class Layout:
-    """The classes of one rank: a contiguous block of whole heads, of which the last of all may be short."""
+    """The classes of one rank: a contiguous block of whole heads; the very last head may be short."""
 
     num_classes: int  # C
     head_size: int  # L
@@ -61,9 +61,9 @@ class Layout:
         return classes_S[classes_S < self.num_classes]
 
     def places_of(self, heads_h: Tensor) -> Tensor:
-        """Where some heads of this rank stand in an array with one number a head, (h,)."""
+        """Where some of this rank's heads are in an array with one number per head, (h,)."""
         return heads_h - self.head_start
 
     def rows_of(self, heads_h: Tensor) -> Tensor:
-        """Where the classes of some heads of this rank stand in an array with one row a class, (S,)."""
+        """Where the classes of some of this rank's heads are in an array with one row per class, (S,)."""
         return self.classes_of(heads_h) - self.class_start

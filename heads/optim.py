@@ -17,11 +17,11 @@ from utils.device import to_device
 
 
 class RowOptimizer(Optimizer):
-    """What both optimizers share: which rows there are to update, and how their state travels.
+    """What both optimizers share: which rows to update, and how their state travels.
 
-    One parameter group, whose parameters are the rows of the moment; ``param_groups[0]["lr"]`` is read at each step.
+    One parameter group, whose parameters are the selected rows; ``param_groups[0]["lr"]`` is read at each step.
 
-    Subclasses name their arrays of state in ``state_names`` and define :meth:`update`.
+    Subclasses name their state arrays in ``state_names`` and define :meth:`update`.
     """
 
     state_names: tuple[str, ...] = ()
@@ -67,12 +67,12 @@ class RowOptimizer(Optimizer):
         return {k: v for k, v in self.param_groups[0].items() if k != "params"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave."""
         self.param_groups[0].update(state_dict)
 
 
 class RowSGD(RowOptimizer):
-    """SGD on the selected rows of a :class:`HeadShard`, in place; all other rows keep every bit.
+    """SGD on the selected rows of a :class:`HeadShard`, in place; all other rows stay bit-identical.
 
     For a row that is selected in every step the result equals ``torch.optim.SGD``. A row that is selected rarely sees
     only its own updates: between them neither its momentum nor its weight decays. Several forwards before one step
@@ -122,7 +122,7 @@ class RowAdamW(RowOptimizer):
     """AdamW on the selected rows of a :class:`HeadShard`, in place, with a step count for each head.
 
     For a row that is selected in every step the result equals ``torch.optim.AdamW``. A row that is selected rarely
-    sees only its own updates: its averages and its decay rest between them, and the bias correction counts its own
+    sees only its own updates: its averages and its decay pause between them, and the bias correction counts its own
     head's updates, not the run's.
 
     Args:
@@ -167,7 +167,7 @@ class RowAdamW(RowOptimizer):
 
 
 def _joined(pending: list[Pending]) -> tuple[Tensor, Tensor, Rows, Tensor]:
-    """Heads, classes, their rows and gradient; what occurs in several forwards has its gradients added."""
+    """Heads, classes, their rows and gradient; rows in several forwards have their gradients added."""
     if len(pending) == 1:
         (one,) = pending
         assert one.leaf_SD.grad is not None

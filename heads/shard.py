@@ -28,7 +28,7 @@ _FOR_CENTRES, _FOR_NEGATIVES = 1, 2  # what a random draw is for, so that draws 
 
 @dataclass
 class Pending:
-    """One forward that waits for the optimizer."""
+    """One forward that awaits the optimizer."""
 
     selection: Selection
     leaf_SD: Tensor  # the centres, with their gradient after backward
@@ -36,10 +36,10 @@ class Pending:
 
 
 def first_centres(seed: int, classes_N: Tensor, embedding_size: int, dtype: torch.dtype) -> Tensor:
-    """The values (N, D) with which the centres of the given classes start, on their device: normal(0, 0.01)."""
+    """The initial centres (N, D) of the given classes, on their device: normal(0, 0.01)."""
     key = hashing.key(seed, _FOR_CENTRES)
     out_ND = torch.empty((len(classes_N), embedding_size), dtype=dtype, device=classes_N.device)
-    for start in range(0, len(classes_N), 65_536):  # hashing takes five times the room of its result
+    for start in range(0, len(classes_N), 65_536):  # hashing takes five times the memory of its result
         block = slice(start, start + 65_536)
         torch.mul(hashing.normal(key, classes_N[block], embedding_size), INITIAL_STD, out=out_ND[block])
     return out_ND
@@ -106,7 +106,7 @@ class HeadShard:
         self._announced: deque[tuple[Tensor, Selection, Fetch]] = deque()
 
     def initial_centres(self, classes_N: Tensor) -> Tensor:
-        """The values (N, D) with which the centres of the given classes start; see :func:`first_centres`."""
+        """The initial centres (N, D) of the given classes; see :func:`first_centres`."""
         return first_centres(self.seed, classes_N, self.embedding_size, self.dtype)
 
     def select(self, labels_G: Tensor, iteration: int) -> Selection:
@@ -122,26 +122,26 @@ class HeadShard:
         return draw_heads(self.layout, self.negative_rate, hashing.key(self.seed, _FOR_NEGATIVES, iteration))
 
     def prefetch(self, local_labels: Tensor) -> None:
-        """Announce the labels of a coming forward, so that its heads arrive while the ones before it compute.
+        """Announce the labels of a coming forward, so that its heads arrive while earlier ones compute.
 
-        Call it for each training forward in their order, at the latest before the forward itself; every rank does.
+        Call it on every rank, for each training forward in order, at the latest just before the forward itself.
 
         Args:
             local_labels: (B,) int64, the very labels that the forward will get; best on the host, as loaders give
                 them, so that nothing waits for the device.
 
-        Collectives: the all-gather of B labels, between hosts, that the forward then does without.
+        Collectives: the all-gather of B labels, between hosts, that the forward then skips.
         """
         selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration + len(self._announced))
         self._announced.append((local_labels, selection, self.storage.fetch(selection.heads_h)))
 
     @property
     def has_announced(self) -> bool:
-        """Whether forwards have been announced that have not come yet."""
+        """Whether announced forwards are still to come."""
         return bool(self._announced)
 
     def forget_prefetched(self) -> None:
-        """Drop announced forwards that will not come; every rank does."""
+        """Drop announced forwards that will not come; call it on every rank."""
         for _, _, fetch in self._announced:
             self.storage.forget(fetch)
         self._announced.clear()
@@ -161,7 +161,7 @@ class HeadShard:
         return selection, self.storage.take(fetch)
 
     def look(self, local_labels: Tensor) -> tuple[Selection, Rows]:
-        """The heads of a forward that trains nothing: announcements stay.
+        """The heads of a forward that trains nothing: announcements are kept.
 
         Collectives: the all-gather of B labels.
         """
@@ -208,9 +208,9 @@ class HeadShard:
         return to_device(self.visits[self.layout.places_of(classes_S // self.layout.head_size)], self.device)
 
     def tensors(self) -> Rows:
-        """The centres and the optimizer's state in memory, all written, (classes of this rank, D) each.
+        """The centres and the optimizer's state in memory, once all is written, (classes of this rank, D) each.
 
-        Rows of heads without an update hold zeros still.
+        Rows of heads never updated still hold zeros.
 
         Raises:
             ValueError: they are in files.
@@ -230,7 +230,7 @@ class HeadShard:
         return {**self.tensors(), "visits": self.visits, **self.settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave, on the same rank of as many.
+        """Restore what :meth:`state_dict` gave, for the same rank and number of ranks.
 
         Raises:
             ValueError: it lacks the state of this run's optimizer, or belongs to another classifier.
@@ -254,7 +254,7 @@ class HeadShard:
         }
 
     def load_settings(self, saved: dict[str, int]) -> None:
-        """Go on from the draws of :meth:`settings`; forwards announced before are forgotten.
+        """Continue from the draws of :meth:`settings`; forwards already announced are forgotten.
 
         Raises:
             ValueError: they belong to other classes, heads, embedding size or seed.

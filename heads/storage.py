@@ -47,7 +47,7 @@ class HeadStorage:
         width: D.
         dtype: of every array.
         device: where training computes.
-        initial: gives the first centres (N, D) of classes (N,) that were never updated, on the device of the latter.
+        initial: gives the initial centres (N, D) of classes (N,) that were never updated, on their device.
         place: "device", "host", or "file".
         folder: for "file": where the files are made; it should be on a local disk.
 
@@ -77,7 +77,7 @@ class HeadStorage:
         else:
             self.arrays = MemoryArrays(layout, width, dtype, device if place == "device" else torch.device("cpu"))
         self.visits = untouched_zeros((layout.heads_here,), torch.int32, torch.device("cpu"))  # updates of each head
-        self.waited_s = 0.0  # time that take() was kept waiting
+        self.waited_s = 0.0  # time spent waiting in take()
         self._failed: Exception | None = None  # a write that failed; nothing is read or written after it
         self._worker = None if place == "device" else _single_threaded_worker(device)
         # Not yet run on a GPU: rows travel on a stream of their own, and the background thread waits for it.
@@ -115,10 +115,10 @@ class HeadStorage:
             return self._read(fetch.heads_h, self._is_fresh(fetch.heads_h), fetch.names)
         started_s = time.monotonic()
         if fetch.coming.exception() is not None:
-            self._check_writes()  # a write that failed before it says what to do
+            self._check_writes()  # an earlier failed write says what to do
         rows = fetch.coming.result()
         if self._stream is not None:
-            for value in rows.values():  # made on the other stream, so this one must be known to use it
+            for value in rows.values():  # made on the other stream, which must know that this one uses it
                 value.record_stream(torch.cuda.current_stream(self.device))
         self.waited_s += time.monotonic() - started_s
         self.forget(fetch)
@@ -133,7 +133,7 @@ class HeadStorage:
     def store(self, heads_h: Tensor, values: Rows) -> None:
         """Write new values of all arrays of some heads, and count an update of each.
 
-        For host memory and files it returns at once and the writing goes on behind: ``values`` must not change after.
+        For host memory and files it returns at once and writes in the background: ``values`` must not change after.
 
         Raises:
             OSError: an earlier write has failed.
@@ -166,7 +166,7 @@ class HeadStorage:
         self._check_writes()
 
     def close(self) -> None:
-        """Wait until everything is written, end the background thread, give up the files.
+        """Wait until everything is written, end the background thread, close the files.
 
         Raises:
             OSError: a write has failed.
@@ -214,7 +214,7 @@ class HeadStorage:
         return rows
 
     def _lay_over(self, rows: Rows, heads_h: Tensor, values: Rows, newer_h: Tensor) -> None:
-        """Overwrite the rows of those heads that were updated after they had been asked for."""
+        """Overwrite the rows of those heads that were updated after they were asked for."""
         classes_S, newer_S = self.layout.classes_of(heads_h), self.layout.classes_of(newer_h)
         if not len(classes_S):
             return
@@ -226,7 +226,7 @@ class HeadStorage:
             rows[name][here] = to_device(values[name], self.device)[there]  # what restore() was given is on the host
 
     def _bring(self, heads_h: Tensor, fresh_h: Tensor, names: Sequence[str]) -> Rows:
-        """Read, in the background, and move to the training device beside what it computes."""
+        """Read, in the background, and move to the training device while it computes."""
         rows = self._read(heads_h, fresh_h, names)
         if self._stream is None:
             return {name: to_device(value, self.device) for name, value in rows.items()}
@@ -262,9 +262,9 @@ class HeadStorage:
 
 
 def _single_threaded_worker(device: torch.device) -> ThreadPoolExecutor:
-    """One background thread in which torch uses no further ones; a second team would get in the training's way.
+    """One background thread in which torch uses no further ones; a second team would get in training's way.
 
-    The number of OpenMP threads belongs to the calling thread, that of the matrix library to all; hence the reset.
+    The number of OpenMP threads is per calling thread, that of the matrix library is global; hence the reset.
     """
     worker = ThreadPoolExecutor(1, thread_name_prefix="heads")
     threads = torch.get_num_threads()

@@ -1,8 +1,8 @@
 """Margins on cosines and the softmax cross-entropy over sharded classes.
 
 A margin is a callable ``logits_NS = margin(cosines_NS, labels_N)``: it shifts each row's target cosine and scales
-everything. Label -1 says that the row's positive class is not among these columns. What a margin needs from other
-shards it is given (``losses/margin.py``); no rank appears here.
+everything. Label -1 says that the row's positive class is not among these columns. A margin is given what it needs
+from other shards (``losses/margin.py``); no rank appears here.
 """
 
 from losses.adaface import AdaFace

@@ -24,8 +24,8 @@ class AdaFace(Margin):
 
     Source: Kim et al., AdaFace, CVPR 2022, section 3 (g_angle, g_add and the norm's z-score); reference: ``AdaFace``
     in head.py of github.com/mk-minchul/AdaFace, commit 9cb9816. Differs from it in that mu and sigma see the batch of
-    all ranks, not each rank's own, and only in training; that a batch of one row, or one with a NaN, leaves them as
-    they are; and that cosines with other classes are not clipped.
+    all ranks, not each rank's own, and only in training; that a batch of one row, or one with a NaN, leaves them
+    unchanged; and that cosines with other classes are not clipped.
 
     Args:
         scale: the factor on all logits, above 0.
@@ -61,7 +61,7 @@ class AdaFace(Margin):
         mean, std = lengths_N.mean(), lengths_N.std()
         for buffer, value in ((self.batch_mean, mean), (self.batch_std, std)):
             moved = self.t_alpha * value + (1 - self.t_alpha) * buffer
-            # an overflow that the optimizer skips must not stay here for good
+            # an overflow that the optimizer skips must not stay here forever
             buffer.copy_(torch.where(mean.isfinite(), moved, buffer))
 
     @torch.no_grad()

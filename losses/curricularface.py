@@ -22,13 +22,13 @@ class CurricularFace(ArcFace):
     c (t + c) starts below or above c, so a row's largest cosine need not have its largest logit: :meth:`highest` is
     an upper bound. It is exact where cos(theta_y + m) is in [0, 1] and the fallback is not used, or where the row has
     no hard negative. Elsewhere it may be too high by up to ``scale * (1 - t / 2)^2``, reached only near theta_y =
-    pi - m; at the start of training (theta_y = pi / 2, t = 0, m = 0.5) by up to 0.23 ``scale``. That float32
-    exponentials bear, to a scale of 87 where t is not below 0.
+    pi - m; at the start of training (theta_y = pi / 2, t = 0, m = 0.5) by up to 0.23 ``scale``. float32
+    exponentials bear that up to a scale of 87 where t is not below 0.
 
     Source: Huang et al., CurricularFace, CVPR 2020, section 3 (T, N and the moving average, equation 9); reference:
     ``CurricularFace`` in head/metrics.py of github.com/HuangYG123/CurricularFace, commit d380265. Differs from it in
     the finite derivative at |cos(theta_y)| = 1, in that t moves in training only, and in that an empty batch, or one
-    with a NaN, leaves t as it is.
+    with a NaN, leaves t unchanged.
 
     Args:
         scale: the factor on all logits, above 0.
@@ -52,7 +52,7 @@ class CurricularFace(ArcFace):
     def observe(self, targets_N: Tensor, norms_N: Tensor) -> None:
         """Move t towards the batch's mean target cosine, see :meth:`Margin.observe`."""
         moved = self.momentum * targets_N.mean() + (1 - self.momentum) * self.t
-        # an overflow that the optimizer skips must not stay here for good
+        # an overflow that the optimizer skips must not stay here forever
         self.t.copy_(torch.where(moved.isfinite(), moved, self.t))
 
     @torch.no_grad()

@@ -46,7 +46,7 @@ def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> t
     Args:
         checkpoint: a folder ``step_N``.
         out: .npy, or .pt with a dictionary of one tensor, "weight".
-        updates: .npy to fill with the number of updates of each class's head, (C,) int32; 0: still as it started.
+        updates: .npy to fill with the number of updates of each class's head, (C,) int32; 0: never updated.
 
     Returns:
         C, D, and the number of classes that were updated.
@@ -101,7 +101,7 @@ def names_of_classes(checkpoint: Path, count: int) -> Path | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
+    """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(
         prog="export_centers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -41,7 +41,7 @@ def cost_of(network: nn.Module) -> Cost:
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            # The two parts by themselves: autocast, which forward switches, is not there on the meta device.
+            # The two parts by themselves: autocast, which forward switches, does not exist on the meta device.
             network.project(network.trunk(torch.zeros((1, *INPUT_SHAPE), device=parameters[0].device)))
     finally:
         network.train(was_training)
@@ -49,7 +49,7 @@ def cost_of(network: nn.Module) -> Cost:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, or 2 for what the user can mend."""
+    """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(prog="flops", description=__doc__)
     parser.add_argument("networks", nargs="*", metavar="NAME", help=f"default: all of {', '.join(MODEL_NAMES)}")
     parser.add_argument("--embedding-size", type=int, default=512, help="numbers per embedding (default 512)")

@@ -176,7 +176,7 @@ def write_bin(path: Path, pairs: EncodedPairs, size: int, quality: int) -> int:
         ValueError: an image does not decode; names its place.
         OSError: the file cannot be written.
     """
-    fitted: dict[bytes, bytes] = {}  # an image that is in several pairs is one object, and stands once in the file
+    fitted: dict[bytes, bytes] = {}  # an image that is in several pairs is one object, and is in the file once
     images, resized = [], 0
     for i, encoded in enumerate(pairs.images):
         if encoded not in fitted:

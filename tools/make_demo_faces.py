@@ -78,7 +78,7 @@ def make_demo(out: Path, recipe: Recipe, workers: int = 2) -> bool:
     """Render the demo into ``out``.
 
     Args:
-        out: made, parents too; if it holds the demo of the same recipe already, it is left as it is.
+        out: made, parents too; if it already holds the demo of the same recipe, it is left alone.
         recipe: what to render.
         workers: processes; 1 renders in this one.
 

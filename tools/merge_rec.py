@@ -34,7 +34,7 @@ _READ_AT_ONCE = 256  # records
 def merge_records(joined: JoinedSets, readers: Sequence[RecordReader], out: Path) -> None:
     """Write the images of all sets into ``out``/train.rec, in insightface's form.
 
-    Keys follow the classes; in the file, the images stand as in the sets, one set after the other.
+    Keys follow the classes; in the file, the images are in the sets' order, one set after another.
 
     Args:
         joined: sets of records.

@@ -47,7 +47,7 @@ class Coding:
     size: int = 112  # side in pixels
     encoding: str = ".jpg"  # or ".png"
     quality: int = 95  # of JPEG
-    copy: bool = False  # keep the bytes of an image that has the size already
+    copy: bool = False  # keep the bytes of an image that already has the size
 
 
 @dataclass
@@ -117,7 +117,7 @@ def pack_files(files: FaceFiles, out: Path, coding: Coding, workers: int) -> Pac
 
 
 def _tasks(files: FaceFiles) -> Iterator[list[tuple[int, str]]]:
-    """Yield identity and path of so many files at a time."""
+    """Yield identity and path of some files at a time."""
     task = []
     for identity, paths in enumerate(files):
         for path in paths:
@@ -130,7 +130,7 @@ def _tasks(files: FaceFiles) -> Iterator[list[tuple[int, str]]]:
 
 
 def _fit_files(task: list[tuple[int, str]], coding: Coding) -> list[tuple[int, str, FittedFace | str]]:
-    """Put the face, or what is wrong with the file, beside each."""
+    """Add to each the face, or what is wrong with the file."""
     return [(identity, path, _fit_file(path, coding)) for identity, path in task]
 
 

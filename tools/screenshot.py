@@ -29,7 +29,7 @@ def run_chromium(page: Path, options: Sequence[str], timeout_s: float = 90) -> s
     Args:
         page: the HTML file.
         options: what to do with it, such as ``--dump-dom``.
-        timeout_s: after that the browser is ended.
+        timeout_s: after that the browser is killed.
 
     Returns:
         what it printed.

@@ -99,7 +99,7 @@ def _words(name: str) -> list[str]:
 
 
 def time_all(faces: Tensor, batches: int) -> dict[str, float]:
-    """Images/s of the flip alone, each set and each operation on every image, all measured in turns."""
+    """Images/s of the flip alone, each set and each operation on every image, all measured in turn."""
     choices: dict[str, str | dict[str, float] | None] = {"flip alone": None}
     choices |= {f'augment = "{name}"': name for name in PRESETS}
     choices |= {f"{name} on all": {name: 1.0} for name in OPERATIONS}

@@ -37,7 +37,7 @@ _READ_AT_ONCE = 256  # records
 
 
 def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024) -> tuple[int, int]:
-    """Write the images of a record file into ``out``/train.rec, mixed, and property beside it.
+    """Write the images of a record file into ``out``/train.rec, shuffled, and property beside it.
 
     The result depends on the file and the seed only.
 
@@ -45,7 +45,7 @@ def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024)
         rec_path: a .rec file of either family.
         out: made if missing.
         seed: of the order.
-        memory_mb: what may be held in memory of the records.
+        memory_mb: how much of the records memory may hold.
 
     Returns:
         The number of images, and that of classes.
@@ -85,7 +85,7 @@ def _in_new_order(
         for part, spill in enumerate(spills):
             spill.seek(0)
             yield from _sorted(_unspill(spill.read()), part * size, size)
-            spill.truncate(0)  # room for what is still to be written
+            spill.truncate(0)  # make room for what is still to be written
 
 
 def _by_file(
@@ -115,7 +115,7 @@ def _sorted(placed: Iterator[tuple[int, bytes]], first: int, size: int) -> Itera
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status, 2 for input that cannot be mixed."""
+    """Run the command; the exit status, 2 for input that cannot be shuffled."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
         prog="shuffle_rec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

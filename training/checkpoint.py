@@ -43,8 +43,8 @@ def save_checkpoint(
         folder: the run's checkpoints/.
         step: optimizer steps taken.
         training: what is equal on every rank; rank 0's is written.
-        save_heads: writes this rank's part below the folder that it is given; has no collective in it.
-        keep: checkpoints that stay.
+        save_heads: writes this rank's part below the folder that it is given, without collectives.
+        keep: checkpoints to keep.
         rng: this rank's random state; all ranks' are kept.
 
     Returns:
@@ -114,10 +114,10 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
 class Fit:
     """How far a file of weights fits a network."""
 
-    share: float  # of the network's tensors that were taken over
+    share: float  # of the network's tensors that were loaded
     missing: list[str]  # tensors of the network that are not in the file
-    misshapen: list[str]  # those that have another shape there
-    extra: list[str]  # tensors of the file that the network has not
+    misshapen: list[str]  # those whose shape differs there
+    extra: list[str]  # tensors of the file that the network lacks
 
     def warning(self) -> str:
         """What did not fit, by name, "" if all did."""
@@ -164,7 +164,7 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Take over what :func:`rng_state` gave."""
+    """Restore what :func:`rng_state` gave."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -178,7 +178,7 @@ def _write(state: Any, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` outlive a power cut."""
+    """Make a rename in ``folder`` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,12 +21,12 @@ from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
 from utils.log import log
 
 SYNTHETIC_IMAGES = 1_000_000  # of "synthetic" data without num_image
-MAX_DAMAGED_SHARE = 0.01  # of the images, above which there is no skipping any more
-MAX_DAMAGED_FROM = 1000  # images from which on that share counts
+MAX_DAMAGED_SHARE = 0.01  # of the images, above which none are skipped any more
+MAX_DAMAGED_FROM = 1000  # images from which that share counts
 
 
 class DataSummary(NamedTuple):
-    """What has to be the same on every host."""
+    """What must be the same on every host."""
 
     num_classes: int
     num_image: int
@@ -50,7 +50,7 @@ class RunData:
         self.loader, self.faces, self.sampler = loader, loader.dataset, loader.batch_sampler
 
     def steps_per_epoch(self, gradient_acc: int) -> int:
-        """Optimizer steps of one epoch, the same on every rank; ValueError when there is not one."""
+        """Optimizer steps of one epoch, the same on every rank; ValueError if there is none."""
         steps = self.sampler.steps_per_epoch // gradient_acc
         if steps == 0:
             raise ValueError(
@@ -65,7 +65,7 @@ class RunData:
         return iter(self.loader)
 
     def describe(self) -> list[str]:
-        """Lines for the log: each of several sets with its classes, and what an epoch takes of it."""
+        """Lines for the log: each of several sets with its classes, and what an epoch takes from it."""
         faces, sampler = self.faces, self.sampler
         if not isinstance(faces, JoinedSets):
             if sampler.n == len(faces):
@@ -83,7 +83,7 @@ class RunData:
         return lines
 
     def class_list(self) -> Any:
-        """What classes.json holds: the names of the classes in their order; of several sets their ranges too.
+        """What classes.json holds: the classes' names in order; for several sets their ranges too.
 
         None where no name is known and there is one set.
         """
@@ -172,7 +172,7 @@ def _open_loader(cfg: Config, ranks: Ranks) -> Loader:
 
 
 def examine(faces: FaceDataset, num_classes: int | None) -> tuple[DataSummary, DataFacts]:
-    """Read all labels and a few images; ValueError when a label or an image does not fit, and is not skipped."""
+    """Read all labels and a few images; ValueError when a label or an image does not fit, unless it is skipped."""
     num_classes = num_classes or faces.num_classes
     labels = faces.labels
     unusable = np.empty(0, np.int64)
@@ -209,7 +209,7 @@ def _first(faces: FaceDataset, unusable: NDArray[np.int64]) -> str:
 
 
 def _adopt(faces: FaceDataset, facts: DataFacts) -> None:
-    """Take over what a process of this host, or of one with the same data, has found out."""
+    """Adopt what a process on this host, or on one with the same data, has found out."""
     faces.unusable = facts.unusable
     if isinstance(faces, JoinedSets):
         faces.class_counts = facts.class_counts
@@ -225,7 +225,7 @@ def data_folder(cfg: Config) -> Path:
 
 
 def verification_targets(cfg: Config) -> list[str]:
-    """``val_targets``, those that lie in the folder of a further set as paths."""
+    """``val_targets``, as paths where they lie in a further set's folder."""
     folders = [_folder_of(source) for source in cfg.sources()]
     targets = []
     for target in cfg.val_targets:
@@ -240,7 +240,7 @@ def _folder_of(source: str) -> Path:
 
 
 class DamagedSamples:
-    """How many damaged images others have stood in for, since the start of the process, on this rank."""
+    """How many damaged images have been replaced on this rank since the process started."""
 
     def __init__(self) -> None:
         self.damaged = self.images = 0

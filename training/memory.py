@@ -26,7 +26,7 @@ from utils.log import log
 MIB = 2**20
 STATES = {"sgd": 1, "adamw": 2}  # numbers of optimizer state for each weight
 HASHED_AT_ONCE = 65_536  # rows of one block of heads.shard.first_centres
-# Two constants measured on a CPU with torch's wheel and glibc 2.36; on others expect more than the 10 % of the tests.
+# Two constants measured on a CPU with torch's wheel and glibc 2.36; elsewhere expect more than the tests' 10 %.
 PROCESS = 826 * MIB  # peaks of the classifier runs (sgd, adamw) less their counted arrays: 831 and 821
 HOLES = 15  # largest pieces that glibc cannot use again, at most what is kept; fitted to r18 (24) and mbf (48)
 
@@ -105,7 +105,7 @@ def plan_memory(
 
 @contextmanager
 def advice_on_memory(cfg: Config, world_size: int) -> Iterator[None]:
-    """When memory runs out inside, log what the run needs and what to change; the error goes on."""
+    """When memory runs out inside, log what the run needs and what to change; the error is passed on."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
@@ -127,7 +127,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
-    """The plan of the rank that holds most classes.
+    """The plan of the rank that holds the most classes.
 
     Raises:
         ValueError: the number of identities is left to the data, or ``world_size`` is below 1.
@@ -139,7 +139,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
         raise ValueError(f"--ranks must be at least 1, got {world_size}")
     head_size, negative_rate = cfg.head_layout()
     rows = Layout.of_rank(num_classes, head_size, 0, world_size).classes_here
-    with torch.random.fork_rng(devices=[]):  # a run's own random state, for dropout, stays as it is
+    with torch.random.fork_rng(devices=[]):  # a run's own random state, for dropout, stays unchanged
         return plan_memory(
             # A fresh network, since the run's own may talk to other ranks.
             backbone=get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=cfg.amp_dtype()),
@@ -157,9 +157,9 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
 
 
 def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int) -> int:
-    """What one forward keeps for backward, and the room that the allocator cannot use again (HOLES).
+    """What one forward keeps for backward, and the memory that the allocator cannot reuse (HOLES).
 
-    Counted on 2 and 4 blank images and continued in a straight line to the batch.
+    Counted on 2 and 4 blank images and extrapolated linearly to the batch.
     """
     network = copy.deepcopy(backbone).cpu().train()
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}

@@ -21,7 +21,7 @@ from utils.config import Config
 class MetricsWriter:
     """Scalars by step, to metrics.jsonl, TensorBoard and, where asked for, Weights & Biases.
 
-    On resuming, what was written past ``start_step`` is cut, so that each step stands once.
+    On resuming, what was written past ``start_step`` is cut, so that each step appears once.
 
     Args:
         output: the run's folder.
@@ -82,7 +82,7 @@ class MetricsWriter:
 
 def _keep_lines(path: Path, last_step: int) -> None:
     lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("}\n")]  # without what a killed run was just writing
+    whole = [line for line in lines if line.endswith("}\n")]  # without the line that a killed run was writing
     kept = [line for line in whole if json.loads(line)["step"] <= last_step]
     with open_atomic(path) as file:
         file.write("".join(kept).encode())
@@ -101,7 +101,7 @@ def check_wandb(cfg: Config) -> None:
 def _start_wandb(cfg: Config, output: Path) -> Any:
     import wandb
 
-    run_id = hashlib.sha1(str(output).encode()).hexdigest()[:16]  # so that a resumed run finds itself
+    run_id = hashlib.sha1(str(output).encode()).hexdigest()[:16]  # so that a resumed run finds its old one
     name = cfg.name + (f"_{cfg.suffix_run_name}" if cfg.suffix_run_name else "")
     return wandb.init(
         entity=cfg.wandb_entity,

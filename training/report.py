@@ -1,4 +1,4 @@
-"""What a run says of itself: the start banner, and the log lines and metrics of its steps."""
+"""What a run says about itself: the start banner, and the log lines and metrics of its steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HINT_EVERY = 100  # log lines
 
 
 def announce(run: TrainingRun, data: RunData, start: Path | None) -> None:
-    """Log what the run is, and leave config.json and classes.json."""
+    """Log what the run is, and write config.json and classes.json."""
     cfg, classifier = run.cfg, run.classifier
     ranks = Ranks(run.rank, run.world_size, 0, run.device)
     num_classes = classifier.shard.layout.num_classes
@@ -90,9 +90,9 @@ class StepReport:
     """The log lines and metrics of a run's steps, each over the steps since the last one.
 
     Args:
-        run: as it is at the first step to come.
+        run: as it is before its next step.
         data: what it trains on.
-        metrics: takes the figures.
+        metrics: receives the figures.
     """
 
     def __init__(self, run: TrainingRun, data: RunData, metrics: MetricsWriter) -> None:
@@ -152,7 +152,7 @@ class Speedometer:
         self.images = 0
 
     def read(self) -> tuple[float, float]:
-        """(images a second, share of time waiting for data), then count anew."""
+        """(images a second, share of time waiting for data), then start over."""
         now = time.monotonic()
         passed = max(now - self.since_s, 1e-9)
         result = self.images / passed, min(self.waited_s / passed, 1.0)
@@ -161,7 +161,7 @@ class Speedometer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time that is spent inside on something else than training, such as verification."""
+        """Leave out the time spent inside on something other than training, such as verification."""
         begin_s = time.monotonic()
         yield
         passed_s = time.monotonic() - begin_s
@@ -187,9 +187,9 @@ class WaitingHint:
         self.said_at: int | None = None
 
     def check(self, waiting: float) -> None:
-        """Take a log line's share of time waiting into account."""
+        """Take one log line's share of waiting time into account."""
         self.lines += 1
         is_due = self.said_at is None or self.lines - self.said_at >= _HINT_EVERY
-        if waiting > DATA_WAIT_LIMIT and is_due and self.lines > 1:  # the first one has the workers' start in it
+        if waiting > DATA_WAIT_LIMIT and is_due and self.lines > 1:  # the first one includes the workers' start
             self.said_at = self.lines
             log.warning("the step waits for data %.0f %% of the time: %s", 100 * waiting, self.ways)

@@ -1,4 +1,4 @@
-"""What moves in training: backbone, classifier, optimizers, loss scale, counters; and their checkpoints.
+"""What changes in training: backbone, classifier, optimizers, loss scale, counters; and their checkpoints.
 
 One step is: the next batches, forward, backward, all ranks agree that the gradients are finite, optimizers.
 """
@@ -161,9 +161,9 @@ class TrainingRun:
         scale = self.scaler.get_scale()
         if self.cfg.fp16:
             self.scaler.update(scale * self.scaler.get_backoff_factor())
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})  # as torch does it
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})  # as torch does
         if scale > 1 and self.cfg.fp16:
-            return  # an overflow of the scaled loss, which a lower scale mends
+            return  # an overflow of the scaled loss, which a lower scale fixes
         self.skipped_in_a_row += 1
         where = self._non_finite(loss)
         rate = self.rate(self.steps_done)
@@ -188,7 +188,7 @@ class TrainingRun:
         return "a gradient of another rank"
 
     def is_due(self, every: int) -> bool:
-        """Whether what comes every so many steps comes now; 0: never."""
+        """Whether something due every so many steps is due now; 0: never."""
         return every > 0 and self.step % every == 0
 
     def end_epoch(self) -> None:
@@ -203,7 +203,7 @@ class TrainingRun:
         together(lambda: checkpoint.save_model(self.backbone, path) if self.is_main else None)
 
     def verify(self, verification: Verification) -> None:
-        """Run the verification sets on rank 0's running statistics, which are those that model.pt holds."""
+        """Run the verification sets on rank 0's running statistics, the ones that model.pt holds."""
         for buffer in self.backbone.buffers():
             broadcast_(buffer)
         verification(self.backbone, self.step)
@@ -233,13 +233,13 @@ class TrainingRun:
 
     @property
     def steps_done(self) -> int:
-        """Steps of this run's length, counted from the first epoch; after a change of batch not ``step``."""
+        """Steps of this run's length since the first epoch; not ``step`` if the batch has changed."""
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint written on any number of ranks.
+        """Resume from a checkpoint written on any number of ranks.
 
-        Weights, state and place in the data are taken over; rates, decay and length are this run's config's.
+        Weights, state and place in the data are restored; rates, decay and length come from this run's config.
         """
         state = together(lambda: checkpoint.load_training(path))
         self.classifier.shard.load_settings(state["head"])

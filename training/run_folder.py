@@ -15,7 +15,7 @@ REPLACED = ("training.log", "metrics.jsonl", "config.json", "classes.json", "ten
 
 
 def check_output(cfg: Config, ranks: Ranks) -> tuple[Path, Path | None]:
-    """Look at the run's folder without touching it. Rank 0 looks for all.
+    """Look at the run's folder without touching it. Rank 0 does so for all.
 
     Returns:
         The folder, and the checkpoint to go on from, None for a new run.
@@ -30,7 +30,7 @@ def check_output(cfg: Config, ranks: Ranks) -> tuple[Path, Path | None]:
 
 
 def open_output(cfg: Config, ranks: Ranks) -> None:
-    """Make the run's folder; with ``overwrite``, lose the run before.
+    """Make the run's folder; with ``overwrite``, drop the earlier run.
 
     Raises:
         ValueError: the ranks do not share the folder, though all are to write checkpoints into it.

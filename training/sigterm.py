@@ -1,4 +1,4 @@
-"""A run asked to end saves first."""
+"""A run that is asked to end saves first."""
 
 from __future__ import annotations
 

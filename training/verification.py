@@ -17,7 +17,7 @@ from training.metrics import MetricsWriter
 from utils.distributed import all_gather_objects, get_rank, get_world_size, part_of, together
 from utils.log import log
 
-# Before training, a set of more pairs than this is only looked at: every image is decoded, a few pairs are embedded.
+# Before training, a set of more pairs than this is only checked: every image is decoded, a few pairs are embedded.
 WHOLE_AT_START = 1_500
 PAIRS_AT_START = 150
 
@@ -32,7 +32,7 @@ class Verification:
         folder: where named sets lie.
         device: where the backbone lives.
         batch_size: images of one rank in one forward.
-        metrics: takes the figures of each set.
+        metrics: receives each set's figures.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Verification:
     def __call__(self, backbone: nn.Module, step: int) -> None:
         """Evaluate every set, log what was found and hand it to the metrics.
 
-        At step 0, before training, large sets are only looked at, and one with a broken image is left out for good.
+        At step 0, before training, large sets are only checked, and one with a broken image is left out from then on.
 
         All ranks call it with the same weights and buffers. Collectives: those of ``eval.pairs.verify`` for each
-        set, at step 0 one object gather more for a large one.
+        set, at step 0 one more object gather for a large one.
         """
         for pairs in list(self.sets):
             tag = f"[{pairs.name}][{step}]"
@@ -112,13 +112,13 @@ class Verification:
 
 
 def _warn(text: str) -> None:
-    """Warn once of what every rank has found."""
+    """Warn once about what every rank has found."""
     if get_rank() == 0:
         log.warning(text)
 
 
 def _figures(result: PairResult) -> dict[str, float]:
-    """What the metrics take of one set."""
+    """What the metrics record of one set."""
     names = ("accuracy", "genuine_cosine", "impostor_cosine", "spread", "norm")
     tar = {f"tar_at_far_{far:g}": float(t) for far, t in zip(FARS, result.tar, strict=True) if not np.isnan(t)}
     return {name: getattr(result, name) for name in names} | tar

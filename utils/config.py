@@ -2,7 +2,7 @@
 
 ``get_config("configs/NAME", ["lr=0.05"])`` lays the module's ``config`` over ``configs/base.py`` and the overrides
 over both, checks every key, type and range, and returns a :class:`Config`. The files that insightface's arcface_torch
-and the MHE authors ship load as they are.
+and the MHE authors ship load unchanged.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Config:
     image_size: tuple[int, int]  # height, width in pixels; the backbones take 112 x 112 only
     val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
     num_workers: int  # loader processes of each rank; 0: load in the training process
-    shuffle_chunk: int  # for spinning disks: records that are read in a row, such as 512; 0: all shuffled freely
-    on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or others stand in and are counted
+    shuffle_chunk: int  # for spinning disks: records read in a row, such as 512; 0: all shuffled freely
+    on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or replaced by others and counted
     dali: bool  # decode with nvidia-dali (requirement-dali.txt)
-    dali_aug: bool  # the same as augment = "insightface", on whichever loader
+    dali_aug: bool  # the same as augment = "insightface", with either loader
     augment: str | dict[str, float] | None  # "adaface", "insightface", {"crop": 0.2}; None: flips alone
 
     # Backbone
@@ -70,7 +70,7 @@ class Config:
     # Optimization
     optimizer: Literal["sgd", "adamw"]  # for the backbone and the classifier's rows
     lr: float  # at the end of the warm-up
-    lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr as it stands
+    lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr unscaled
     momentum: float  # SGD, in [0, 1)
     nesterov: bool  # SGD: step from where the momentum leads
     weight_decay: float  # per step, of backbone and selected rows
@@ -86,7 +86,7 @@ class Config:
     # Run
     output: str | None  # folder of everything that the run leaves; None: work_dirs/<name of the config>
     resume: bool  # go on from the newest checkpoint in output
-    overwrite: bool  # start anew in an output folder that holds another run
+    overwrite: bool  # start over in an output folder that holds another run
     seed: int  # of first weights, order of images, flips, centres and negatives
     device: Literal["auto", "cpu", "cuda"]  # "auto": CUDA where there is a GPU
     timeout_s: float  # a collective that a peer does not join within this is an error
@@ -94,7 +94,7 @@ class Config:
     frequent: int  # log every this many optimizer steps
     save_all_states: bool  # write checkpoints
     checkpoint_steps: int  # also every this many steps; 0: at the end of epochs only
-    keep_checkpoints: int  # newest checkpoints that stay
+    keep_checkpoints: int  # newest checkpoints that are kept
 
     # Weights & Biases; the key comes from WANDB_API_KEY in the environment only
     using_wandb: bool  # log there too
@@ -163,7 +163,7 @@ class Config:
         return Path(self.output or Path("work_dirs", self.name)).expanduser().resolve()
 
     def without_effect(self) -> list[str]:
-        """Settings that are given here and that nothing reads, or that another setting overrules."""
+        """Settings given here that nothing reads, or that another setting overrules."""
         unread = [name for name in ("score",) if getattr(self, name)]
         if self.dali and self.rec == "synthetic":
             unread.append("dali")  # nothing to decode

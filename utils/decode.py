@@ -32,7 +32,7 @@ def decode_rgb(encoded: bytes | memoryview | NDArray[np.uint8]) -> NDArray[np.ui
 
 
 def resize_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize an image (H, W, 3) to ``size`` x ``size``: by areas where it shrinks, else linearly."""
+    """Resize an image (H, W, 3) to ``size`` x ``size``: by area where it shrinks, else linearly."""
     height, width = image.shape[:2]
     if height == width == size:
         return image
@@ -62,9 +62,9 @@ def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 9
     Args:
         encoded: an image in any format that OpenCV reads.
         size: side in pixels.
-        encoding: ".jpg" or ".png" of what is written anew.
+        encoding: ".jpg" or ".png", for what is re-encoded.
         quality: of JPEG, 1 to 100.
-        keep: leave a JPEG or PNG file that has the size already as it is, instead of coding it again.
+        keep: keep a JPEG or PNG file that already has the size, instead of re-encoding it.
 
     Raises:
         ValueError: ``encoded`` is no image.

@@ -56,8 +56,8 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
     Args:
         device: "auto" (CUDA where there is a GPU, else CPU), "cpu" or "cuda".
         timeout_s: seconds after which a collective that a peer does not join is an error.
-        local_rank: the launcher's ``--local_rank``; ``LOCAL_RANK`` in the environment goes before it, SLURM's
-            ``SLURM_LOCALID`` stands in for both.
+        local_rank: the launcher's ``--local_rank``; ``LOCAL_RANK`` in the environment overrides it; without both,
+            SLURM's ``SLURM_LOCALID`` counts.
 
     Raises:
         ValueError: an unknown device, CUDA asked for where there is none, more local ranks than GPUs,
@@ -91,7 +91,7 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
 
 
 def _gpu_of(local_rank: int) -> int:
-    """The GPU of this process among those that it sees. SLURM may show each task its own one alone, as number 0."""
+    """The GPU of this process among those that it sees. SLURM may show each task only its own, as number 0."""
     visible = torch.cuda.device_count()
     if visible == 1 and "SLURM_LOCALID" in os.environ and "LOCAL_RANK" not in os.environ:
         return 0
@@ -118,7 +118,7 @@ def _local_rank(given: int | None) -> int:
 
 
 def close_ranks() -> None:
-    """Leave the process group, if one was joined. Only where every rank does so: others may wait for it for ever."""
+    """Leave the process group, if one was joined. Only where every rank does so: others may wait forever."""
     if dist.is_initialized():
         time.sleep(0.1)  # the threads of gloo in torch 2.6 may still want the GIL, which destroying holds
         dist.destroy_process_group()
@@ -129,11 +129,11 @@ def one_fate() -> Iterator[None]:
     """Let an error of one rank end every rank within seconds, each with the first rank's reason.
 
     The first rank to fail leaves its reason in the store that all ranks share, and raises. A rank whose connections
-    break then says that reason instead of its own; one that waits where no error reaches it, as NCCL does, is ended
-    by a thread that looks at the store. The process group is left on the clean way out alone: after an error its
-    destruction could wait for ever for ranks that have gone.
+    break then reports that reason instead of its own; one that waits where no error reaches it, as in NCCL, is ended
+    by a thread that looks at the store. The process group is left only on the clean way out: after an error its
+    destruction could wait forever for ranks that are gone.
 
-    An exception of type SystemExit passes: whoever exits has made sure that every rank does.
+    SystemExit passes: whoever exits has made sure that every rank does.
 
     Collective: a barrier at the end.
     """
@@ -164,7 +164,7 @@ def one_fate() -> Iterator[None]:
 
 
 def fail(error: BaseException) -> bool:
-    """Leave an error as the reason why all ranks end; False where another rank was first."""
+    """Record an error as the reason why all ranks end; False where another rank was first."""
     if get_world_size() == 1:
         return True
     store = dist.distributed_c10d._get_default_store()
@@ -180,7 +180,7 @@ def fail(error: BaseException) -> bool:
 
 
 def speaks(error: BaseException) -> bool:
-    """Leave an error that every rank or this one alone has met as the reason to end; True where it is to be printed.
+    """Record an error that every rank or only this one has met as the reason to end; True where it is to be printed.
 
     That is on one rank: 0 if it has met the error too, else the first.
     """
@@ -243,7 +243,7 @@ class _Watch:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether an error may be but the consequence of another rank's end."""
+    """Whether an error may be only a consequence of another rank's end."""
     words = ("peer", "gloo", "nccl", "socket", "connection", "broken pipe")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
@@ -297,7 +297,7 @@ def together(do: Callable[[], T]) -> T:
     """Call ``do``, which has no collective in it, on every rank; an error of one rank is raised on all.
 
     Raises:
-        ValueError, OSError: the first rank's; the others learn its text.
+        ValueError, OSError: the first rank's; the others get its text.
     """
     error: Exception | None = None
     try:

@@ -1,7 +1,7 @@
 """Random numbers as functions of what they are for: no state, no order, the same on every rank.
 
 A draw is the hash of (seed, ..., id). So sample 7 of epoch 3 is flipped, or class 12 starts at the same place,
-whoever asks for it and when.
+whoever asks, and whenever.
 """
 
 import torch

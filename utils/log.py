@@ -13,7 +13,7 @@ log = logging.getLogger("mhs_arcface")
 def init_logging(is_main: bool, output: Path | None = None) -> None:
     """Send rank 0's log lines, and all ranks' warnings, to the terminal.
 
-    With ``output`` rank 0's go to ``output/training.log`` too, those first that were logged while there was none.
+    With ``output`` rank 0's go to ``output/training.log`` too, including those logged before there was one.
     """
     early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]

@@ -1,4 +1,4 @@
-"""What a record file says of itself, held against itself: headers, labels, identity records, index.
+"""Whether a record file agrees with itself: headers, labels, identity records, index.
 
 Shapes: N images, the records [start, stop) of a file in the order of their keys; R records in all.
 """
@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from data.records.layout import EXACT_LABELS, HEADER, MAGIC, PART
 from data.records.reader import HeaderScan, RecordReader
 
-_BLOCK = 1 << 20  # records whose headers are looked at together
+_BLOCK = 1 << 20  # records whose headers are examined together
 _TAIL_BLOCK = 4096
 _SMALLEST_RECORD = PART.size + HEADER.size
-_GAP_LOOK = 4096  # bytes searched for a record's start; one in several parts ends a few bytes later than reckoned
+_GAP_LOOK = 4096  # bytes searched for a record's start; one in several parts ends a few bytes later than computed
 
 
 class RecordCheck(NamedTuple):
@@ -32,7 +32,7 @@ def find_stop(reader: RecordReader) -> int:
 
     An identity record has two labels and no image. A damaged record that follows an image counts as one.
     """
-    stop = len(reader)  # the first identity record after the last image, as far as it has been looked for
+    stop = len(reader)  # the first identity record after the last image, as far as has been searched
     for start in range((len(reader) - 1) // _TAIL_BLOCK * _TAIL_BLOCK, -1, -_TAIL_BLOCK):
         scan = reader.scan_headers(start, start + _TAIL_BLOCK, damaged="mark")
         is_identity = (scan.flags == 2) & ~scan.has_image
@@ -47,11 +47,11 @@ def find_stop(reader: RecordReader) -> int:
 
 
 def check_records(reader: RecordReader, start: int, stop: int) -> RecordCheck:
-    """Read every header of a file once, and hold labels, identity records and index against each other.
+    """Read every header of a file once, and compare labels, identity records and index with each other.
 
     - A record among the images must hold an image and a label that ``is_whole``.
     - Where most identity records fit the images, an image must have the label of the identity record that claims it.
-    - Between the records that the index lists there must be none that it does not.
+    - There must be no unlisted record between those that the index lists.
 
     Temporary memory: 16 bytes a record.
     """
@@ -92,7 +92,7 @@ def is_whole(labels: ArrayLike) -> Any:
 
 
 def no_identity(where: str, label: float) -> str:
-    """What to say of a label that is none."""
+    """What to say of a label that is no identity."""
     is_number = np.isfinite(label) and label == np.rint(label)
     why = f"is not between 0 and {EXACT_LABELS}" if is_number else "is no whole number"
     return f"{where}: label {label} {why}; labels are identities 0, 1, 2, ...: pack them as such"
@@ -111,7 +111,7 @@ def _what_is_wrong(reader: RecordReader, position: int, scan: HeaderScan, i: int
 
 
 def _claimed_labels(reader: RecordReader, start: int, stop: int) -> NDArray[np.int64]:
-    """(N,) the identity that each image belongs to by the identity records' key ranges, -1 where none says.
+    """(N,) the identity that each image belongs to by the identity records' key ranges, -1 where none claims it.
 
     Identity i is the record ``i`` keys after the first one; keys past 2^24 are rounded and claim nothing.
     """

@@ -21,7 +21,7 @@ class ImageSpan(NamedTuple):
 
 
 def find_images(reader: RecordReader) -> ImageSpan:
-    """Tell the family, and where the images lie; headers are read, no image.
+    """Find the family, and where the images lie; only headers are read.
 
     Raises:
         ValueError: no record holds an image.
@@ -35,7 +35,7 @@ def find_images(reader: RecordReader) -> ImageSpan:
 
 
 def read_labels(reader: RecordReader, span: ImageSpan) -> NDArray[np.int64]:
-    """The label of each image in ``span``, of a vector the first; one pass over the headers.
+    """The label of each image in ``span``, the first of a vector; one pass over the headers.
 
     Returns:
         (N,) in the order of the keys.

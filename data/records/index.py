@@ -23,7 +23,7 @@ class RecordIndex:
         offsets: (N,), in the same order.
 
     Raises:
-        ValueError: a key stands there more than once.
+        ValueError: a key occurs more than once.
     """
 
     offsets: NDArray[np.int64]  # (N,) in the order of the keys
@@ -55,7 +55,7 @@ class RecordIndex:
 
     @property
     def keys(self) -> NDArray[np.int64]:
-        """(N,) increasing; made anew at each call where they are consecutive."""
+        """(N,) increasing; computed at each call where they are consecutive."""
         return np.arange(self._first, self._first + len(self)) if self._keys is None else self._keys
 
     def key(self, position: int) -> int:
@@ -64,10 +64,10 @@ class RecordIndex:
 
 
 def read_index(path: Path) -> RecordIndex:
-    """Read an .idx file; at most about 40 bytes a record are in use meanwhile, and a block of text.
+    """Read an .idx file; meanwhile it takes about 40 bytes a record at most, and a block of text.
 
     Raises:
-        ValueError: the file is empty, a line is no `key<TAB>offset`, or a key is repeated; names file and line.
+        ValueError: the file is empty, a line is not `key<TAB>offset`, or a key is repeated; names file and line.
     """
     keys: list[NDArray[np.int64] | range] = []
     offsets = []

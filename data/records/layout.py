@@ -26,7 +26,7 @@ EXACT_LABELS = 1 << 24  # whole numbers up to here are exact as float32
 
 
 class Header(NamedTuple):
-    """What stands before the image in a face record."""
+    """What comes before the image in a face record."""
 
     flag: int  # 0: one label in the header itself; n > 0: a vector of n labels follows it
     label: NDArray[np.float32]  # (n,), or (1,) where flag is 0

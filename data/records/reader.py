@@ -1,6 +1,6 @@
 """RecordIO files (.rec with its .idx) as mxnet writes them, in numpy and the standard library.
 
-The layout stands in ``layout.py``, the index in ``index.py``; ``writer.py`` writes what this file reads.
+The layout is in ``layout.py``, the index in ``index.py``; ``writer.py`` writes what this file reads.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class RecordReader:
 
     Args:
         rec_path: the .rec file.
-        idx_path: its index, by default beside it with the ending .idx.
+        idx_path: its index, by default beside it, ending in .idx.
         chunk: records; a read of one asks the system for the whole chunk of that many consecutive keys around it.
             For disks that seek slowly, together with an order that stays within few chunks at a time
-            (``data.sampler``). 0: no.
+            (``data.sampler``). 0: off.
 
     Raises:
         FileNotFoundError: one of the two files is missing.
@@ -85,7 +85,7 @@ class RecordReader:
 
     @property
     def keys(self) -> NDArray[np.int64]:
-        """(N,) increasing; made anew at each call where they are consecutive."""
+        """(N,) increasing; computed at each call where they are consecutive."""
         return self.index.keys
 
     @property
@@ -132,7 +132,7 @@ class RecordReader:
         """The payloads of records ``keys[positions]``, in the order given; raises as :meth:`read_at`.
 
         They are views of what was read, without a copy. While reads turn out slow, the system is told all of the
-        call's records before the first is read, so that a disk serves them in an order of its own, side by side.
+        call's records before the first is read, so that a disk serves them in its own order, in parallel.
         """
         at = np.asarray(positions, np.int64)
         if len(at) and not 0 <= (low := int(at.min())) <= (high := int(at.max())) < len(self):
@@ -151,7 +151,7 @@ class RecordReader:
         return payloads
 
     def will_need(self, start: int, stop: int) -> None:
-        """Tell the system that records ``keys[start:stop]`` will be read soon; nothing where that is not possible."""
+        """Tell the system that records ``keys[start:stop]`` will be read soon; does nothing where it cannot."""
         if self.index.is_in_file_order and stop > start:
             end = int(self.offsets[stop]) if stop < len(self) else self._size
             first = int(self.offsets[start])
@@ -192,7 +192,7 @@ class RecordReader:
         return HeaderScan(flags, labels, sizes)
 
     def read_face(self, position: int) -> tuple[Header, memoryview]:
-        """Header and encoded image of record ``keys[position]``; raises as :meth:`read_at`, and for a header cut."""
+        """Header and encoded image of record ``keys[position]``; raises as :meth:`read_at`, and for a cut header."""
         payload = self.read_at(position)
         try:
             return unpack(payload)
@@ -200,7 +200,7 @@ class RecordReader:
             raise ValueError(f"{self.where(position)}: {error}; pack the faces again") from None
 
     def where(self, position: int) -> str:
-        """File, key and byte offset of record ``keys[position]``, to start an error message with."""
+        """File, key and byte offset of record ``keys[position]``, for the start of an error message."""
         return f"{self.rec_path}: record key {self.index.key(position)} at byte {self.offsets[position]}"
 
     def _first_reads(self, at: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -295,7 +295,7 @@ class RecordReader:
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:
-    """``length`` bytes, or what there is up to the file's end; one call of the system's may give less than asked."""
+    """``length`` bytes, or what there is up to the file's end; one system call may return less than asked."""
     pread = getattr(os, "pread", _seek_and_read)
     data: bytes = pread(fd, length, offset)
     while len(data) < length and (more := pread(fd, length - len(data), offset + len(data))):

@@ -57,7 +57,7 @@ class RecordWriter:
         self._end += len(record)
 
     def rewrite(self, offset: int, key: int, payload: bytes) -> None:
-        """Put another payload of the same length in the place of the record at this byte offset."""
+        """Replace the payload of the record at this byte offset by one of the same length."""
         self._rec.seek(offset)
         self._rec.write(self._encode(key, payload))
         self._rec.seek(self._end)
@@ -75,9 +75,9 @@ class RecordWriter:
 
     def _before_the_names(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self._rec.flush()  # a full disk shows here, with the files of before still whole
+            self._rec.flush()  # a full disk shows here, with the old files still whole
             self._idx.flush()
-            # An index of before must not stand beside new records, should the process end between two renames.
+            # An old index must not lie beside new records, should the process end between two renames.
             self.idx_path.unlink(missing_ok=True)
 
 
@@ -123,7 +123,7 @@ class FaceRecordWriter:
         self._records.__exit__(kind, error, trace)
 
     def add(self, label: int, image: bytes) -> None:
-        """Append an image of identity ``label``: the one of before, or the next.
+        """Append an image of identity ``label``: the current one, or the next.
 
         Raises:
             ValueError: identities out of order, or more than a float32 label tells apart.
@@ -151,7 +151,7 @@ class FaceRecordWriter:
 def range_record(start: int, stop: int, key: int) -> bytes:
     """The payload of insightface's header record or of an identity's: a range of keys and no image.
 
-    Past 2^24 a float32 does not hold every key. Record 0 is then rounded down, so that who trusts it meets no record
+    Past 2^24 a float32 does not hold every key. Record 0 is then rounded down, so that a reader meets no record
     without an image, and an identity's range inwards, so that it holds no image of another.
     """
     low, high = np.float32(start), np.float32(stop)

@@ -1,4 +1,4 @@
-"""Embeddings on disk, in parts that are written as they are made: a run that ended early goes on where it was.
+"""Embeddings on disk, in parts that are written as they are made: a run that ended early continues where it stopped.
 
 Shapes: N images, D embedding size.
 """
@@ -47,7 +47,7 @@ class EmbeddingCache:
     folder at once. IJB-C at D = 512 takes 1.8 GiB.
 
     Args:
-        folder: of this set alone; made by :meth:`open`.
+        folder: for this set alone; made by :meth:`open`.
         n_images: N.
     """
 
@@ -66,7 +66,7 @@ class EmbeddingCache:
             file.write((json.dumps({**facts, "images": self.n_images}, indent=1) + "\n").encode())
 
     def missing(self) -> tuple[list[tuple[int, int]], list[str]]:
-        """Find the parts that are not there, as ranges of images; damaged ones are removed.
+        """Find the parts that are missing, as ranges of images; damaged ones are removed.
 
         Returns:
             ranges (start, end), and the names of removed files.
@@ -99,10 +99,10 @@ class EmbeddingCache:
             file.write(data)
 
     def read(self, start: int, end: int) -> NDArray[np.float32]:
-        """Read the embeddings of images [start, end): (end - start, 2 * D). All parts were there.
+        """Read the embeddings of images [start, end): (end - start, 2 * D). All parts must exist.
 
         Raises:
-            OSError: a part has gone.
+            OSError: a part is gone.
         """
         if not self._paths:
             self._paths = {path.stem.rpartition("-")[0]: path for path in self.folder.glob("*.npy")}

@@ -44,7 +44,7 @@ def identify(
 
     FPIR counts similarities here: every similarity of two different persons is one chance to be wrong, and the
     threshold lets ``k = ceil(FPIR * Q)`` of them pass, the k-th itself excluded. Source: insightface's IJB 1:N
-    script, equal on ``ijb_1n.npz``, in which every probe has one mate. It differs from that in that probes without
+    script, equal on ``ijb_1n.npz``, in which every probe has one mate. It differs in that probes without
     a mate are searched too (open set), and count among Q and in the threshold but not in the rates; of several
     mates the most similar counts. Memory beyond the inputs: about 0.1 GiB whatever Q is.
 
@@ -117,7 +117,7 @@ def _place_of_mate(
 
 
 def identification_table(job: str, results: dict[str, Identification]) -> PrettyTable:
-    """Build the table of identification: a row per gallery, and one of the mean of those apart, in percent.
+    """Build the table of identification: a row per gallery, and one for the mean of the single ones, in percent.
 
     Args:
         job: name of the method.
@@ -151,9 +151,9 @@ def _percent(rate: float) -> str:
 
 
 def field_lines(result: Identification) -> list[str]:
-    """Write a result in the words of insightface's IJB 1:N script, to lay beside a log of it.
+    """Write a result in the words of insightface's IJB 1:N script, to compare with its log.
 
-    Only where every probe has one mate do all these numbers mean the same there.
+    All these numbers mean the same there only where every probe has one mate.
     """
     n, g = result.probes, result.gallery
     kept = min(result.non_mated, max(math.ceil(n * fpir) for fpir in result.tpir))

@@ -21,7 +21,7 @@ from eval.ijb.text_lists import read_csv_numbers, read_named_lines, read_number_
 TARGETS = ("IJBC", "IJBB")
 PROTOCOLS = ("11", "1n", "both")
 GALLERIES = {"IJBC": ("G1", "G2"), "IJBB": ("S1", "S2")}
-_NAMED = 5  # wrong things that a message shows of many
+_NAMED = 5  # errors that a message shows, of many
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 class Subjects:
     """Templates and whose they are."""
 
-    template_ids: NDArray[np.int64]  # (K,) growing, each once
+    template_ids: NDArray[np.int64]  # (K,) ascending, each once
     subject_ids: NDArray[np.int64]  # (K,)
 
 
@@ -71,7 +71,7 @@ class _Problems:
         self.missing = False
 
     def call(self, do: Callable[[], T]) -> T | None:
-        """What ``do`` returns; None, and its error kept, where it fails for what a user can mend."""
+        """What ``do`` returns; None, and its error kept, where it fails for what a user can fix."""
         try:
             return do()
         except FileNotFoundError as error:
@@ -101,7 +101,7 @@ def read_ijb(root: str | Path, target: str = "IJBC", protocol: str = "11") -> IJ
     Raises:
         FileNotFoundError: a list, the image folder or an image is missing.
         ValueError: an unknown target or protocol, a malformed line, or lists that disagree. An error of either
-            kind tells everything that is wrong, the first few of many.
+            kind lists everything that is wrong, the first few of many.
     """
     paths = _check_layout(Path(root), target, protocol)
     problems = _Problems()
@@ -114,7 +114,7 @@ def read_ijb(root: str | Path, target: str = "IJBC", protocol: str = "11") -> IJ
 
 
 def read_lists(root: str | Path, target: str = "IJBC", protocol: str = "11") -> IJBTree:
-    """Do what :func:`read_ijb` does, without a look at the images; ``stamps`` stays empty."""
+    """Do what :func:`read_ijb` does, without looking at the images; ``stamps`` stays empty."""
     problems = _Problems()
     _, tree = _read_lists(_check_layout(Path(root), target, protocol), target, problems)
     problems.report()
@@ -181,7 +181,7 @@ def _read_lists(paths: _Paths, target: str, problems: _Problems) -> tuple[list[s
 def _read_galleries(
     paths: _Paths, known: NDArray[np.int64] | None, problems: _Problems
 ) -> tuple[dict[str, Subjects], Subjects | None]:
-    """Galleries by name, and the probes; what cannot be read is left out and among the problems."""
+    """Galleries by name, and the probes; what cannot be read is left out and reported."""
     galleries = {}
     for name, path in paths.galleries.items():
         subjects = problems.call(partial(_read_subjects, path, known))
@@ -192,7 +192,7 @@ def _read_galleries(
 
 
 def _read_landmarks(path: Path, other: Path) -> tuple[list[str], NDArray[np.float64]]:
-    """Names and (N, 11): five points and a score. Points that lie within one pixel are no face to align by."""
+    """Names and (N, 11): five points and a score. Points that lie within one pixel cannot align a face."""
     names, points = read_named_lines(path, 11, np.float64)
     finite = np.isfinite(points).all(axis=1)
     if not finite.all():
@@ -242,7 +242,7 @@ def _read_pairs(path: Path | None, known: NDArray[np.int64] | None) -> NDArray[n
 
 
 def _read_subjects(path: Path, known: NDArray[np.int64] | None) -> Subjects:
-    """Read a gallery or the probes; a template may stand on several lines, of one person."""
+    """Read a gallery or the probes; a template may be on several lines, all of one person."""
     rows = read_csv_numbers(path, 2)
     _check_known(path, rows[:, 0], known, 2)
     templates, first, which = np.unique(rows[:, 0], return_index=True, return_inverse=True)
@@ -258,7 +258,7 @@ def _read_subjects(path: Path, known: NDArray[np.int64] | None) -> Subjects:
 
 
 def _check_known(path: Path, ids: NDArray[np.integer[Any]], known: NDArray[np.int64] | None, first_line: int) -> None:
-    """Refuse templates without images; ``known`` is growing, None where the images' own list cannot be read."""
+    """Refuse templates without images; ``known`` is ascending, None where the images' own list cannot be read."""
     if known is None:
         return
     try:
@@ -272,7 +272,7 @@ def _check_known(path: Path, ids: NDArray[np.integer[Any]], known: NDArray[np.in
 
 
 def _check_images(folder: Path, names: list[str]) -> NDArray[np.int64]:
-    """Size in bytes and time of change of each image, (N, 2).
+    """Size in bytes and modification time of each image, (N, 2).
 
     Raises:
         FileNotFoundError: images are missing.

@@ -177,7 +177,7 @@ def tree_templates(
     """Make the tree's templates from the cache: their ids (U,) and features (U, D).
 
     Raises:
-        OSError: a part of the cache has gone.
+        OSError: a part of the cache is gone.
     """
 
     def read(start: int, end: int) -> NDArray[np.float32]:
@@ -213,7 +213,7 @@ def verify_scores(labels: NDArray[np.integer[Any]], scores: NDArray[np.float64])
 def identify_tree(
     tree: IJBTree, unique: NDArray[np.int64], templates_UD: NDArray[np.float64]
 ) -> dict[str, Identification]:
-    """Search all probes in each gallery apart, and in both as one as insightface's script does.
+    """Search all probes in each gallery alone, and in both as one, as insightface's script does.
 
     Args:
         tree: with galleries and probes.

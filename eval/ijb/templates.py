@@ -21,7 +21,7 @@ _IMAGES_PER_BLOCK = 4_096
 _IDS_PER_BLOCK = 1 << 18
 _PAIRS_PER_BLOCK = 256  # two blocks of gathered rows stay in the processor's cache
 _FEW_PAIRS = 2_000_000  # up to here they are scored one by one
-_PRODUCTS_PER_PAIR = 16  # a matrix product gives so many entries in the time of one pair by itself
+_PRODUCTS_PER_PAIR = 16  # entries that a matrix product gives in the time of one pair by itself
 _ROWS_PER_PRODUCT = 256
 
 
@@ -30,7 +30,7 @@ class FeatureMode:
     """What an image's feature is made of; the defaults are those of insightface's evaluator."""
 
     flip: bool = True  # add the embedding of the mirror image
-    norm_score: bool = True  # keep the embedding's length as a weight; otherwise it is brought to 1
+    norm_score: bool = True  # keep the embedding's length as a weight; otherwise it is scaled to 1
     detector_score: bool = True  # multiply by the face detector's score
 
     def __str__(self) -> str:
@@ -68,9 +68,9 @@ def image_features(
 def pool_templates(
     read: Callable[[int, int], NDArray[np.float32]], template_ids: ArrayLike, media_ids: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Average the images of each media, add up a template's media, and bring the sum to length 1.
+    """Average the images of each media, add up a template's media, and scale the sum to length 1.
 
-    A media number means one media within one template. Source: the IJB protocol as arcface_torch runs it, equal on
+    A media number counts within its template only. Source: the IJB protocol as arcface_torch runs it, equal on
     ``ijb_11.npz``. Memory beyond the result, U * D float64: a few blocks where templates lie together in the list of
     images, as they do in IJB; else N * D float32.
 
@@ -80,7 +80,7 @@ def pool_templates(
         media_ids: (N,) integers.
 
     Returns:
-        unique template ids (U,), growing, and their features (U, D). A template whose sum is zero stays zero.
+        unique template ids (U,), ascending, and their features (U, D). A template whose sum is zero stays zero.
 
     Raises:
         ValueError: lengths that differ, or no images.
@@ -119,7 +119,7 @@ def pool_templates(
         starts = template_starts[first : last + 1]
         out_UD[first:last] = _sums_of_runs(means_MD, starts - starts[0])
         length = np.sqrt(np.einsum("ud,ud->u", out_UD[first:last], out_UD[first:last]))
-        length[length < 10 * np.finfo(np.float64).eps] = 1.0  # zero, to the eye of sklearn's normalize
+        length[length < 10 * np.finfo(np.float64).eps] = 1.0  # zero, in the eyes of sklearn's normalize
         out_UD[first:last] /= length[:, None]
 
     _in_threads(pool, iter(blocks))
@@ -140,7 +140,7 @@ def pair_scores(
 
     Args:
         features_UD: (U, D), rows of length 1.
-        unique_templates: (U,), growing: the template of each row.
+        unique_templates: (U,), ascending: the template of each row.
         template_1: (P,) template ids.
         template_2: (P,) template ids.
 
@@ -159,10 +159,10 @@ def pair_scores(
 
 
 def template_rows(unique: NDArray[np.int64], ids: ArrayLike) -> NDArray[np.int32]:
-    """Row of each template id in the growing array ``unique``.
+    """Row of each template id in the ascending array ``unique``.
 
     Raises:
-        ValueError: an id is not there.
+        ValueError: an id is missing.
     """
     ids = np.asarray(ids)
     rows = np.empty(len(ids), np.int32)
@@ -190,7 +190,7 @@ def template_rows(unique: NDArray[np.int64], ids: ArrayLike) -> NDArray[np.int32
 def _scores_one_by_one(
     features_UD: NDArray[np.float64], row_1: NDArray[np.int32], row_2: NDArray[np.int32]
 ) -> NDArray[np.float64]:
-    """Multiply and add in the order that the field's evaluator does."""
+    """Multiply and add in the order of the field's evaluator."""
     out = np.empty(len(row_1))
 
     def score(block: tuple[int, int]) -> None:
@@ -215,8 +215,8 @@ def _scores_by_products(
 ) -> NDArray[np.float64]:
     """Multiply all first templates, a block at a time, by all second ones, and pick the pairs.
 
-    Two entries of a matrix product may be rounded unlike each other though their vectors are the same. So that equal
-    pairs tie, equal rows are made one, and a pair that stands in both orders is put in one.
+    Two entries of a matrix product may be rounded differently though their vectors are the same. So that equal
+    pairs tie, equal rows are merged, and a pair that occurs in both orders is put in one.
     """
     one = _first_equal_row(features_UD)
     if (one != np.arange(len(one))).any():

@@ -76,7 +76,7 @@ def read_csv_numbers(path: Path, columns: int) -> NDArray[np.int64]:
 
 
 def _list_chunks(path: Path, dtypes: list[type]) -> Iterator[Any]:
-    """Frames of a list with blanks between its words; ValueError where a line has more or other ones."""
+    """Frames of a list with blanks between its words; ValueError where a line has more words or others."""
     beyond = len(dtypes)
     for chunk in _chunks(path, [*dtypes, object], sep=r"\s+", skip_blank_lines=False):
         if (chunk[beyond] != "").any():
@@ -86,7 +86,7 @@ def _list_chunks(path: Path, dtypes: list[type]) -> Iterator[Any]:
 
 def _chunks(path: Path, dtypes: list[type], **options: Any) -> Iterator[Any]:
     """Frames of a file's lines, no word taken for missing, quoted or a comment; ValueError for other types."""
-    # Told to read int64, pandas takes 5.0 too; untold, it gives int64 for whole numbers alone.
+    # Told to read int64, pandas takes 5.0 too; left alone, it gives int64 only for whole numbers.
     told = {column: dtype for column, dtype in enumerate(dtypes) if dtype is not np.int64}
     options |= {"names": range(len(dtypes)), "dtype": told, "chunksize": _LINES_PER_CHUNK, **_EXACT}
     with pd.read_csv(path, header=None, na_filter=False, quoting=csv.QUOTE_NONE, **options) as chunks:
@@ -103,7 +103,7 @@ def _narrow(numbers: NDArray[np.int64]) -> NDArray[np.int32] | NDArray[np.int64]
 
 
 def _read_line_by_line(path: Path, columns: int, dtype: Number, named: bool) -> tuple[list[str], NDArray[Any]]:
-    """Read a list that pandas does not, such as one with blank lines at its end, or name its first wrong line."""
+    """Read a list that pandas cannot, such as one with blank lines at its end, or name its first wrong line."""
     text = path.read_bytes().rstrip()
     if not text:
         raise ValueError(f"{path} is empty")

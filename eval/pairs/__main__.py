@@ -96,10 +96,10 @@ def evaluate(
 
     Args:
         options: of :func:`parse_arguments`.
-        report: takes in each set.
+        report: receives each set.
 
     Returns:
-        results by set, why others were left out by target, and the model.
+        results by set, reasons by target for those left out, and the model.
 
     Raises:
         FileNotFoundError: no model, no folder, or no set in it.

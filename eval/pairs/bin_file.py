@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 # An array's type code in the pickle -> the type that its bytes are read with.
 _TYPES: dict[str, str] = {"u1": "u1", "b1": "?", "?": "?", "i1": "i1", "i4": "<i4", "i8": "<i8"}
 
-# Dictionaries that are filled and sets are left out on purpose: hashing a nested key can take forever.
+# Sets and filled dictionaries are left out on purpose: hashing a nested key can take forever.
 _ADMITTED_OPCODES = (
     "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING "
     "SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 "
@@ -53,11 +53,11 @@ class PairSet:
 
 
 class _BinError(ValueError):
-    """What is wrong with a file, in words of ours; the file's name is put before it."""
+    """What is wrong with a file, in our own words; the file's name is put before it."""
 
 
 class _FileBytes:
-    """An open file's bytes by their places; no more than what is asked for is kept."""
+    """An open file's bytes by their places; no more than is asked for is kept."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size = file, os.fstat(file.fileno()).st_size
@@ -67,14 +67,14 @@ class _FileBytes:
         return self.file.read(length)
 
     def line_end(self, start: int) -> int:
-        """The place after the next newline; behind the file's end if there is none."""
+        """The place after the next newline; past the file's end if there is none."""
         self.file.seek(start)
         line = self.file.readline()
         return start + len(line) if line.endswith(b"\n") else self.size + 1
 
 
 def _check_opcodes(data: _FileBytes) -> None:
-    """Walk over the instructions and refuse what a set of images has no need of, or what it has too much of.
+    """Walk over the instructions and refuse what a set of images does not need, or has too much of.
 
     Afterwards every length lies within the file, the memo has at most twice as many places as there are
     instructions, and these are at most 100,000 plus one for each 16 bytes, which bounds what they can build.
@@ -114,7 +114,7 @@ def _check_opcodes(data: _FileBytes) -> None:
             if place > count:
                 raise _BinError(f"refused at byte {at}: {name} to place {place} after {count} instructions")
         # The loader loses what is left of a frame when an argument crosses its end, and would then follow other
-        # instructions than the ones looked at here.
+        # instructions than those checked here.
         if name == "FRAME":
             inside, frame_end = at < frame_end, end + int.from_bytes(data.read(start, end - start), "little")
             if inside or frame_end > size:
@@ -179,7 +179,7 @@ def _text(value: Any) -> str:
 
 
 def _bytes(value: Any) -> bytes:
-    """Give bytes as they are, and copy the other forms that picklers use for them."""
+    """Return bytes unchanged, and copy the other forms that picklers use for them."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
@@ -242,7 +242,7 @@ class _BinUnpickler(pickle.Unpickler):
                 "a pickle that does can run any code"
             )
 
-        def call(*args: Any) -> Any:  # a new one each time, so that nothing hung onto it outlives the load
+        def call(*args: Any) -> Any:  # a new one each time, so that nothing attached to it outlives the load
             made = admitted(*args)
             if isinstance(made, bytes) and not any(made is arg for arg in args):
                 # A copy. One long text, named thousands of times, must not become thousands of them.
@@ -313,7 +313,7 @@ def _read(data: _FileBytes) -> tuple[list[bytes], NDArray[np.bool_]]:
 def load_bin(path: str | Path) -> PairSet:
     """Read a verification set, running none of the code that a pickle can name.
 
-    Memory: what the file holds, once. A file made to take much gets 11 bytes for each of its own (measured).
+    Memory: what the file holds, once. A file made to take a lot gets 11 bytes for each of its own (measured).
 
     Args:
         path: a pickle of ``(images, issame)``, 2n encoded images (bytes or uint8 arrays) and n booleans, of
@@ -322,7 +322,7 @@ def load_bin(path: str | Path) -> PairSet:
     Raises:
         FileNotFoundError: no such file.
         OSError: the file cannot be read.
-        ValueError: the file names a global or an instruction that such a set has no need of, or holds something
+        ValueError: the file names a global or an instruction that such a set does not need, or holds something
             else.
     """
     path = Path(path)

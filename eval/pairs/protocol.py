@@ -53,7 +53,7 @@ class PairResult:
     message: str = ""  # why a figure is missing or rests on fewer folds
 
     def notes(self) -> list[str]:
-        """What a reader of the figures should know, most often nothing."""
+        """What a reader of the figures should know, usually nothing."""
         return [note for note in (self.message, self.hint()) if note]
 
     def hint(self) -> str:
@@ -205,7 +205,7 @@ def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: i
 
 
 def evaluate_embeddings(embeddings: NDArray[np.float32], issame: NDArray[np.bool_], folds: int = 10) -> PairResult:
-    """Bring embeddings to length 1 and evaluate them; their mean length is kept in the result.
+    """Scale embeddings to length 1 and evaluate them; their mean length is kept in the result.
 
     Args:
         embeddings: (2n, D), as the network gives them; a row of zeros stays one.
@@ -222,9 +222,9 @@ def evaluate_embeddings(embeddings: NDArray[np.float32], issame: NDArray[np.bool
 
 
 def thin_out(pair_set: PairSet, n: int) -> PairSet:
-    """Take ``n`` pairs, spread evenly over those of one person and over those of two, half of each if there are.
+    """Take ``n`` pairs, spread evenly over those of one person and over those of two, half of each if possible.
 
-    A set of at most ``n`` pairs is returned as it is. The choice is the same on every rank.
+    A set of at most ``n`` pairs is returned unchanged. The choice is the same on every rank.
     """
     if len(pair_set.issame) <= n:
         return pair_set

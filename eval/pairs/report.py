@@ -22,7 +22,7 @@ from utils.decode import decode_rgb
 
 
 def pair_section(name: str, pairs: PairSet, embeddings_ND: NDArray[np.float32], result: PairResult) -> Section:
-    """Make a set's section; without curve and faces where no ROC can be drawn.
+    """Make a set's section, without curve and faces where no ROC can be drawn.
 
     Args:
         name: the set's.
@@ -70,17 +70,17 @@ class PairsReport:
         self.sections: list[Section] = []
 
     def add(self, name: str, pairs: PairSet, embeddings_ND: NDArray[np.float32], result: PairResult) -> None:
-        """Take in one set; see :func:`pair_section`."""
+        """Add one set; see :func:`pair_section`."""
         self.sections.append(pair_section(name, pairs, embeddings_ND, result))
 
     def write(self, path: Path, model: str, embedder: Embedder, flip: bool, printed: str) -> list[Path]:
-        """Write the page and its pictures, the folder too.
+        """Write the page and its pictures; makes the folder.
 
         Args:
             path: the HTML file.
             model: where the network was loaded from.
             embedder: what made the embeddings.
-            flip: those of mirror images were added.
+            flip: whether those of mirror images were added.
             printed: the table of all sets.
 
         Raises:

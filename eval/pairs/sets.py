@@ -36,7 +36,7 @@ def load_csv(path: Path) -> PairSet:
 
     Args:
         path: lines ``path1,path2,issame`` of aligned faces; relative paths start at the list's folder; issame is 1
-            or 0, true or false, same or different. A first line that names the columns is passed over.
+            or 0, true or false, same or different. A first line that names the columns is skipped.
 
     Raises:
         FileNotFoundError: no such list, or an image of it is missing; the message gives the line.

@@ -1,6 +1,6 @@
 """Pictures of one evaluation: ROC and DET with named operating points, score histogram, sheet of face pairs.
 
-All are drawn on white with colours that stay apart for the colour-blind and when a dark page inverts them.
+All are drawn on white with colours that stay distinct for the colour-blind and when a dark page inverts them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def png_bytes(picture: Figure | NDArray[np.uint8]) -> bytes:
 
 
 def plot_roc_points(name: str, curve: Roc, points: Sequence[OperatingPoint]) -> Figure:
-    """Draw the ROC with the TAR written at each point; points that are not resolved are named so."""
+    """Draw the ROC with the TAR written at each point; unresolved points are labelled so."""
     figure = plot_roc({name: curve}, f"ROC, {name}", [point.far for point in points])
     axes: Any = figure.axes[0]
     axes.get_legend().remove()  # of one curve, whose name is the title; it would lie on the notes
@@ -95,7 +95,7 @@ def plot_roc_points(name: str, curve: Roc, points: Sequence[OperatingPoint]) -> 
 def plot_det(name: str, curve: Roc, points: Sequence[OperatingPoint]) -> Figure:
     """Draw the detection error tradeoff: the share of genuine pairs refused against FAR, both logarithmic.
 
-    A share below half a genuine pair, none, lies on the lower edge.
+    A share below half a genuine pair, that is 0, lies on the lower edge.
     """
     figure = Figure(figsize=(7.2, 5.4), dpi=150, layout="constrained")
     axes: Any = figure.subplots()
@@ -150,9 +150,9 @@ def plot_score_histogram(
     impostor: NDArray[np.float64],
     points: Sequence[OperatingPoint],
 ) -> Figure:
-    """Draw the shares of :func:`eval.report.operating.score_histogram`, above on a plain and below on a log scale.
+    """Draw the shares of :func:`eval.report.operating.score_histogram`, above on a linear and below on a log scale.
 
-    Upright lines are the thresholds of the resolved operating points.
+    Vertical lines are the thresholds of the resolved operating points.
     """
     figure = Figure(figsize=(11, 5.6), dpi=130, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -203,7 +203,7 @@ def plot_score_histogram(
 
 
 def _spread(wanted: Sequence[float], apart: float) -> list[float]:
-    """Push growing places apart to the right, then shift all back by the mean push."""
+    """Push ascending places apart to the right, then shift all back by the mean push."""
     placed: list[float] = []
     for x in wanted:
         placed.append(max(x, placed[-1] + apart) if placed else x)
@@ -214,7 +214,7 @@ def _spread(wanted: Sequence[float], apart: float) -> list[float]:
 def join_faces(first: int, second: int, image_of: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Put two faces side by side: (FACE_SIZE, 2 * FACE_SIZE + gap, 3).
 
-    A face whose file is gone or broken by now is a grey field: a report is not lost for a picture.
+    A face whose file is gone or broken by now is a grey field: a report is not lost over a picture.
     """
     out = np.full((FACE_SIZE, 2 * FACE_SIZE + _GAP, 3), 255, np.uint8)
     for which, left in ((first, 0), (second, FACE_SIZE + _GAP)):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eval.roc import FAR_GRID, Roc
 
 _PAIRS_PER_BLOCK = 1 << 20
-_FINE_ENOUGH = 2_000  # pairs of a kind that fill bins of 0.01
+_FINE_ENOUGH = 2_000  # pairs of a kind that are enough for bins of 0.01
 
 Scores = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]] | NDArray[np.bool_]
@@ -28,7 +28,7 @@ class OperatingPoint:
 
     far: float  # asked for
     resolved: bool  # at least one impostor pair
-    tar: float  # of the nearest point of the curve, as the table has it
+    tar: float  # of the nearest point of the curve, as in the table
     threshold: float  # -inf where every pair is accepted
     false_accepts: int  # impostor pairs above the threshold
     false_rejects: int  # genuine pairs not above it
@@ -75,7 +75,7 @@ def _nearest_point(curve: Roc, far: float) -> int:
 
 
 def equal_error_rate(curve: Roc) -> float:
-    """Give the error rate where false accepts and false rejects are nearest to equal: the mean of both there."""
+    """Give the error rate where false accepts and false rejects are closest to equal: the mean of both there."""
     reject = 1 - curve.tar
     at = int(np.abs(curve.far - reject).argmin())
     return float(curve.far[at] + reject[at]) / 2
@@ -96,7 +96,7 @@ def score_histogram(
         labels: (P,) 1 or 0, both present.
 
     Returns:
-        edges (E + 1,), and the shares of the genuine and of the impostor pairs in each bin, (E,) each, of sum 1.
+        edges (E + 1,), and the shares of the genuine and of the impostor pairs in each bin, (E,) each, summing to 1.
     """
     kinds = (labels == 1, labels == 0)
     width = 0.01 if min(int(np.count_nonzero(kind)) for kind in kinds) >= _FINE_ENOUGH else 0.02
@@ -115,7 +115,7 @@ def score_histogram(
 
 
 def worst_pairs(scores: Scores, labels: Labels, genuine: bool, n: int) -> NDArray[np.int64]:
-    """Find the genuine pairs of lowest score, or the impostor pairs of highest, the worst first.
+    """Find the genuine pairs of lowest score, or the impostor pairs of highest, worst first.
 
     Args:
         scores: (P,) finite.

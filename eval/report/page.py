@@ -80,7 +80,7 @@ dd:last-child { margin: 0; }
 
 @dataclass(frozen=True)
 class Tile:
-    """One number of the head of a section."""
+    """One number at the head of a section."""
 
     label: str
     value: str

@@ -59,7 +59,7 @@ class PairScores:
     second: NDArray[np.integer[Any]]  # (P,)
     image_of: Callable[[int], NDArray[np.uint8]] | None = None  # id -> (H, W, 3) RGB, its aligned face
     id_word: str = "template"  # what an id counts, a word whose plural takes an s
-    fars: Sequence[float] = FAR_GRID  # the operating points, growing
+    fars: Sequence[float] = FAR_GRID  # the operating points, ascending
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def write_report(
     """Write the HTML file and its pictures, each complete or not at all.
 
     With one section the pictures are ``<stem>_roc.png``, ``_det.png``, ``_scores.png``, ``_false_accepts.png`` and
-    ``_false_rejects.png``; with several the section's name stands between. Memory beyond the inputs: one copy of
+    ``_false_rejects.png``; with several the section's name comes between. Memory beyond the inputs: one copy of
     the impostor scores and about 0.1 GiB (see :mod:`eval.report.operating`).
 
     Args:

@@ -1,4 +1,4 @@
-"""What people wear or hold before their faces: glasses, a hand, a scarf, a thing.
+"""What people wear or hold in front of their faces: glasses, a hand, a scarf, a thing.
 
 All of it is drawn into the picture (S, S, 3) uint8 in place; lengths are in half head widths unless they say pixels.
 """
@@ -142,7 +142,7 @@ def wear_scarf(image: Array, rng: Rng, centre: Array, unit: float) -> None:
 
 
 def hold_thing(image: Array, rng: Rng, centre: Array, unit: float) -> None:
-    """A phone, a cup, a book: a plain rotated box over a part of the face."""
+    """A phone, a cup, a book: a plain rotated box over part of the face."""
     size = image.shape[0]
     away = rng.uniform(-0.75, 0.75, 2) * unit
     extent = rng.uniform(0.55, 1.15, 2) * unit

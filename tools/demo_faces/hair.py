@@ -81,7 +81,7 @@ def build_hair(head: Head, t: Traits) -> Hair | None:
         end = min(t.length, -1.15) if t.style in _LONG else -1.05
         base[row0:, :, 1] = base[row0, :, 1] + rows * (end - 0.1 - base[row0, :, 1])
         spread = 1 + 0.05 * np.sin(rows * 3.0) + (0.10 if t.style == "bob" else -0.04) * rows
-        keep = smoothstep(0.7, 0.95, np.abs(theta[row0:]))  # only behind the face does it hang
+        keep = smoothstep(0.7, 0.95, np.abs(theta[row0:]))  # it hangs behind the face only
         for c, centre in ((0, 0.0), (2, -0.1)):
             hung = (base[row0, :, c] - centre) * spread + centre
             base[row0:, :, c] += (hung - base[row0:, :, c]) * keep

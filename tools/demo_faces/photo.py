@@ -44,7 +44,7 @@ class Picture:
 
     image: Array  # (S, S, 3) uint8 RGB
     landmarks: Array  # (5, 2) pixels
-    score: float  # what a face detector would make of it, 0 .. 1
+    score: float  # what a face detector would give it, 0 .. 1
 
 
 def draw_shot(rng: Rng, person: Person) -> Shot:

@@ -113,7 +113,7 @@ def _shadow(depth: Array, light: Array, scale: float, hardness: float) -> Array:
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        over = small - light[2] * reach - there - 0.03  # how far the other surface stands before the ray
+        over = small - light[2] * reach - there - 0.03  # how far the other surface is in front of the ray
         np.maximum(blocked, np.clip(over * 14, 0, 1) * (over < 0.9), out=blocked)
     blocked = cv2.GaussianBlur(blocked, (0, 0), 0.6 + scale * 0.014)
     return 1 - hardness * cv2.resize(blocked, (size, size), interpolation=cv2.INTER_LINEAR)

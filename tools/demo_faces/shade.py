@@ -77,7 +77,7 @@ def shade_hair(albedo_3P: Array, normal_3P: Array, down: Array, scene: Scene) ->
     Args:
         albedo_3P: sRGB, 0 .. 1.
         normal_3P: in camera coordinates, of any length.
-        down: (3,) the way that strands hang, before they follow the surface.
+        down: (3,) direction in which strands hang, before they follow the surface.
         scene: the light.
     """
     n = _unit(normal_3P)

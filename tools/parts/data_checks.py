@@ -204,7 +204,7 @@ def _folder(source: FolderSource) -> list[Problem]:
 
 
 def _index(source: RecordSource, seen: Seen) -> list[Problem]:
-    """Whether the records lie one behind the other, as the index says, and are the ones that it means."""
+    """Whether the records lie one after another, as the index says, and are the ones that it means."""
     reader, problems = source.reader, []
     offsets, size = reader.offsets, source.path.stat().st_size
     order = offsets.argsort(kind="stable")

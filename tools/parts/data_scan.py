@@ -46,7 +46,7 @@ class Seen:
         )
 
     def put(self, start: int, part: Seen) -> None:
-        """Take over the items from ``start`` on."""
+        """Store the items of ``part`` from ``start`` on."""
         for name in ("labels", "digests", "sizes", "ids", "stored", "is_image"):
             values = getattr(part, name)
             getattr(self, name)[start : start + len(values)] = values

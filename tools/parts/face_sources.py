@@ -1,6 +1,6 @@
 """Face images wherever they are, one by one and unchecked: record files, image folders, verification sets.
 
-``dataset.py`` refuses a set that is not sound; here every image can be looked at, and one that cannot be read is
+``dataset.py`` refuses a set that is unsound; here every image can be looked at, and one that cannot be read is
 an error of its own.
 """
 
@@ -20,7 +20,7 @@ from eval.pairs.bin_file import load_bin
 
 
 class Place(NamedTuple):
-    """Where an item stands."""
+    """Where an item is."""
 
     file: str
     record: int | None = None  # key in a record file, number of the image in a verification set
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An encoded image with what stands beside it."""
+    """An encoded image with what is stored with it."""
 
     labels: NDArray[np.float64]  # (m,), the identity first; nan in a verification set
     encoded: bytes | memoryview  # empty: a record without an image
@@ -53,7 +53,7 @@ class Source(Protocol):
         """An item; ValueError or OSError if it cannot be read."""
 
     def place(self, position: int) -> Place:
-        """Where it stands."""
+        """Where it is."""
 
 
 class RecordSource:
@@ -131,10 +131,10 @@ AnySource = RecordSource | FolderSource | PairSource
 
 
 def open_source(path: str | Path) -> AnySource:
-    """Open what lies there.
+    """Open what is at ``path``.
 
     Raises:
-        FileNotFoundError: nothing does, or one of a pair of files is missing.
+        FileNotFoundError: nothing is there, or one of a pair of files is missing.
         ValueError: an index, a verification set or a folder that cannot be understood.
     """
     path = Path(path).expanduser()
@@ -155,6 +155,6 @@ def open_source(path: str | Path) -> AnySource:
 
 
 def _others(folder: Path, images: int) -> int:
-    """How many visible files and folders in an identity's folder are no images."""
+    """How many visible files and folders in an identity's folder are not images."""
     with os.scandir(folder) as entries:
         return sum(not entry.name.startswith(".") for entry in entries) - images

@@ -30,8 +30,8 @@ def ordered_map(
     Tasks are drawn as they are needed. What ``function`` raises is raised here.
 
     Args:
-        function: of a module's top level, so that it can be sent to a new process.
-        tasks: what can be pickled.
+        function: at a module's top level, so that it can be sent to a new process.
+        tasks: anything that can be pickled.
         workers: at least 1.
         setup: called once in each process before its first task; can be pickled.
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pair = tuple[int, int, bool]  # two images, and whether they show one person
-_SPARE = 20  # identities looked at for each pair, at most
-_MOST_IMAGES = 1000  # of one identity that are looked at
+_SPARE = 20  # identities examined for each pair, at most
+_MOST_IMAGES = 1000  # of one identity that are examined
 _TRIES = 1000  # draws in a row that find nothing new before the set counts as used up
 
 
@@ -17,7 +17,7 @@ def sample_pairs(labels_N: NDArray[np.int64], pairs: int, seed: int, digest: Cal
     """Draw pairs, genuine and impostor ones in turn, so that every fold of a cross-validation is balanced.
 
     Each identity gives one genuine pair before any gives a second one; impostors are two identities drawn evenly, and
-    an image of each. No pair comes twice, and none is of two images that are the same to the byte.
+    an image of each. No pair comes twice, and none is of two byte-identical images.
 
     Args:
         labels_N: (N,) the identity of each image.
@@ -26,7 +26,7 @@ def sample_pairs(labels_N: NDArray[np.int64], pairs: int, seed: int, digest: Cal
         digest: tells whether two images are the same; asked for drawn images only.
 
     Raises:
-        ValueError: the images do not give so many pairs.
+        ValueError: the images do not give that many pairs.
     """
     order = labels_N.argsort(kind="stable")
     _, starts, counts = np.unique(labels_N[order], return_index=True, return_counts=True)
@@ -81,14 +81,14 @@ def _all_pairs(images: NDArray[np.int64], rng: np.random.Generator) -> Iterator[
     images = rng.permutation(images)[:_MOST_IMAGES]
     n = len(images)
     for number in rng.permutation(n * (n - 1) // 2).tolist():
-        # The pairs (0, 1), (0, 2), (1, 2), (0, 3), ... are numbered through.
+        # The pairs (0, 1), (0, 2), (1, 2), (0, 3), ... are numbered consecutively.
         b = int((1 + np.sqrt(1 + 8 * number)) // 2)
         a = number - b * (b - 1) // 2
         yield int(images[a]), int(images[b])
 
 
 def _impostors(members: list[NDArray[np.int64]], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """Pairs of two persons, none twice; an end only when new ones are hardly found any more."""
+    """Pairs of two persons, none twice; ends only when new ones are hardly found any more."""
     seen: set[tuple[int, int]] = set()
     misses = 0
     while len(members) > 1 and misses < _TRIES:

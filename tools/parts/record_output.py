@@ -16,7 +16,7 @@ def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
     Args:
         out: the folder for the records.
         sources: record files that are to be read.
-        overwrite: whether what stands in ``out`` may be replaced.
+        overwrite: whether what is in ``out`` may be replaced.
 
     Raises:
         FileExistsError: ``out`` is a file, a source's folder, or holds what may not be replaced.
@@ -31,7 +31,7 @@ def check_out(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
 
 
 def write_classes(out: Path, names: Sequence[str | None] | None) -> None:
-    """Write classes.json; without names, remove one that tells of older records."""
+    """Write classes.json; without names, remove one that describes older records."""
     path = out / "classes.json"
     if names is None:
         path.unlink(missing_ok=True)
