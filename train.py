@@ -1,7 +1,7 @@
 """Train a face-embedding network: ``train.py configs/NAME [key=value ...]``.
 
-Alone, under torchrun or under ``python -m torch.distributed.launch``; every rank runs this file. After each step
-comes maybe a log line, a verification, a checkpoint.
+Alone, under torchrun or under ``python -m torch.distributed.launch``; every rank runs this file. Steps are
+followed by a log line, a verification or a checkpoint where the config asks for one.
 """
 
 from __future__ import annotations
