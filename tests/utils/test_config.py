@@ -169,6 +169,7 @@ def test_the_shipped_recipes_are_these():
         "synthetic_1m",
         "lfw_mini",
         "demo",
+        "custom",
     }
 
 
