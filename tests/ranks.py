@@ -92,7 +92,7 @@ def launch_ranks(
     """
     context, port = multiprocessing.get_context("forkserver"), free_port()
     processes = [
-        context.Process(target=_launched, args=(rank, world_size, port, folder, fn, *args))
+        context.Process(target=_launched, args=(rank, world_size, port, folder, fn, args))
         for rank in range(world_size)
     ]
     for process in processes:
