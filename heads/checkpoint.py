@@ -55,7 +55,7 @@ def save_heads(shard: HeadShard, folder: Path) -> None:
     mine = folder / f"rank_{get_rank()}_of_{get_world_size()}"
     mine.mkdir(parents=True)
     places_n = storage.visits.nonzero().squeeze(1)
-    heads_n = places_n + layout.head_start
+    heads_n = layout.heads_at(places_n)
     rows = sum(len(layout.classes_of(heads_h)) for heads_h in heads_n.split(_heads_at_once(shard)))
     _write_npy(mine / "heads.npy", (len(heads_n),), iter([heads_n.numpy()]))
     _write_npy(mine / "visits.npy", (len(heads_n),), iter([storage.visits[places_n].numpy()]))

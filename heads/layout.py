@@ -64,6 +64,10 @@ class Layout:
         """Where some of this rank's heads are in an array with one number per head, (h,)."""
         return heads_h - self.head_start
 
+    def heads_at(self, places_h: Tensor) -> Tensor:
+        """The heads (h,) at some places of an array with one number per head; undoes :meth:`places_of`."""
+        return places_h + self.head_start
+
     def rows_of(self, heads_h: Tensor) -> Tensor:
         """Where the classes of some of this rank's heads are in an array with one row per class, (S,)."""
         return self.classes_of(heads_h) - self.class_start

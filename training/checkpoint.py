@@ -127,7 +127,9 @@ class Fit:
             for kind, names in kinds.items()
             if names
         ]
-        return f"not all tensors fit, and those of the network start at random: {'; '.join(parts)}" if parts else ""
+        if self.missing or self.misshapen:
+            parts.append("what the file does not give starts as in a new network")
+        return f"not all tensors fit: {'; '.join(parts)}" if parts else ""
 
 
 def start_from(backbone: nn.Module, path: Path) -> Fit:

@@ -1,4 +1,4 @@
-"""Ranks, devices and collectives: the one place, with partial_fc_mhs.py, that talks to torch.distributed.
+"""Ranks, devices and collectives: the one place that talks to torch.distributed.
 
 Every collective works without a process group too, as if there were one rank.
 
@@ -135,17 +135,18 @@ def one_fate() -> Iterator[None]:
 
     SystemExit passes: whoever exits has made sure that every rank does.
 
-    Collective: a barrier at the end.
+    Collectives: a barrier at the start and one at the end.
     """
     if get_world_size() == 1:
         yield
         close_ranks()
         return
+    _forget_failures()
     watch = _Watch()
     try:
         yield
+        barrier()  # still watched: a rank may fail after another has come here
         watch.end()
-        barrier()
         close_ranks()
     except (SystemExit, KeyboardInterrupt):
         watch.end()
@@ -161,6 +162,14 @@ def one_fate() -> Iterator[None]:
         print(f"rank {get_rank()} ends, because {reason}", file=sys.stderr, flush=True)
         _leave_time_to_read()
         raise SystemExit(1) from None
+
+
+def _forget_failures() -> None:
+    """Drop what an earlier attempt has left: torchrun's store can stay when it restarts the ranks."""
+    if get_rank() == 0:
+        for key in (_FAILED, _REASON):
+            dist.distributed_c10d._get_default_store().delete_key(key)
+    barrier()
 
 
 def fail(error: BaseException) -> bool:
@@ -232,10 +241,10 @@ class _Watch:
         return self._reason is None
 
     def _look(self) -> None:
-        while not self._over.wait(_POLL_S):
+        while not self._over.wait(_POLL_S) and dist.is_initialized():  # whoever has left may end when it likes
             if self._read():
                 continue
-            if self._over.wait(_GRACE_S):
+            if self._over.wait(_GRACE_S) or not dist.is_initialized():
                 return
             reason = self._reason or "rank 0, which held the ranks' store, has ended"
             print(f"rank {get_rank()} ends, because {reason}", file=sys.stderr, flush=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ranks import launch_ranks
-from utils.distributed import all_reduce_sum_, init_ranks, one_fate, speaks
+from utils import distributed
+from utils.distributed import all_reduce_sum_, close_ranks, init_ranks, one_fate, speaks
 
 pytestmark = pytest.mark.distributed
 
@@ -17,7 +18,24 @@ pytestmark = pytest.mark.distributed
 def go_wrong(rank, what):
     """What each rank runs; ``what`` says what goes wrong."""
     init_ranks("cpu", timeout_s=600)
+    if what in ("restarted", "stopped"):
+        distributed._GRACE_S = 0.5
+    if what == "restarted" and rank == 0:  # what is left in a store that torchrun keeps for its next attempt
+        store = torch.distributed.distributed_c10d._get_default_store()
+        store.add(distributed._FAILED, 1)
+        store.set(distributed._REASON, "rank 1 failed in the attempt before")
     with one_fate():
+        if what == "restarted":
+            time.sleep(2)
+        if what == "last" and rank == 1:  # after the others' last collective
+            raise RuntimeError("rank one is wrong")
+        if what == "last":
+            distributed.barrier = lambda: time.sleep(600)
+            return
+        if what == "stopped":  # as SIGTERM ends a run: rank 0, and the store with it, is gone before rank 1
+            close_ranks()
+            time.sleep(3 * rank)
+            sys.exit(143)
         if what == "error" and rank == 1:
             raise RuntimeError("rank one is wrong")
         if what == "store" and rank == 0:
@@ -45,12 +63,24 @@ def test_nothing_is_said_when_all_is_well(tmp_path):
     assert ends == [(0, "")] * 3
 
 
+def test_a_restart_forgets_why_the_attempt_before_failed(tmp_path):
+    ends, _ = launch_ranks(go_wrong, 2, tmp_path, "restarted")
+    assert ends == [(0, "")] * 2
+
+
+def test_a_rank_that_has_left_may_end_long_after_the_others(tmp_path):
+    ends, _ = launch_ranks(go_wrong, 2, tmp_path, "stopped")
+    assert [status for status, _ in ends] == [143, 143]
+    assert not any("because" in errors for _, errors in ends)
+
+
 @pytest.mark.parametrize(
     ("what", "failing", "reason"),
     [
         ("error", 1, "failed: RuntimeError: rank one is wrong"),
         ("store", 0, "failed: KeyError: 'the rank with the store is wrong'"),
         ("deaf", 1, "failed: RuntimeError: rank one is wrong"),
+        ("last", 1, "failed: RuntimeError: rank one is wrong"),
     ],
 )
 def test_every_rank_ends_with_the_first_ones_reason(tmp_path, what, failing, reason):

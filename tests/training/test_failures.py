@@ -169,6 +169,16 @@ def test_weights_that_fit_whole_are_no_warning(tmp_path):
     assert fit.warning() == ""
 
 
+def test_weights_that_the_network_lacks_leave_nothing_new_in_it():
+    fit = checkpoint.Fit(1.0, [], [], ["head.weight"])
+    assert fit.warning() == "not all tensors fit: 1 not the network's (head.weight)"
+    assert (
+        checkpoint.Fit(0.5, ["a"], [], [])
+        .warning()
+        .endswith("(a); what the file does not give starts as in a new network")
+    )
+
+
 @pytest.mark.parametrize(
     ("environment", "visible", "gpu"),
     [
