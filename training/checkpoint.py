@@ -20,6 +20,7 @@ from torch import nn
 from backbones.weights import read_state_dict
 from utils.atomic import open_atomic
 from utils.distributed import all_gather_objects, broadcast_object, get_rank, together
+from utils.log import log
 
 _NAME = re.compile(r"step_(\d+)$")
 
@@ -82,10 +83,13 @@ def _finish(partial: Path, final: Path, keep: int) -> None:
     """Give a checkpoint its name, and drop the oldest ones."""
     partial.rename(final)
     _sync_folder(final.parent)
-    for old in list_checkpoints(final.parent)[:-keep]:
-        old.rename(old.with_name(f".{old.name}.old"))  # never half of a checkpoint under a complete one's name
-    for left in final.parent.glob(".step_*"):
-        shutil.rmtree(left)
+    try:
+        for old in list_checkpoints(final.parent)[:-keep]:
+            old.rename(old.with_name(f".{old.name}.old"))  # never half of a checkpoint under a complete one's name
+        for left in final.parent.glob(".step_*"):
+            shutil.rmtree(left)
+    except OSError as error:  # the new one is complete all the same
+        log.warning("an old checkpoint in %s could not be removed: %s", final.parent, error)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -28,6 +28,7 @@ STATES = {"sgd": 1, "adamw": 2}  # numbers of optimizer state for each weight
 HASHED_AT_ONCE = 65_536  # rows of one block of heads.shard.first_centres
 # Two constants measured on a CPU with torch's wheel and glibc 2.36; elsewhere expect more than the tests' 10 %.
 PROCESS = 826 * MIB  # peaks of the classifier runs (sgd, adamw) less their counted arrays: 831 and 821
+_CPU_AND_PINNED = ("can't allocate memory", "out of memory")  # what torch says in a plain RuntimeError
 HOLES = 15  # largest pieces that glibc cannot use again, at most what is kept; fitted to r18 (24) and mbf (48)
 
 
@@ -122,7 +123,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_AND_PINNED))
     )
 
 

@@ -100,6 +100,24 @@ def test_a_checkpoint_that_cannot_get_its_name_is_an_error_on_all_ranks(tmp_path
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, monkeypatch, capsys):
+    """The new one is complete, so the run goes on."""
+    run, data = train.prepare(get_config(TINY, [f"output={tmp_path}", "keep_checkpoints=1"]), ALONE)
+    batches = train.epoch_batches(run, data, train.Speedometer())
+    for step in range(2):
+        run.train_step(batches)
+        if step:
+
+            def refuse(path, ignore_errors=False):
+                if not ignore_errors:
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+            monkeypatch.setattr("shutil.rmtree", refuse)
+        run.save()
+    assert "could not be removed" in capsys.readouterr().out
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == ["step_2"]
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -107,6 +125,7 @@ def test_a_checkpoint_that_cannot_get_its_name_is_an_error_on_all_ranks(tmp_path
         MemoryError(),
         OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
         RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: out of memory"),  # of pinned host memory
     ],
 )
 def test_no_memory_for_the_classifier_gets_the_advice_of_the_loop(tmp_path, capsys, monkeypatch, error):
