@@ -5,6 +5,7 @@ Shapes: L lines, K columns.
 
 from __future__ import annotations
 
+import codecs
 import csv
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -105,7 +106,7 @@ def _narrow(numbers: NDArray[np.int64]) -> NDArray[np.int32] | NDArray[np.int64]
 
 def _read_line_by_line(path: Path, columns: int, dtype: Number, named: bool) -> tuple[list[str], NDArray[Any]]:
     """Read a list that pandas cannot, such as one with blank lines at its end, or name its first wrong line."""
-    text = path.read_bytes().rstrip()
+    text = path.read_bytes().removeprefix(codecs.BOM_UTF8).rstrip()  # pandas leaves that mark out too
     if not text:
         raise ValueError(f"{path} is empty")
     names: list[str] = []

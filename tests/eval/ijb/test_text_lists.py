@@ -148,6 +148,15 @@ def test_a_wrong_word_far_down_is_named_without_a_warning(tmp_path, read, headin
         read(path, 2)
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path, end):
+    path = tmp_path / "list.txt"
+    path.write_text(f"a.jpg 1\n{end}", encoding="utf-8-sig")
+    assert read_named_lines(path, 1, np.int64)[0] == ["a.jpg"]
+    path.write_text(f"5 6\n{end}", encoding="utf-8-sig")
+    assert read_number_columns(path, 2).tolist() == [[5], [6]]
+
+
 def test_a_name_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes(b"a.jpg 1\n\xff.jpg 2\n")
