@@ -174,3 +174,29 @@ def test_documents_name_files_that_are_there():
             if name not in others and not any(place.is_file() for place in places):
                 missing.append(f"{document.name}: {name}")
     assert not missing
+
+
+def test_documents_name_targets_that_make_knows():
+    targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.M))
+    missing = [
+        f"{document.name}: make {name}"
+        for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+        for names in re.findall(r"(?:`|^    )make ((?: ?[\w.-]+)+)", document.read_text(), re.M)
+        for name in names.split()
+        if name not in targets
+    ]
+    assert not missing
+
+
+def test_the_changelog_names_modules_that_are_there():
+    """In the table of imports that moved, the right side; ".layout" goes on from the name before it."""
+    missing, rows = [], re.findall(r"^  \| `.*?\| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert len(rows) > 10
+    for row in rows:
+        package = ""
+        for name in re.findall(r"`([\w.]+)`", row):
+            name = package + name if name.startswith(".") else name
+            package = name.rpartition(".")[0]
+            if name != "to_network_input" and name not in MODULES and name not in DEPARTMENTS:
+                missing.append(name)
+    assert not missing

@@ -1,1 +1,1 @@
-"""Shared pieces that depend on nothing else in the project: configuration, records, ranks, logs."""
+"""Shared pieces that depend on nothing else in the project: configuration, ranks, device, files, logs."""

@@ -5,6 +5,7 @@ Shapes: L lines, K columns.
 
 from __future__ import annotations
 
+import codecs
 import csv
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,7 @@ def read_number_columns(path: Path, columns: int) -> NDArray[np.int32] | NDArray
         chunks = _list_chunks(path, [np.int64] * columns)
         return np.concatenate([_narrow(np.stack([chunk[i] for i in range(columns)])) for chunk in chunks], axis=1)
     except _NO_PLAIN_LIST:
-        return np.ascontiguousarray(_read_line_by_line(path, columns, np.int64, False)[1].T)
+        return _narrow(np.ascontiguousarray(_read_line_by_line(path, columns, np.int64, False)[1].T))
 
 
 def read_named_lines(path: Path, columns: int, dtype: Number) -> tuple[list[str], NDArray[Any]]:
@@ -89,6 +90,7 @@ def _chunks(path: Path, dtypes: list[type], **options: Any) -> Iterator[Any]:
     # Told to read int64, pandas takes 5.0 too; left alone, it gives int64 only for whole numbers.
     told = {column: dtype for column, dtype in enumerate(dtypes) if dtype is not np.int64}
     options |= {"names": range(len(dtypes)), "dtype": told, "chunksize": _LINES_PER_CHUNK, **_EXACT}
+    options["low_memory"] = False  # else pandas guesses types by parts of a chunk, and warns where they differ
     with pd.read_csv(path, header=None, na_filter=False, quoting=csv.QUOTE_NONE, **options) as chunks:
         for chunk in chunks:
             if chunk.empty or chunk.dtypes.tolist() != dtypes:
@@ -104,7 +106,7 @@ def _narrow(numbers: NDArray[np.int64]) -> NDArray[np.int32] | NDArray[np.int64]
 
 def _read_line_by_line(path: Path, columns: int, dtype: Number, named: bool) -> tuple[list[str], NDArray[Any]]:
     """Read a list that pandas cannot, such as one with blank lines at its end, or name its first wrong line."""
-    text = path.read_bytes().rstrip()
+    text = path.read_bytes().removeprefix(codecs.BOM_UTF8).rstrip()  # pandas leaves that mark out too
     if not text:
         raise ValueError(f"{path} is empty")
     names: list[str] = []

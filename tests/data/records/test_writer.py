@@ -98,7 +98,7 @@ class TestWriteFaceRecords:
     def test_killed_in_the_middle(self, folder):
         script = (
             "import sys, time\n"
-            "from data.records.reader import RecordWriter\n"
+            "from data.records.writer import RecordWriter\n"
             "with RecordWriter(sys.argv[1]) as writer:\n"
             "    for key in range(10**9):\n"
             "        writer.write(key, bytes(1000))\n"
@@ -106,7 +106,7 @@ class TestWriteFaceRecords:
         )
         path = folder / "r.rec"
         process = subprocess.Popen([sys.executable, "-c", script, path], cwd=ROOT, stdout=subprocess.PIPE)
-        process.stdout.readline()
+        assert process.stdout.readline() == b"going\n"
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not path.exists()

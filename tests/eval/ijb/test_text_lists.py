@@ -128,10 +128,33 @@ def test_words_mean_nothing_but_themselves(tmp_path):
 def test_blank_lines_at_the_end_change_nothing(tmp_path):
     path = tmp_path / "list.txt"
     for number in (7, 1 << 40):
+        path.write_text(f"1 2\n3 {number}\n")
+        plain = read_number_columns(path, 2)
         path.write_text(f"1 2\n3 {number}\n \n\r\n\n")
-        assert read_number_columns(path, 2).tolist() == [[1, 3], [2, number]]
+        assert read_number_columns(path, 2).tolist() == plain.tolist() == [[1, 3], [2, number]]
+        assert read_number_columns(path, 2).dtype == plain.dtype == (np.int32 if number == 7 else np.int64)
         path.write_text(f"a.jpg 2\né.jpg {number}\n\n", encoding="utf-8")
         assert read_named_lines(path, 1, np.float64)[1].tolist() == [[2], [number]]
+
+
+@pytest.mark.parametrize(
+    ("read", "heading", "blank"), [(read_number_columns, "", " "), (read_csv_numbers, "h\n", ",")]
+)
+def test_a_wrong_word_far_down_is_named_without_a_warning(tmp_path, read, heading, blank):
+    """Warnings are errors here; pandas may give one for a column of numbers in one part and of text in another."""
+    path = tmp_path / "list.txt"
+    path.write_text(heading + f"1{blank}1\n" * 600_000 + f"x{blank}3\n")
+    with pytest.raises(ValueError, match=f"line {600_001 + len(heading) // 2}: expected 2 whole numbers"):
+        read(path, 2)
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path, end):
+    path = tmp_path / "list.txt"
+    path.write_text(f"a.jpg 1\n{end}", encoding="utf-8-sig")
+    assert read_named_lines(path, 1, np.int64)[0] == ["a.jpg"]
+    path.write_text(f"5 6\n{end}", encoding="utf-8-sig")
+    assert read_number_columns(path, 2).tolist() == [[5], [6]]
 
 
 def test_a_name_that_is_no_text_is_named(tmp_path):
