@@ -12,7 +12,7 @@ from partial_fc_mhs import PartialFCMHS
 from ranks import run_ranks
 from utils.distributed import all_gather_objects
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.numeric]
 G, D, STEPS = 12, 8, 3
 
 CASES = {

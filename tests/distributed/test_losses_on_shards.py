@@ -10,7 +10,7 @@ from partial_fc_mhs import PartialFCMHS
 from ranks import run_ranks
 from utils.distributed import all_gather_objects
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.numeric]
 G, D, C = 12, 8, 29
 
 
