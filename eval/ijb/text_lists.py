@@ -18,6 +18,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 _LINES_PER_CHUNK = 1 << 20
+_SEPARATORS = (" ", r"\s+")  # the first is twice as fast, and what the lists of IJB have
 _NO_PLAIN_LIST = (ValueError, OverflowError)  # what pandas raises; its own errors are ValueErrors
 # Decimals to the last bit. Newer pandas always reads them so, and warns of the option.
 _EXACT = {"float_precision": "round_trip"} if pd.__version__.startswith(("2.", "3.0.")) else {}
@@ -34,11 +35,13 @@ def read_number_columns(path: Path, columns: int) -> NDArray[np.int32] | NDArray
     Raises:
         ValueError: a line that holds something else, by its number, or an empty file.
     """
-    try:
-        chunks = _list_chunks(path, [np.int64] * columns)
-        return np.concatenate([_narrow(np.stack([chunk[i] for i in range(columns)])) for chunk in chunks], axis=1)
-    except _NO_PLAIN_LIST:
-        return _narrow(np.ascontiguousarray(_read_line_by_line(path, columns, np.int64, False)[1].T))
+    for separator in _SEPARATORS:
+        try:
+            chunks = _list_chunks(path, [np.int64] * columns, separator)
+            return np.concatenate([_narrow(np.stack([chunk[i] for i in range(columns)])) for chunk in chunks], axis=1)
+        except _NO_PLAIN_LIST:
+            continue
+    return _narrow(np.ascontiguousarray(_read_line_by_line(path, columns, np.int64, False)[1].T))
 
 
 def read_named_lines(path: Path, columns: int, dtype: Number) -> tuple[list[str], NDArray[Any]]:
@@ -47,15 +50,19 @@ def read_named_lines(path: Path, columns: int, dtype: Number) -> tuple[list[str]
     Raises:
         ValueError: a line that holds something else, by its number, or an empty file.
     """
-    names: list[str] = []
-    parts = []
-    try:
-        for chunk in _list_chunks(path, [object, *[dtype] * columns]):
-            names += chunk[0].tolist()
-            parts.append(chunk[range(1, columns + 1)].to_numpy())
-        return names, np.concatenate(parts)
-    except _NO_PLAIN_LIST:
-        return _read_line_by_line(path, columns, dtype, True)
+    for separator in _SEPARATORS:
+        names: list[str] = []
+        parts = []
+        try:
+            for chunk in _list_chunks(path, [object, *[dtype] * columns], separator):
+                names += chunk[0].tolist()
+                if any("\t" in name for name in names[-len(chunk) :]):  # a blank too, for all but the first separator
+                    raise ValueError("a tab between words")
+                parts.append(chunk[range(1, columns + 1)].to_numpy())
+            return names, np.concatenate(parts)
+        except _NO_PLAIN_LIST:
+            continue
+    return _read_line_by_line(path, columns, dtype, True)
 
 
 def read_csv_numbers(path: Path, columns: int) -> NDArray[np.int64]:
@@ -76,10 +83,10 @@ def read_csv_numbers(path: Path, columns: int) -> NDArray[np.int64]:
     return _parse_lines(path, lines, columns, np.int64, what, lambda line: line.split(b",", columns)[:columns])
 
 
-def _list_chunks(path: Path, dtypes: list[type]) -> Iterator[Any]:
+def _list_chunks(path: Path, dtypes: list[type], separator: str) -> Iterator[Any]:
     """Frames of a list with blanks between its words; ValueError where a line has more words or others."""
     beyond = len(dtypes)
-    for chunk in _chunks(path, [*dtypes, object], sep=r"\s+", skip_blank_lines=False):
+    for chunk in _chunks(path, [*dtypes, object], sep=separator, skip_blank_lines=False):
         if (chunk[beyond] != "").any():
             raise ValueError("more words than expected")
         yield chunk

@@ -175,3 +175,15 @@ def test_csv_takes_the_first_columns_below_the_heading(tmp_path):
     path.write_text("TEMPLATE_ID,SUBJECT_ID\n")
     with pytest.raises(ValueError, match="no line below"):
         read_csv_numbers(path, 2)
+
+
+def test_a_tab_separates_words_as_a_space_does(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a.jpg\t1 2\nb.jpg 3\t4\n")
+    names, numbers = text_lists.read_named_lines(path, 2, np.int64)
+    assert (names, numbers.tolist()) == (["a.jpg", "b.jpg"], [[1, 2], [3, 4]])
+    path.write_text("a.jpg 1 2\nb.jpg\t3 4 5\n")
+    with pytest.raises(ValueError, match=r"line 2: expected a file name and 2 whole numbers, found 'b.jpg\\t3 4 5'"):
+        text_lists.read_named_lines(path, 2, np.int64)
+    path.write_text("1\t2 3\n4 5\t6\n")
+    assert text_lists.read_number_columns(path, 3).tolist() == [[1, 4], [2, 5], [3, 6]]
