@@ -153,7 +153,7 @@ def one_fate() -> Iterator[None]:
         raise
     except BaseException as error:
         watch.end()
-        if not (_is_lost_connection(error) and watch.wait_for_reason()) and fail(error):
+        if not (_is_lost_connection(error) and watch.wait_for_reason()) and _fail(error):
             raise
         reason = watch.wait_for_reason()
         if reason is None:
@@ -164,24 +164,28 @@ def one_fate() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
+def _store() -> Any:
+    """The key-value store that all ranks share; torch has no public name for it."""
+    return dist.distributed_c10d._get_default_store()
+
+
 def _forget_failures() -> None:
     """Drop what an earlier attempt has left: torchrun's store can stay when it restarts the ranks."""
     if get_rank() == 0:
         for key in (_FAILED, _REASON):
-            dist.distributed_c10d._get_default_store().delete_key(key)
+            _store().delete_key(key)
     barrier()
 
 
-def fail(error: BaseException) -> bool:
+def _fail(error: BaseException) -> bool:
     """Record an error as the reason why all ranks end; False where another rank was first."""
     if get_world_size() == 1:
         return True
-    store = dist.distributed_c10d._get_default_store()
     try:
-        is_first = bool(store.add(_FAILED, 1) == 1)
+        is_first = bool(_store().add(_FAILED, 1) == 1)
         if is_first:
             text = " ".join(str(error).split())[:500]
-            store.set(_REASON, f"rank {get_rank()} on {platform.node()} failed: {type(error).__name__}: {text}")
+            _store().set(_REASON, f"rank {get_rank()} on {platform.node()} failed: {type(error).__name__}: {text}")
     except RuntimeError:  # the store has gone with the rank that held it
         return True
     _leave_time_to_read()
@@ -193,12 +197,12 @@ def speaks(error: BaseException) -> bool:
 
     That is on one rank: 0 if it has met the error too, else the first.
     """
-    is_first = fail(error)
+    is_first = _fail(error)
     if get_rank() == 0 or not is_first:
         return get_rank() == 0
     time.sleep(2 * _POLL_S)
     try:
-        return bool(dist.distributed_c10d._get_default_store().add(_FAILED, 0) == 1)
+        return bool(_store().add(_FAILED, 0) == 1)
     except RuntimeError:
         return False
 
@@ -213,7 +217,7 @@ class _Watch:
     """A thread that looks whether another rank has failed, and ends this process if it does not end by itself."""
 
     def __init__(self) -> None:
-        self._store = dist.distributed_c10d._get_default_store()
+        self._store = _store()
         self._reason: str | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)

@@ -18,7 +18,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 _LINES_PER_CHUNK = 1 << 20
-_SEPARATORS = (" ", r"\s+")  # the first is twice as fast, and what the lists of IJB have
+_SEPARATORS = (" ", r"\s+")  # the first is read faster, and is what IJB has
 _NO_PLAIN_LIST = (ValueError, OverflowError)  # what pandas raises; its own errors are ValueErrors
 # Decimals to the last bit. Newer pandas always reads them so, and warns of the option.
 _EXACT = {"float_precision": "round_trip"} if pd.__version__.startswith(("2.", "3.0.")) else {}

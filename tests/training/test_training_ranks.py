@@ -5,7 +5,6 @@ import pickle
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,19 +20,13 @@ from backbones import get_model
 from float64 import compute_in_float64
 from heads import checkpoint as head_checkpoint
 from paths import ROOT, data_path
-from ranks import run_ranks
+from ranks import free_port, run_ranks
 from tiny_runs import TINY, metrics
 from training.checkpoint import list_checkpoints
 from utils.config import get_config
 from utils.distributed import Ranks, all_gather_objects
 
 pytestmark = pytest.mark.distributed
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def prepare(rank, world_size, overrides):
