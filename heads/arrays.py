@@ -30,6 +30,7 @@ from utils.device import to_device
 
 Rows = dict[str, Tensor]  # array name -> (S, D)
 CENTRES = "weight"
+MOMENTUM = "momentum_buffer"  # the only state that a run may begin or end in the middle
 _MAP_NORESERVE = 0x4000  # Linux: reserve no memory for what may never be touched
 
 

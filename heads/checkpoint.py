@@ -1,8 +1,9 @@
 """The classifier in a checkpoint: every rank writes the heads that it has updated, any number of ranks read them.
 
-``heads/rank_R_of_W/`` holds ``heads.npy`` (head numbers, ascending), ``visits.npy`` (their updates) and, for the
-centres and each optimizer state, ``NAME.npy`` with one row per class. Heads never updated are left out: their
-values follow from the seed. Heads are saved and loaded block by block, so that memory stays small.
+``heads/rank_R_of_W/`` holds ``heads.npy`` (head numbers, ascending), ``visits.npy`` (their updates), for optimizers
+that ask for it ``last_step.npy`` (the step of the last one) and, for the centres and each optimizer state,
+``NAME.npy`` with one row per class. Heads never updated are left out: their values follow from the seed. Heads are
+saved and loaded block by block, so that memory stays small.
 
 Shapes: n heads of one part, L classes per head, D embedding size, C classes, m classes of one block.
 """
@@ -20,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heads.arrays import CENTRES
+from heads.arrays import CENTRES, MOMENTUM
 from heads.shard import HeadShard, first_centres
+from heads.storage import LAST_STEP, VISITS
 from utils.distributed import get_rank, get_world_size
+from utils.log import log
 
 BLOCK_BYTES = 64 * 2**20  # of one array in memory at once
 MERGED_BLOCK_BYTES = 16 * 2**20  # of centres; making initial ones takes about ten times as much
@@ -36,6 +39,7 @@ class Part:
     path: Path
     heads_n: NDArray[np.int64]  # the updated heads, ascending
     visits_n: NDArray[np.int32]  # their updates
+    last_step_n: NDArray[np.int32] | None  # steps up to the last one, where they were counted
     arrays: dict[str, NDArray[Any]]  # name -> L rows for each of them, fewer for the last head of all
 
     @property
@@ -58,7 +62,8 @@ def save_heads(shard: HeadShard, folder: Path) -> None:
     heads_n = layout.heads_at(places_n)
     rows = sum(len(layout.classes_of(heads_h)) for heads_h in heads_n.split(_heads_at_once(shard)))
     _write_npy(mine / "heads.npy", (len(heads_n),), iter([heads_n.numpy()]))
-    _write_npy(mine / "visits.npy", (len(heads_n),), iter([storage.visits[places_n].numpy()]))
+    for name, count in storage.counts.items():
+        _write_npy(mine / f"{name}.npy", (len(heads_n),), iter([count[places_n].numpy()]))
     for name in storage.names:
         _write_npy(mine / f"{name}.npy", (rows, shard.embedding_size), _blocks(shard, heads_n, name))
 
@@ -69,7 +74,9 @@ def load_heads(shard: HeadShard, folder: Path) -> None:
     Raises:
         ValueError: files are missing or damaged, or were written with another optimizer or number type.
     """
-    for part in read_parts(folder):
+    parts = read_parts(folder)
+    _log_momentum(shard, parts)
+    for part in parts:
         try:
             _load_part(shard, part)
         except (OSError, EOFError) as error:
@@ -92,7 +99,9 @@ def read_parts(folder: Path) -> list[Part]:
                 file.stem: np.load(file, mmap_mode="r" if file.stat().st_size > _HEADER_BYTES else None)
                 for file in path.glob("*.npy")
             }
-            parts.append(Part(path, np.array(arrays.pop("heads")), np.array(arrays.pop("visits")), arrays))
+            heads_n, visits_n = (np.array(arrays.pop(name)) for name in ("heads", VISITS))
+            last_step_n = np.array(arrays.pop(LAST_STEP)) if LAST_STEP in arrays else None
+            parts.append(Part(path, heads_n, visits_n, last_step_n, arrays))
         except (OSError, EOFError, ValueError, KeyError) as error:
             raise ValueError(f"{path} cannot be read ({error}); use an older checkpoint") from error
     return parts
@@ -132,7 +141,7 @@ def centres_dtype(parts: Sequence[Part]) -> np.dtype[Any]:
 
 def _load_part(shard: HeadShard, part: Part) -> None:
     storage, layout, L = shard.storage, shard.layout, shard.layout.head_size
-    if set(part.arrays) != set(storage.names):
+    if not set(part.arrays) ^ set(storage.names) <= {MOMENTUM}:
         raise ValueError(
             f"{part.path} holds {', '.join(sorted(part.arrays))}, this run needs {', '.join(sorted(storage.names))}: "
             "it was written with another optimizer"
@@ -141,13 +150,28 @@ def _load_part(shard: HeadShard, part: Part) -> None:
     for start in range(first, last, _heads_at_once(shard)):
         end = min(start + _heads_at_once(shard), last)
         values = {}
-        for name, array in part.arrays.items():
-            values[name] = torch.from_numpy(np.array(array[start * L : end * L]))
+        for name in set(part.arrays) & set(storage.names):
+            values[name] = torch.from_numpy(np.array(part.arrays[name][start * L : end * L]))
             if values[name].dtype != shard.dtype:
                 raise ValueError(f"{part.path} holds {values[name].dtype}, this run computes in {shard.dtype}")
-        heads_h, visits_h = (torch.from_numpy(x[start:end]) for x in (part.heads_n, part.visits_n))
-        storage.restore(heads_h, values, visits_h)
+        for name in set(storage.names) - set(part.arrays):
+            values[name] = torch.zeros_like(values[CENTRES])
+        counts = {VISITS: torch.from_numpy(part.visits_n[start:end])}
+        if LAST_STEP in storage.counts:
+            counts[LAST_STEP] = torch.full_like(counts[VISITS], shard.steps)  # as if updated just now
+            if part.last_step_n is not None:
+                counts[LAST_STEP] = torch.from_numpy(part.last_step_n[start:end])
+        storage.restore(torch.from_numpy(part.heads_n[start:end]), values, counts)
         storage.flush()
+
+
+def _log_momentum(shard: HeadShard, parts: Sequence[Part]) -> None:
+    """Say it where only one of the checkpoint and the run has momentum of the rows."""
+    saved, used = MOMENTUM in parts[0].arrays, MOMENTUM in shard.storage.names
+    if saved and not used:
+        log.info("the checkpoint's momentum of the classifier's rows is dropped: this run uses none")
+    if used and not saved:
+        log.info("the checkpoint holds no momentum of the classifier's rows: it starts from 0")
 
 
 def _heads_at_once(shard: HeadShard) -> int:

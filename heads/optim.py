@@ -1,19 +1,28 @@
 """Optimizers for the classifier's selected rows: they touch those rows and nothing else.
 
-Shapes: S selected rows, D embedding size.
+Between two visits of a row a dense optimizer would have let its state decay, and moved the row by it. ``idle`` says
+what is made of those steps, before the row's next forward:
+
+    "keep"   nothing: state is as the last visit left it, however long ago
+    "decay"  running averages decay, the row stays
+    "dense"  state and row become what the dense optimizer would have made of them (SGD only)
+
+Shapes: S selected rows, D embedding size, T optimizer steps so far.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from heads.arrays import CENTRES, Rows
+from heads.arrays import CENTRES, MOMENTUM, Rows
 from heads.shard import HeadShard, Pending
 from utils.device import to_device
+
+Idle = Literal["keep", "decay", "dense"]
 
 
 class RowOptimizer(Optimizer):
@@ -21,12 +30,19 @@ class RowOptimizer(Optimizer):
 
     One parameter group, whose parameters are the selected rows; ``param_groups[0]["lr"]`` is read at each step.
 
-    Subclasses name their state arrays in ``state_names`` and define :meth:`update`.
+    Subclasses define :meth:`update` and, if the steps between visits matter, :meth:`catch_up`.
+
+    Args:
+        shard: whose rows are updated.
+        settings: of the parameter group.
+        states: names of the state arrays, one row of D numbers per class each; without any, a row costs its centre
+            alone.
+        counts_idle: whether :meth:`catch_up` is to be called; the last step of each head is then kept.
     """
 
-    state_names: tuple[str, ...] = ()
-
-    def __init__(self, shard: HeadShard, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, shard: HeadShard, settings: dict[str, Any], states: tuple[str, ...], counts_idle: bool
+    ) -> None:
         if shard.pending or shard.has_announced:
             raise ValueError(
                 "make the optimizer before the first forward or prefetch: its state travels with the heads"
@@ -34,8 +50,10 @@ class RowOptimizer(Optimizer):
         super().__init__([{"params": []}], settings)
         self.param_groups[0]["params"] = shard.leaves  # the list that forward fills, so that GradScaler sees the rows
         self.shard = shard
-        for name in self.state_names:
+        for name in states:
             shard.storage.arrays.add(name)
+        if counts_idle:
+            shard.count_idle_steps(self.catch_up)
 
     def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
         """Change the centres and their state, ``rows``, in place.
@@ -47,16 +65,26 @@ class RowOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    def catch_up(self, rows: Rows, idle_S: Tensor) -> None:
+        """Bring rows that were just fetched to the present, in place.
+
+        Args:
+            rows: (S, D) for each array.
+            idle_S: (S,) int64 on the host, optimizer steps since the last one that updated the row.
+        """
+        raise NotImplementedError
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the rows selected since the last :meth:`zero_grad`. No collective."""
         assert closure is None, "a closure would select other rows"
+        self.shard.steps += 1
         pending = [p for p in self.shard.pending if p.leaf_SD.grad is not None]
         if not pending:
             return
         heads_h, classes_S, rows, grad_SD = _joined(pending)
         self.update(rows, grad_SD, self.shard.updates_of(classes_S).unsqueeze(1) + 1)
-        self.shard.storage.store(heads_h, rows)
+        self.shard.storage.store(heads_h, rows, self.shard.steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the selected rows and their gradients."""
@@ -75,8 +103,11 @@ class RowSGD(RowOptimizer):
     """SGD on the selected rows of a :class:`HeadShard`, in place; all other rows stay bit-identical.
 
     For a row that is selected in every step the result equals ``torch.optim.SGD``. A row that is selected rarely sees
-    only its own updates: between them neither its momentum nor its weight decays. Several forwards before one step
+    only its own updates, and of the steps between them what ``idle`` says; with ``idle="dense"`` it equals
+    ``torch.optim.SGD`` on all rows, the gradient of those not selected being 0. Several forwards before one step
     (gradient accumulation) add up their gradients, as ``.grad`` does.
+
+    Without momentum a row has no state, so centres alone are stored and travel.
 
     Args:
         shard: whose rows are updated.
@@ -84,20 +115,20 @@ class RowSGD(RowOptimizer):
         momentum: factor in [0, 1) on the row's previous update.
         weight_decay: added to the gradient as ``weight_decay * row``, at least 0.
         nesterov: take the step from where the momentum leads; needs momentum above 0.
+        idle: what the steps between two visits do; see the module.
 
     Raises:
         ValueError: a value outside its range.
     """
 
-    state_names = ("momentum_buffer",)
-
     def __init__(
         self,
         shard: HeadShard,
         lr: float,
-        momentum: float = 0.9,
+        momentum: float = 0.0,
         weight_decay: float = 5e-4,
         nesterov: bool = False,
+        idle: Idle = "decay",
     ) -> None:
         if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0:
             raise ValueError(
@@ -106,24 +137,85 @@ class RowSGD(RowOptimizer):
             )
         if nesterov and momentum == 0:
             raise ValueError("nesterov needs momentum above 0")
-        super().__init__(shard, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
+        _check_idle(idle, get_args(Idle))
+        self.idle = idle
+        self._carry_T22 = torch.empty((0, 2, 2), dtype=torch.float64)  # see _extended_course
+        super().__init__(
+            shard,
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov},
+            (MOMENTUM,) if momentum else (),
+            (idle == "decay" and momentum > 0) or (idle == "dense" and (momentum > 0 or weight_decay > 0)),
+        )
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """See :meth:`RowOptimizer.step`."""
+        super().step(closure)
+        if self.idle == "dense":
+            self._carry_T22 = self._extended_course()
 
     def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
-        group, weight_SD, buffer_SD = self.param_groups[0], rows[CENTRES], rows["momentum_buffer"]
+        group, weight_SD = self.param_groups[0], rows[CENTRES]
         if group["weight_decay"]:
             grad_SD.add_(weight_SD, alpha=group["weight_decay"])
-        buffer_SD.mul_(group["momentum"]).add_(grad_SD)
-        update_SD = grad_SD.add_(buffer_SD, alpha=group["momentum"]) if group["nesterov"] else buffer_SD
+        update_SD = grad_SD
+        if group["momentum"]:
+            buffer_SD = rows[MOMENTUM].mul_(group["momentum"]).add_(grad_SD)
+            update_SD = grad_SD.add_(buffer_SD, alpha=group["momentum"]) if group["nesterov"] else buffer_SD
         weight_SD.add_(update_SD, alpha=-group["lr"])
+
+    def catch_up(self, rows: Rows, idle_S: Tensor) -> None:
+        """See :meth:`RowOptimizer.catch_up`."""
+        weight_SD, buffer_SD = rows[CENTRES], rows.get(MOMENTUM)
+        if self.idle == "decay":
+            if buffer_SD is not None:
+                buffer_SD.mul_(_powers(self.param_groups[0]["momentum"], idle_S, buffer_SD))
+            return
+        carry_S22 = to_device(self._carry_from(idle_S).to(weight_SD.dtype), weight_SD.device)
+        (ww, wm), (mw, mm) = carry_S22.permute(1, 2, 0).unsqueeze(-1)
+        if buffer_SD is None:
+            weight_SD.mul_(ww)
+            return
+        before_SD = weight_SD.clone()
+        weight_SD.mul_(ww).addcmul_(buffer_SD, wm)
+        buffer_SD.mul_(mm).addcmul_(before_SD, mw)
+
+    def _carry_from(self, idle_S: Tensor) -> Tensor:
+        """The (S, 2, 2) matrices that bring (centre, momentum) of rows to the present."""
+        here = torch.eye(2, dtype=torch.float64).unsqueeze(0)
+        carry = torch.cat((self._carry_T22, here))
+        return carry[(len(self._carry_T22) - idle_S).clamp(min=0)]
+
+    def _extended_course(self) -> Tensor:
+        """``_carry_T22`` after one more step: its i-th matrix is the product of those of steps i to the last.
+
+        A step without gradient is linear: momentum becomes ``decay * centre + momentum * buffer``, and the centre
+        falls by the rate times that.
+        """
+        group = self.param_groups[0]
+        rate, beta, decay = group["lr"], group["momentum"], group["weight_decay"]
+        lead = 1 + beta if group["nesterov"] else 1.0  # of the decay in the step taken
+        reach = beta * beta if group["nesterov"] else beta  # of the buffer in the step taken
+        step_22 = torch.tensor([[1 - rate * decay * lead, -rate * reach], [decay, beta]], dtype=torch.float64)
+        return torch.cat((step_22 @ self._carry_T22, step_22.unsqueeze(0)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings and, with ``idle="dense"``, the course of the steps so far."""
+        return {**super().state_dict(), **({"carry": self._carry_T22} if self.idle == "dense" else {})}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._carry_T22 = state_dict.get("carry", self._carry_T22)
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "carry"})
 
 
 class RowAdamW(RowOptimizer):
-    """AdamW on the selected rows of a :class:`HeadShard`, in place, with a step count for each head.
+    """AdamW on the selected rows of a :class:`HeadShard`, in place.
 
     For a row that is selected in every step the result equals ``torch.optim.AdamW``. A row that is selected rarely
-    sees only its own updates: its averages and its decay pause between them, and the bias correction counts its own
-    head's updates, not the run's.
+    sees only its own updates. With ``idle="keep"`` its averages pause between them, and the bias correction counts
+    its own head's updates. With ``"decay"`` its averages and their correction are those of a dense AdamW, for which
+    the steps between have a gradient of 0. Its weight decay pauses in both.
 
     Args:
         shard: whose rows are updated.
@@ -131,12 +223,11 @@ class RowAdamW(RowOptimizer):
         betas: decay factors in [0, 1) of the averages of the gradient and of its square.
         eps: added to the root of the second average, at least 0.
         weight_decay: the row is multiplied by ``1 - lr * weight_decay`` first, at least 0.
+        idle: "keep" or "decay"; see the module.
 
     Raises:
         ValueError: a value outside its range.
     """
-
-    state_names = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -145,18 +236,28 @@ class RowAdamW(RowOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        idle: Literal["keep", "decay"] = "keep",
     ) -> None:
         if lr < 0 or not all(0 <= beta < 1 for beta in betas) or eps < 0 or weight_decay < 0:
             raise ValueError(
                 "expected lr >= 0, betas in [0, 1), eps >= 0 and weight_decay >= 0, "
                 f"got lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}"
             )
-        super().__init__(shard, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        _check_idle(idle, ("keep", "decay"))
+        self.idle = idle
+        super().__init__(
+            shard,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            ("exp_avg", "exp_avg_sq"),
+            idle == "decay",
+        )
 
     def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
         group, weight_SD = self.param_groups[0], rows[CENTRES]
         beta1, beta2 = group["betas"]
+        if self.idle == "decay":
+            step_S1 = torch.full_like(step_S1, self.shard.steps)
         correction1_S1 = (1 - beta1 ** step_S1.double()).to(grad_SD.dtype)
         correction2_S1 = (1 - beta2 ** step_S1.double()).to(grad_SD.dtype)
         average_SD = rows["exp_avg"].lerp_(grad_SD, 1 - beta1)
@@ -164,6 +265,21 @@ class RowAdamW(RowOptimizer):
         root_SD = square_SD.sqrt().div_(correction2_S1.sqrt_()).add_(group["eps"])
         weight_SD.mul_(1 - group["lr"] * group["weight_decay"])
         weight_SD.sub_(average_SD.div(root_SD).mul_(group["lr"] / correction1_S1))
+
+    def catch_up(self, rows: Rows, idle_S: Tensor) -> None:
+        """See :meth:`RowOptimizer.catch_up`."""
+        for name, beta in zip(("exp_avg", "exp_avg_sq"), self.param_groups[0]["betas"], strict=True):
+            rows[name].mul_(_powers(beta, idle_S, rows[name]))
+
+
+def _check_idle(idle: str, allowed: tuple[str, ...]) -> None:
+    if idle not in allowed:
+        raise ValueError(f"idle must be one of {', '.join(map(repr, allowed))}, got {idle!r}")
+
+
+def _powers(base: float, exponent_S: Tensor, like: Tensor) -> Tensor:
+    """``base ** exponent``, (S, 1), on the device and in the type of ``like``."""
+    return to_device((base ** exponent_S.double()).to(like.dtype).unsqueeze(1), like.device)
 
 
 def _joined(pending: list[Pending]) -> tuple[Tensor, Tensor, Rows, Tensor]:

@@ -7,6 +7,7 @@ request, S their classes, N any number of classes.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from heads.arrays import CENTRES, MemoryArrays, Rows
+from heads.arrays import CENTRES, MOMENTUM, MemoryArrays, Rows
 from heads.layout import Layout
 from heads.selection import HeadScope, Selection, draw_heads, select_heads
-from heads.storage import Fetch, HeadStorage, Place
+from heads.storage import LAST_STEP, Fetch, HeadStorage, Place
 from utils import hashing
 from utils.device import to_device
 from utils.distributed import all_gather_rows, get_rank, get_world_size
@@ -101,6 +102,8 @@ class HeadShard:
             self.layout, embedding_size, dtype, self.device, self.initial_centres, head_storage, head_folder
         )
         self.iteration = 0  # training forwards so far
+        self.steps = 0  # optimizer steps so far
+        self._catch_up: Callable[[Rows, Tensor], None] | None = None
         self.pending: list[Pending] = []  # forwards since the last zero_grad
         self.leaves: list[Tensor] = []  # their leaf_SD, as an optimizer's list of parameters
         self._announced: deque[tuple[Tensor, Selection, Fetch]] = deque()
@@ -158,7 +161,7 @@ class HeadShard:
         if announced is not local_labels and not torch.equal(announced.cpu(), local_labels.cpu()):
             raise ValueError("the labels differ from those announced by prefetch; announce forwards in their order")
         self._announced.popleft()
-        return selection, self.storage.take(fetch)
+        return selection, self.present(selection, self.storage.take(fetch))
 
     def look(self, local_labels: Tensor) -> tuple[Selection, Rows]:
         """The heads of a forward that trains nothing: announcements are kept.
@@ -166,7 +169,21 @@ class HeadShard:
         Collectives: the all-gather of B labels.
         """
         selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration)
-        return selection, self.storage.take(self.storage.fetch(selection.heads_h))
+        return selection, self.present(selection, self.storage.take(self.storage.fetch(selection.heads_h)))
+
+    def count_idle_steps(self, catch_up: Callable[[Rows, Tensor], None]) -> None:
+        """Note each head's last step; call ``catch_up(rows, idle_S)`` on rows fetched, see ``RowOptimizer``."""
+        self.storage.count(LAST_STEP)
+        self._catch_up = catch_up
+
+    def present(self, selection: Selection, rows: Rows) -> Rows:
+        """Fetched rows after the steps in which their heads were idle."""
+        if self._catch_up is not None and len(selection.classes_S):
+            heads_S = selection.classes_S // self.layout.head_size
+            idle_S = self.steps - self.storage.counts[LAST_STEP][self.layout.places_of(heads_S)].long()
+            with torch.no_grad():
+                self._catch_up(rows, idle_S)
+        return rows
 
     def expect_update(self, selection: Selection, rows: Rows) -> Tensor:
         """Make the centres (S, D) of a training forward a leaf of autograd, and keep it for the optimizer."""
@@ -227,30 +244,36 @@ class HeadShard:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's centres, optimizer state and visits; heads/checkpoint.py saves for any number of ranks."""
-        return {**self.tensors(), "visits": self.visits, **self.settings()}
+        return {**self.tensors(), **self.storage.counts, **self.settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave, for the same rank and number of ranks.
 
         Raises:
-            ValueError: it lacks the state of this run's optimizer, or belongs to another classifier.
+            ValueError: it holds the state of another optimizer, or belongs to another classifier.
         """
         tensors = self.tensors()
-        if missing := tensors.keys() - state.keys():
-            raise ValueError(f"the classifier was saved without {', '.join(sorted(missing))}: with another optimizer")
+        saved = {name for name, value in state.items() if isinstance(value, Tensor) and value.ndim == 2}
+        if not saved ^ tensors.keys() <= {MOMENTUM}:  # momentum may begin or end here
+            raise ValueError(
+                f"the classifier was saved with {', '.join(sorted(saved))}, this run needs "
+                f"{', '.join(sorted(tensors))}: it was trained with another optimizer"
+            )
         self.load_settings(state)
         for name, tensor in tensors.items():
-            tensor.copy_(state[name])
-        self.visits.copy_(state["visits"])
+            tensor.copy_(state.get(name, torch.zeros_like(tensor)))
+        for name, count in self.storage.counts.items():
+            count.copy_(state.get(name, torch.full_like(count, self.steps)))
 
     def settings(self) -> dict[str, int]:
-        """What the shards mean, and how many draws have been made."""
+        """What the shards mean, how many draws and how many steps have been made."""
         return {
             "num_classes": self.layout.num_classes,
             "head_size": self.layout.head_size,
             "embedding_size": self.embedding_size,
             "seed": self.seed,
             "iteration": self.iteration,
+            "steps": self.steps,
         }
 
     def load_settings(self, saved: dict[str, int]) -> None:
@@ -260,10 +283,11 @@ class HeadShard:
             ValueError: they belong to other classes, heads, embedding size or seed.
         """
         for name, own in self.settings().items():
-            if name != "iteration" and saved[name] != own:
+            if name not in ("iteration", "steps") and saved[name] != own:
                 raise ValueError(
                     f"the checkpoint's classifier has {name} = {saved[name]}, this run has {own}; resume with the "
                     "settings that it was trained with"
                 )
         self.forget_prefetched()
         self.iteration = saved["iteration"]
+        self.steps = saved.get("steps", 0)  # older checkpoints did not count them

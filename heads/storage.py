@@ -26,6 +26,8 @@ from heads.layout import Layout
 from utils.device import to_device
 
 Place = Literal["device", "host", "file"]
+VISITS = "visits"  # updates of a head
+LAST_STEP = "last_step"  # optimizer steps up to a head's last update, that one included
 WRITES_AT_ONCE = 8  # updates that may wait to be written
 
 
@@ -76,7 +78,8 @@ class HeadStorage:
             self.arrays = FileArrays(layout, width, dtype, folder)
         else:
             self.arrays = MemoryArrays(layout, width, dtype, device if place == "device" else torch.device("cpu"))
-        self.visits = untouched_zeros((layout.heads_here,), torch.int32, torch.device("cpu"))  # updates of each head
+        self.counts: dict[str, Tensor] = {}  # name -> (heads here,) int32, on the host
+        self.count(VISITS)
         self.waited_s = 0.0  # time spent waiting in take()
         self._failed: Exception | None = None  # a write that failed; nothing is read or written after it
         self._worker = None if place == "device" else _single_threaded_worker(device)
@@ -90,6 +93,15 @@ class HeadStorage:
     def names(self) -> list[str]:
         """The arrays: the centres, then the optimizer's state."""
         return self.arrays.names
+
+    @property
+    def visits(self) -> Tensor:
+        """Updates of each head."""
+        return self.counts[VISITS]
+
+    def count(self, name: str) -> None:
+        """Keep a number for each head: ``VISITS`` or ``LAST_STEP``."""
+        self.counts[name] = untouched_zeros((self.layout.heads_here,), torch.int32, torch.device("cpu"))
 
     def fetch(self, heads_h: Tensor, names: Sequence[str] | None = None) -> Fetch:
         """Start reading some heads, of all arrays or those named; :meth:`take` still sees later updates.
@@ -130,8 +142,8 @@ class HeadStorage:
         """Give up a fetch that will not be taken."""
         self._fetches = [other for other in self._fetches if other is not fetch]
 
-    def store(self, heads_h: Tensor, values: Rows) -> None:
-        """Write new values of all arrays of some heads, and count an update of each.
+    def store(self, heads_h: Tensor, values: Rows, step: int = 0) -> None:
+        """Write new values of all arrays of some heads, and count an update of each, made in step ``step``.
 
         For host memory and files it returns at once and writes in the background: ``values`` must not change after.
 
@@ -139,7 +151,10 @@ class HeadStorage:
             OSError: an earlier write has failed.
         """
         self._check_writes()
-        self.visits[self.layout.places_of(heads_h)] += 1
+        places_h = self.layout.places_of(heads_h)
+        self.visits[places_h] += 1
+        if LAST_STEP in self.counts:
+            self.counts[LAST_STEP][places_h] = step
         if self._worker is None:
             self._write(heads_h, values)
             return
@@ -150,10 +165,11 @@ class HeadStorage:
         if len(self._writing) > WRITES_AT_ONCE:  # a disk that falls behind must not fill the memory
             self._writing[0].exception()
 
-    def restore(self, heads_h: Tensor, values: Rows, visits_h: Tensor) -> None:
-        """Write values as :meth:`store` does, but set the number of updates."""
+    def restore(self, heads_h: Tensor, values: Rows, counts: dict[str, Tensor]) -> None:
+        """Write values as :meth:`store` does, but set the heads' counts, (h,) each."""
         self.store(heads_h, values)
-        self.visits[self.layout.places_of(heads_h)] = visits_h
+        for name, count_h in counts.items():
+            self.counts[name][self.layout.places_of(heads_h)] = count_h
 
     def flush(self) -> None:
         """Wait until everything is written.

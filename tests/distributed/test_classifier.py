@@ -55,7 +55,10 @@ def train_sharded(rank, world_size, case):
     classifier.shard.weight.copy_(weight[classifier.shard.layout.class_start : classifier.shard.layout.class_end])
     classifier.shard.visits.fill_(1)
     model = DistributedDataParallel(network)
-    optimizers = [torch.optim.SGD(model.parameters(), 0.1, 0.9), RowSGD(classifier.shard, 0.1, 0.9, 1e-2)]
+    optimizers = [
+        torch.optim.SGD(model.parameters(), 0.1, 0.9),
+        RowSGD(classifier.shard, 0.1, 0.9, 1e-2, idle="keep"),
+    ]
     B = G // world_size
     record = {"loss": [], "grad": [], "stats": []}
     for step in range(STEPS):

@@ -127,7 +127,7 @@ def test_a_slow_disk_is_waited_for_and_does_not_hold_up_the_writer(tmp_path, ref
 
 def test_untouched_heads_take_no_room_on_disk(tmp_path):
     classifier = PartialFCMHS(ArcFace(), 512, 1_000_000, head_size=12, head_storage="file", head_folder=tmp_path)
-    optimizer = RowSGD(classifier.shard, 0.1)
+    optimizer = RowSGD(classifier.shard, 0.1, 0.9)
     classifier(torch.randn(4, 512, requires_grad=True), torch.tensor([0, 5, 500_000, 999_999])).backward()
     optimizer.step()
     classifier.shard.storage.flush()
@@ -175,7 +175,7 @@ def test_a_really_full_disk(tmp_path):
         pytest.skip("mounting a small disk is not permitted here")
     try:
         classifier = PartialFCMHS(ArcFace(), 512, 100_000, head_size=10, head_storage="file", head_folder=small)
-        optimizer = RowSGD(classifier.shard, 0.1)
+        optimizer = RowSGD(classifier.shard, 0.1, 0.9)
         with pytest.raises(OSError, match="No space left"):  # noqa: PT012
             for step in range(20):
                 labels = torch.arange(8) * 100 + step * 100  # neighbouring steps share heads
@@ -208,7 +208,7 @@ def test_checkpoints_hold_the_updated_heads_only(tmp_path, place):
 
 def test_a_missing_part_of_a_checkpoint_is_an_error(tmp_path):
     classifier = make("device", tmp_path)
-    RowSGD(classifier.shard, 0.1)
+    RowSGD(classifier.shard, 0.1, 0.9)
     with pytest.raises(ValueError, match="holds 0 ranks' heads, not all"):
         load_heads(classifier.shard, tmp_path / "nothing")
     save_heads(classifier.shard, tmp_path / "saved")
@@ -256,8 +256,10 @@ def test_a_state_dict_holds_centres_optimizer_state_and_visits(tmp_path, place):
     assert all(torch.equal(a, b) for a, b in zip(everything(copy), everything(classifier), strict=True))
     assert copy.shard.iteration == classifier.shard.iteration == STEPS
     other = make("host", tmp_path)
-    RowSGD(other.shard, 0.1)
-    with pytest.raises(ValueError, match="saved without momentum_buffer: with another optimizer"):
+    RowSGD(other.shard, 0.1, 0.9)
+    with pytest.raises(
+        ValueError, match="saved with exp_avg, exp_avg_sq, weight, this run needs momentum_buffer, weight"
+    ):
         other.load_state_dict(classifier.state_dict())
 
 
@@ -289,7 +291,7 @@ def test_two_runs_may_share_a_folder(tmp_path):
     train(first, OPTIMIZERS["sgd"](first))
     before = everything(first)
     second = make("file", tmp_path)
-    RowSGD(second.shard, 0.1)
+    RowSGD(second.shard, 0.1, 0.9)
     assert all(torch.equal(a, b) for a, b in zip(everything(first), before, strict=True))
 
 
@@ -297,7 +299,7 @@ def test_the_optimizer_comes_before_the_first_forward(tmp_path):
     classifier = make("device", tmp_path)
     classifier.shard.prefetch(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="before the first forward"):
-        RowSGD(classifier.shard, 0.1)
+        RowSGD(classifier.shard, 0.1, 0.9)
 
 
 @pytest.mark.parametrize(
