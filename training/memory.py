@@ -24,7 +24,7 @@ from utils.config import Config
 from utils.log import log
 
 MIB = 2**20
-STATES = {"sgd": 1, "adamw": 2}  # numbers of optimizer state for each weight
+STATES = {"sgd": 1, "adamw": 2}  # numbers of optimizer state for each weight of the backbone
 HASHED_AT_ONCE = 65_536  # rows of one block of heads.shard.first_centres
 # Two constants measured on a CPU with torch's wheel and glibc 2.36; elsewhere expect more than the tests' 10 %.
 PROCESS = 826 * MIB  # peaks of the classifier runs (sgd, adamw) less their counted arrays: 831 and 821
@@ -37,7 +37,7 @@ class MemoryPlan:
     """Bytes of one rank at the peak of a step, when every one of its heads has been seen."""
 
     process: int  # Python and the libraries, before anything is built; host memory
-    centres: int  # class centres and their optimizer state, where they are kept in memory
+    centres: int  # class centres and their optimizer state, if any, where they are kept in memory
     step: int  # the step's selected rows, their gradients and logits, at most
     backbone: int  # weights, gradients, reduction buckets, optimizer state
     activations: int  # what the backbone keeps for its backward, and the gradients that pass through
@@ -60,6 +60,7 @@ def plan_memory(
     gradient_acc: int,
     world_size: int,
     optimizer: str,
+    row_states: int,
     rows: int,
     embedding_size: int,
     head_size: int,
@@ -75,6 +76,7 @@ def plan_memory(
         gradient_acc: forwards of one step, whose rows and gradients wait for it.
         world_size: W.
         optimizer: "sgd" or "adamw".
+        row_states: numbers of optimizer state for each number of a class centre.
         rows: classes that the rank holds.
         embedding_size: D.
         head_size: L.
@@ -83,12 +85,12 @@ def plan_memory(
     """
     states, G = STATES[optimizer], batch_size * world_size
     S, row = min(rows, G * head_size + drawn_rows), embedding_size * 4
-    held = (1 + states) * S * row  # one forward's centres and state, as fetched
+    held = (1 + row_states) * S * row  # one forward's centres and state, as fetched
     grad, logits = S * row, G * S * 4
     waiting = (gradient_acc - 1) * (held + grad)  # earlier forwards of the step
     backward = waiting + held + max(5 * logits, grad + 3 * logits)
     union = min(rows, S * gradient_acc)  # the forwards' rows joined for the optimizer
-    joined = (2 + states) * union * row if gradient_acc > 1 else 0
+    joined = (2 + row_states) * union * row if gradient_acc > 1 else 0
     temporaries = 2 * union * row if optimizer == "adamw" else 0  # root of the average, and the update
     update = waiting + held + grad + joined + temporaries
     block = min(S, HASHED_AT_ONCE)
@@ -97,7 +99,7 @@ def plan_memory(
     parameters = sum(p.numel() for p in backbone.parameters())
     return MemoryPlan(
         process=PROCESS,
-        centres=0 if head_storage == "file" else rows * row * (1 + states),
+        centres=0 if head_storage == "file" else rows * row * (1 + row_states),
         step=max(backward, update, first_visit) + travelling,
         backbone=parameters * 4 * ((3 if world_size > 1 else 2) + states),
         activations=activation_bytes(backbone, image_size, batch_size),
@@ -149,6 +151,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
             gradient_acc=cfg.gradient_acc,
             world_size=world_size,
             optimizer=cfg.optimizer,
+            row_states=STATES[cfg.optimizer] if cfg.optimizer == "adamw" or cfg.row_rule().momentum else 0,
             rows=rows,
             embedding_size=cfg.embedding_size,
             head_size=head_size,

@@ -76,6 +76,7 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
         f"{round(steps_per_epoch * cfg.warmup_epoch)} of them warm-up",
         f"classifier: {num_classes} classes in {-(-num_classes // head_size)} heads of {head_size}, negatives "
         f"{negative_rate:g}; a step works on about {100 * share:.3g} % of the classes",
+        f"class centres: {_rule_text(cfg)}",
     ]
     if share > 0.5 and negative_rate < 0.5:
         lines.append(
@@ -84,6 +85,14 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
         )
     unread = [f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in cfg.without_effect()]
     return lines + unread
+
+
+def _rule_text(cfg: Config) -> str:
+    rule = cfg.row_rule()
+    if cfg.optimizer == "adamw":
+        return f"adamw at {rule.lr:g} x lr, idle steps {rule.idle}"
+    momentum = f"momentum {rule.momentum:g}, idle steps {rule.idle}" if rule.momentum else "no momentum"
+    return f"sgd at {rule.lr:g} x lr, {momentum}"
 
 
 class StepReport:

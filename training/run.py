@@ -57,6 +57,7 @@ class TrainingRun:
         self.rate = PolySchedule(
             cfg.base_lr(ranks.world_size), self.total_steps, round(steps_per_epoch * cfg.warmup_epoch)
         )
+        self.row_rule = cfg.row_rule()
         self.optimizer = self._make_optimizer()
         self.row_optimizer = self._make_row_optimizer()
         self.optimizers: tuple[Optimizer, Optimizer] = (self.optimizer, self.row_optimizer)
@@ -113,17 +114,19 @@ class TrainingRun:
         return SGD(parameters, lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
 
     def _make_row_optimizer(self) -> RowOptimizer:
-        cfg, shard, lr = self.cfg, self.classifier.shard, self.rate.base_lr
+        cfg, shard, rule = self.cfg, self.classifier.shard, self.row_rule
+        lr, idle = rule.lr * self.rate.base_lr, rule.idle
         if cfg.optimizer == "adamw":
-            return together(lambda: RowAdamW(shard, lr, weight_decay=cfg.weight_decay))
-        return together(lambda: RowSGD(shard, lr, cfg.momentum, cfg.weight_decay, cfg.nesterov))
+            assert idle != "dense", "utils/config.py refuses it"
+            return together(lambda: RowAdamW(shard, lr, weight_decay=cfg.weight_decay, idle=idle))
+        return together(lambda: RowSGD(shard, lr, rule.momentum, cfg.weight_decay, rule.nesterov, idle))
 
     def train_step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over ``gradient_acc`` batches of each rank; returns the mean loss, a scalar tensor."""
         cfg, loss_sum = self.cfg, torch.zeros((), device=self.device)
-        for optimizer in self.optimizers:
+        for optimizer, factor in zip(self.optimizers, (1.0, self.row_rule.lr), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = self.rate(self.steps_done)
+                group["lr"] = factor * self.rate(self.steps_done)
         for part in range(cfg.gradient_acc):
             batch = next(batches)
             images = to_device(batch.images_BHW3, self.device)
@@ -216,6 +219,7 @@ class TrainingRun:
         training = {
             "backbone": self.backbone.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "row_optimizer": self.row_optimizer.state_dict(),
             "head": self.classifier.shard.settings(),
             "margin": self.classifier.margin_loss.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -249,6 +253,9 @@ class TrainingRun:
             self.backbone.load_state_dict(state["backbone"])
             self.optimizer.load_state_dict(
                 {**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]}
+            )
+            self.row_optimizer.load_state_dict(
+                {**state.get("row_optimizer", {}), **self.row_optimizer.param_groups[0]}
             )
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} was written by another network: {error}") from error

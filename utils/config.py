@@ -15,14 +15,24 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from utils.typed_values import typed
 
+Idle = Literal["keep", "decay", "dense"]
 LossName = Literal["arcface", "cosface", "combined", "adaface", "magface", "curricularface"]
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class RowRule(NamedTuple):
+    """How the classifier's rows are updated; see heads/optim.py."""
+
+    lr: float  # factor on the rate
+    momentum: float  # SGD's
+    nesterov: bool
+    idle: Idle
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,10 @@ class Config:
     lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr unscaled
     momentum: float  # SGD, in [0, 1)
     nesterov: bool  # SGD: step from where the momentum leads
+    row_momentum: float | None  # SGD's momentum of class centres, in [0, 1); None: 0 if sampled, else momentum
+    row_lr: float | None  # factor on the rate of class centres; None: 3 with SGD and without momentum, else 1
+    row_idle: Idle | None  # what steps without a class do to its momentum: nothing, make
+    # it smaller, or move the centre as well, as a dense optimizer; None: "decay" with SGD, "keep" with AdamW
     weight_decay: float  # per step, of backbone and selected rows
     clip_grad_norm: float  # largest norm of the backbone's gradient; 0: no clipping
     batch_size: int  # images of one rank in one forward
@@ -146,6 +160,17 @@ class Config:
             return self.head_size, self.negative_rate or 0.0
         return 1, float(self.sample_rate)
 
+    def row_rule(self) -> RowRule:
+        """How class centres are updated: what the settings say, else what was measured to be best."""
+        is_sgd, is_sampled = self.optimizer == "sgd", self.head_layout()[1] < 1
+        momentum = self.row_momentum
+        if not is_sgd:
+            momentum = 0.0
+        elif momentum is None:
+            momentum = 0.0 if is_sampled else self.momentum
+        lr = self.row_lr or (3.0 if is_sgd and momentum == 0 else 1.0)
+        return RowRule(lr, momentum, self.nesterov and momentum > 0, self.row_idle or ("decay" if is_sgd else "keep"))
+
     def head_options(self, output: Path) -> dict[str, Any]:
         """What a classifier is told about its heads, under the names that ``heads.shard.HeadShard`` takes."""
         head_size, negative_rate = self.head_layout()
@@ -169,6 +194,8 @@ class Config:
             unread.append("dali")  # nothing to decode
         if self.margin_list is not None and self.margin is not None:
             unread.append("margin")  # margin_list decides
+        if self.optimizer != "sgd" and self.row_momentum is not None:
+            unread.append("row_momentum")
         if isinstance(self.num_classes, tuple) and self.sample_rate != 1:
             unread.append("sample_rate")  # the heads decide
         return unread
@@ -300,6 +327,8 @@ def _check_ranges(c: Config) -> None:
         ("lr", c.lr > 0, "above 0"),
         ("lr_batch", c.lr_batch is None or c.lr_batch >= 1, "at least 1"),
         ("momentum", 0 <= c.momentum < 1, "in [0, 1)"),
+        ("row_momentum", c.row_momentum is None or 0 <= c.row_momentum < 1, "in [0, 1)"),
+        ("row_lr", c.row_lr is None or c.row_lr > 0, "above 0"),
         ("weight_decay", c.weight_decay >= 0, "at least 0"),
         ("clip_grad_norm", c.clip_grad_norm >= 0, "at least 0"),
         ("batch_size", c.batch_size >= 2, "at least 2 (batch normalisation needs two images)"),
@@ -322,6 +351,8 @@ def _check_ranges(c: Config) -> None:
 def _check_combinations(c: Config) -> None:
     if c.nesterov and (c.momentum == 0 or c.optimizer != "sgd"):
         raise ValueError("nesterov needs optimizer = 'sgd' and momentum above 0")
+    if c.row_idle == "dense" and c.optimizer != "sgd":
+        raise ValueError("row_idle = 'dense' needs optimizer = 'sgd'; AdamW takes 'keep' or 'decay'")
     if c.fp16 and c.bf16:
         raise ValueError("fp16 and bf16 exclude each other: set one of them to False")
     if c.dali_aug and c.augment not in (None, "insightface"):

@@ -27,7 +27,7 @@ def test_golden_losses(tmp_path, monkeypatch, dtype):
     if dtype == "float64":
         compute_in_float64(monkeypatch)
     golden = json.loads((ROOT / "tests" / "golden" / "tiny_losses.json").read_text())
-    losses = run(tmp_path, "num_epoch=2")
+    losses = run(tmp_path, "num_epoch=2", "row_momentum=0.9", "row_lr=1", "row_idle=keep")
     found = [losses[step] for step in range(1, 21)]
     assert found[:4] == pytest.approx(golden[:4], rel=5e-5)
     assert found == pytest.approx(golden, rel=2e-2)

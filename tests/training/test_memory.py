@@ -70,10 +70,17 @@ def test_plan_is_within_ten_percent_of_measured_peaks(tmp_path, overrides):
     assert 0.9 * min(peaks) <= found[0]["plan"] <= 1.1 * max(peaks)
 
 
-@pytest.mark.parametrize(("optimizer", "make"), [("sgd", RowSGD), ("adamw", RowAdamW)])
-def test_arrays_are_counted_as_they_are_made(optimizer, make):
+@pytest.mark.parametrize(
+    ("optimizer", "row_states", "make"),
+    [
+        ("sgd", 0, lambda shard: RowSGD(shard, 0.1)),
+        ("sgd", 1, lambda shard: RowSGD(shard, 0.1, 0.9)),
+        ("adamw", 2, lambda shard: RowAdamW(shard, 0.1)),
+    ],
+)
+def test_arrays_are_counted_as_they_are_made(optimizer, row_states, make):
     classifier = PartialFCMHS(ArcFace(), 32, 1000, head_size=10)
-    make(classifier.shard, 0.1)
+    make(classifier.shard)
     backbone = get_model("rtiny", 32)
     plan = plan_memory(
         backbone=backbone,
@@ -82,6 +89,7 @@ def test_arrays_are_counted_as_they_are_made(optimizer, make):
         gradient_acc=1,
         world_size=1,
         optimizer=optimizer,
+        row_states=row_states,
         rows=1000,
         embedding_size=32,
         head_size=10,
@@ -105,9 +113,11 @@ def test_activations_grow_with_the_batch_and_leave_the_network_alone():
 
 def test_command(capsys):
     plan = main(["configs/wf42m_r100_mhs", "--ranks", "16", "network=r18", "batch_size=4"])
-    assert plan.centres == pytest.approx(2059906 / 16 * 512 * 4 * 2, rel=1e-3)
+    assert plan.centres == pytest.approx(2059906 / 16 * 512 * 4, rel=1e-3)
     assert "activations" in capsys.readouterr().out
     assert main(["configs/wf42m_r100_mhs", "network=r18", "batch_size=4", "--ranks", "16"]) == plan
+    with_momentum = main(["configs/wf42m_r100_mhs", "--ranks=16", "network=r18", "batch_size=4", "row_momentum=0.9"])
+    assert with_momentum.centres == 2 * plan.centres
     with pytest.raises(SystemExit):
         main(["configs/demo", "num_classes=auto"])
     assert "add num_classes=N" in capsys.readouterr().err

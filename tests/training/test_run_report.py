@@ -30,6 +30,19 @@ def test_long_heads_are_pointed_out():
     assert any("1 ranks x 128 x accumulation 1 = 128, lr 0.1" in line for line in short)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ([], "sgd at 3 x lr, no momentum"),
+        (["row_momentum=0.8", "row_lr=0.5"], "sgd at 0.5 x lr, momentum 0.8, idle steps decay"),
+        (["optimizer=adamw"], "adamw at 1 x lr, idle steps keep"),
+    ],
+)
+def test_the_banner_says_how_centres_are_updated(overrides, text):
+    cfg = get_config("demo", overrides)
+    assert f"class centres: {text}" in banner_lines(cfg, Ranks(0, 1, 0, torch.device("cpu")), 200, 4000, 10)
+
+
 def test_old_settings_without_effect_are_named():
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
     cfg = get_config("demo", ["rec=synthetic", "num_classes=200", "dali=True", "score=3"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 from utils.opencv import cv2
 
@@ -27,7 +29,9 @@ def ordered_map(
 ) -> Iterator[_Result]:
     """Yield ``function(task)`` for each task in turn, computed in ``workers`` processes; with 1, in this one.
 
-    Tasks are drawn as they are needed. What ``function`` raises is raised here.
+    Tasks are drawn as they are needed, and given to the workers in turn. What ``function`` raises is raised here. At
+    the end, and at an error or an interrupt, the workers are ended at once. There are no locks on this side: an
+    interrupt that comes while one is taken would leave it taken, and the program hanging.
 
     Args:
         function: at a module's top level, so that it can be sent to a new process.
@@ -44,31 +48,91 @@ def ordered_map(
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(setup,))
-    under_way: deque[Future[_Result]] = deque()
+    pool: list[tuple[Any, Connection]] = []
+    under_way: deque[Connection] = deque()
     try:
+        with _interrupts_held_back():  # new processes inherit this
+            for _ in range(workers):
+                here, there = context.Pipe()
+                process = context.Process(target=_work, args=(there, function, setup), daemon=True)
+                process.start()
+                there.close()
+                pool.append((process, here))
+        turn = itertools.cycle(pipe for _, pipe in pool)
         for task in tasks:
-            under_way.append(pool.submit(function, task))
-            if len(under_way) >= _AHEAD * workers:
-                yield under_way.popleft().result()
+            under_way.append(next(turn))
+            _send(under_way[-1], task)
+            if len(under_way) == _AHEAD * workers:
+                yield _result(under_way.popleft())
         while under_way:
-            yield under_way.popleft().result()
-    except BrokenProcessPool:
-        raise OSError("a worker process died, perhaps for want of memory: try fewer --workers") from None
+            yield _result(under_way.popleft())
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process, pipe in pool:
+            pipe.close()
+            process.kill()
+            process.join()
 
 
-def _start_worker(setup: Callable[[], None] | None) -> None:
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let an interrupt from the keyboard wait until this is over."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _send(pipe: Connection, task: Any) -> None:
+    try:
+        pipe.send(task)
+    except OSError as error:
+        raise _death() from error
+
+
+def _result(pipe: Connection) -> Any:
+    try:
+        succeeded, value = pipe.recv()
+    except (EOFError, OSError) as error:
+        raise _death() from error
+    if succeeded:
+        return value
+    raise value
+
+
+def _death() -> OSError:
+    return OSError("a worker process died, perhaps for want of memory: try fewer --workers")
+
+
+def _work(pipe: Connection, function: Callable[[Any], Any], setup: Callable[[], None] | None) -> None:
+    """A worker's life: it ends with its parent, or when its pipe is closed, even in the middle of a task."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends its workers
     cv2.setNumThreads(0)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, tasks), daemon=True).start()
     if setup is not None:
         setup()
+    while True:
+        task = tasks.get()
+        try:
+            answer = (True, function(task))
+        except Exception as error:
+            answer = (False, error)
+        try:
+            pipe.send(answer)
+        except (OSError, EOFError):
+            os._exit(1)
+        except Exception as error:  # it cannot be pickled
+            pipe.send((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _receive(pipe: Connection, tasks: queue.SimpleQueue[Any]) -> None:
+    """Take tasks off the pipe as they come, so that neither side ever waits for the other to read."""
+    try:
+        while True:
+            tasks.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(1)

@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 
 import pytest
@@ -57,3 +58,21 @@ def test_an_error_in_a_worker_is_raised_here(workers):
 def test_a_worker_that_dies_is_an_error_and_no_hang():
     with pytest.raises(OSError, match="a worker process died"):
         list(ordered_map(die_at_five, range(100), 2))
+
+
+def echo(data):
+    return data
+
+
+def test_large_tasks_and_results_do_not_wait_for_each_other():
+    data = [bytes([i]) * 3_000_000 for i in range(24)]  # far more than a pipe holds
+    assert list(ordered_map(echo, data, 2)) == data
+
+
+def lock_of(number):
+    return threading.Lock() if number == 5 else number
+
+
+def test_a_result_that_cannot_be_sent_is_an_error():
+    with pytest.raises(RuntimeError, match="cannot pickle"):
+        list(ordered_map(lock_of, range(10), 2))

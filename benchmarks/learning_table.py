@@ -1,0 +1,144 @@
+"""Tables and the figure of learning.py."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from prettytable import PrettyTable
+
+from benchmarks.learning_arms import Rule
+
+Record = dict[str, Any]
+Group = tuple[str, Rule]  # selection, rule
+FULL = "full softmax"
+# 97.5 % quantiles of Student's t, by degrees of freedom; the normal's beyond.
+_T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+
+
+def metrics_of(record: Record) -> list[str]:
+    """The names of its figures, the first two being those that rules are chosen by."""
+    if "rank1" in record:
+        return ["rank1", "tar_0.0001", "tar_1e-05"]
+    return ["accuracy", "tar_0.1", "tar_0.01"]
+
+
+def groups_of(records: Sequence[Record]) -> dict[Group, dict[int, Record]]:
+    """Runs that differ in nothing but the seed: seed to record, for each selection and rule."""
+    groups: dict[Group, dict[int, Record]] = defaultdict(dict)
+    for r in records:
+        groups[r["selection"], Rule(r["row_lr"], r["row_momentum"], r["row_idle"])][r["seed"]] = r
+    return dict(groups)
+
+
+def score(runs: dict[int, Record]) -> float:
+    """What rules are chosen by: the mean of two figures over seeds."""
+    first, second, _ = metrics_of(next(iter(runs.values())))
+    return statistics.fmean((r[first] + r[second]) / 2 for r in runs.values())
+
+
+def best_rules(records: Sequence[Record]) -> dict[str, Rule]:
+    """The rule with the highest score for each selection."""
+    best: dict[str, tuple[float, Rule]] = {}
+    for (selection, rule), runs in groups_of(records).items():
+        best[selection] = max(best.get(selection, (-1.0, rule)), (score(runs), rule), key=lambda pair: pair[0])
+    return {selection: rule for selection, (_, rule) in best.items()}
+
+
+def sweep_table(records: Sequence[Record]) -> PrettyTable:
+    """The score of each selection with each rule, in percent; the best of a row is marked."""
+    groups, best = groups_of(records), best_rules(records)
+    rules = list(dict.fromkeys(rule for _, rule in groups))
+    shown = PrettyTable(["selection", *map(str, rules)], align="r")
+    for selection in best:
+        row = []
+        for rule in rules:
+            runs = groups.get((selection, rule))
+            mark = "*" if rule == best[selection] else ""
+            row.append("" if runs is None else f"{mark}{100 * score(runs):.1f}")
+        shown.add_row([selection, *row])
+    return shown
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of paired differences, and half of its 95 % interval (nan for a single one)."""
+    n = len(differences)
+    if n < 2:
+        return differences[0], float("nan")
+    quantile = _T[n - 2] if n - 2 < len(_T) else 1.96
+    return statistics.fmean(differences), quantile * statistics.stdev(differences) / n**0.5
+
+
+def reference(groups: dict[Group, dict[int, Record]]) -> dict[int, Record]:
+    """Full softmax with the rule that serves it best."""
+    return max((runs for (selection, _), runs in groups.items() if selection == FULL), key=score, default={})
+
+
+def table(records: Sequence[Record]) -> PrettyTable:
+    """Mean and standard deviation over seeds, in percent; and what is gained over full softmax, seed by seed."""
+    groups = groups_of(records)
+    names, full = metrics_of(records[0]), reference(groups)
+    shown = PrettyTable(
+        [
+            "selection",
+            "rule",
+            "classes a step",
+            "negatives",
+            *names,
+            f"{names[0]} - full",
+            f"{names[1]} - full",
+            "ms",
+        ],
+        align="r",
+    )
+    for (selection, rule), runs in groups.items():
+        some = next(iter(runs.values()))
+        row = [selection, str(rule), f"{100 * some['share']:.1f} %", f"{some['negatives']:,.0f}"]
+        for name in names:
+            values = [100 * r[name] for r in runs.values()]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            row.append(f"{statistics.fmean(values):.1f}{spread}")
+        for name in names[:2]:
+            common = sorted(runs.keys() & full.keys())
+            gained, half = interval([100 * (runs[s][name] - full[s][name]) for s in common] or [float("nan")])
+            row.append("" if runs is full else f"{gained:+.1f} ± {half:.1f}")
+        shown.add_row(row)
+    return shown
+
+
+def draw(records: Sequence[Record], path: Path) -> None:
+    """Accuracy against the share of classes that a step works on, one panel for each task."""
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    figure = Figure(figsize=(5.5 * len(tasks), 4.5), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        of_task = [record for record in records if record["task"] == task]
+        name = metrics_of(of_task[0])[0]
+        for (selection, rule), runs in groups_of(of_task).items():
+            values = [100 * r[name] for r in runs.values()]
+            share = 100 * next(iter(runs.values()))["share"]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            colour = (
+                "tab:blue" if rule.row_momentum == 0 else "tab:orange" if rule.row_idle == "keep" else "tab:green"
+            )
+            marker = "s" if selection == FULL else "^" if "PartialFC" in selection else "o"
+            axes.errorbar(share, statistics.fmean(values), spread, fmt=marker, color=colour, capsize=2)
+            axes.annotate(
+                selection, (share, statistics.fmean(values)), (4, 3), textcoords="offset points", fontsize=6
+            )
+        axes.set(xscale="log", xlabel="classes a step works on, %", ylabel=f"{name}, %", title=task)
+        axes.grid(alpha=0.3)
+    handles = [
+        figure.axes[0].plot([], [], color, marker="o", ls="", label=label)[0]
+        for color, label in (
+            ("tab:blue", "no momentum"),
+            ("tab:orange", "momentum 0.9, kept"),
+            ("tab:green", "momentum 0.9, decayed"),
+        )
+    ]
+    figure.axes[0].legend(handles=handles, loc="lower right", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
