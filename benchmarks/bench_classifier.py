@@ -122,8 +122,7 @@ def setting(r: Record) -> str:
     numbers = "bfloat16 products" if r["amp"] == "bf16" else "float32"
     labels = ", labels from all classes" if r["even_labels"] else ""
     return (
-        f"{process}, CPU, batch {r['batch']}, embedding {r['dim']}, heads of {r['head_size']}, {numbers}, "
-        f"SGD with momentum{labels}"
+        f"{process}, CPU, batch {r['batch']}, embedding {r['dim']}, heads of {r['head_size']}, {numbers}, SGD{labels}"
     )
 
 
@@ -141,7 +140,7 @@ def table(records: Sequence[Record]) -> PrettyTable:
         step = r["step_ms"]
         out.add_row(
             [
-                r["method"],
+                _name(r),
                 r["storage"],
                 f"{r['classes']:,}",
                 f"{step:.1f}",
@@ -164,6 +163,12 @@ def table(records: Sequence[Record]) -> PrettyTable:
     return out
 
 
+def _name(r: Record) -> str:
+    """The method, and whether our rows have momentum; records without the key are older and had it."""
+    has_momentum = r["method"] == "mhs" and r.get("row_momentum", 0.9)
+    return f"{r['method']}, momentum" if has_momentum else str(r["method"])
+
+
 def grid(records: Sequence[Record]) -> PrettyTable:
     """All records side by side, a column for each number of classes: step time, and memory that it took."""
     sizes = sorted({r["classes"] for r in records})
@@ -172,7 +177,7 @@ def grid(records: Sequence[Record]) -> PrettyTable:
     lines: dict[tuple[str, ...], dict[int, str]] = {}
     for r in records:
         L = f"{r['head_size']}" if "mhs" in r["method"] else "-"
-        line = lines.setdefault((r["method"], r["storage"], L, f"{r['batch']} x {r['ranks']}"), {})
+        line = lines.setdefault((_name(r), r["storage"], L, f"{r['batch']} x {r['ranks']}"), {})
         line[r["classes"]] = f"{r['step_ms']:.1f} / {r['peak_mib'] - r['baseline_mib']:,.0f}"
     for key, line in lines.items():
         out.add_row([*key, *(line.get(size, "") for size in sizes)])
@@ -256,7 +261,10 @@ def _lines(records: Sequence[Record]) -> Iterator[tuple[tuple[str, str], list[Re
 def cases_of(args: argparse.Namespace) -> list[Case]:
     """The configurations that the command line asks for and this machine can run; the others are printed."""
     cases = []
-    for method, head_size, batch in itertools.product(args.methods, args.head_size, args.batch):
+    settings = itertools.product(args.methods, args.head_size, args.batch, args.row_momentum)
+    for method, head_size, batch, row_momentum in settings:
+        if method != "mhs" and row_momentum != args.row_momentum[0]:
+            continue  # they have theirs
         if method in ("partial_fc", "full_softmax") and head_size != args.head_size[0]:
             continue  # they have no heads
         for storage in cast(list[Storage], args.storage if method == "mhs" else ["device"]):
@@ -276,6 +284,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
                     args.warm_steps if method == "mhs" else 2,
                     args.budget_s,
                     str(args.folder),
+                    row_momentum,
                 )
                 obstacle = case.obstacle(args.ram_share)
                 if obstacle is None:
@@ -307,6 +316,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--storage", nargs="+", choices=STORAGES, default=["device"], help="of mhs")
     p.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for --storage file")
     p.add_argument("--amp", choices=("none", "bf16"), default="none")
+    p.add_argument("--row-momentum", type=float, nargs="+", default=[0.0], help="of mhs; the dense forms have 0.9")
     p.add_argument("--ranks", type=int, choices=(1, 2), default=1)
     p.add_argument("--steps", type=_count, help="timed steps at most, default 200")
     p.add_argument("--warm-steps", type=_count, default=5, help="of mhs, before the clock starts")

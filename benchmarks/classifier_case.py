@@ -68,9 +68,18 @@ class Case:
     warm_steps: int  # before the clock starts, after the first visits
     budget_s: float  # of the timed steps; at least three are made
     folder: str = ""  # of head_storage = "file"
+    row_momentum: float = 0.0  # of mhs; the dense forms have MOMENTUM
 
     def __str__(self) -> str:
-        return f"{self.method}, {self.storage}, {self.classes:,} classes, L {self.head_size}, B {self.batch}"
+        momentum = f", momentum {self.row_momentum:g}" if self.row_momentum else ""
+        return (
+            f"{self.method}, {self.storage}, {self.classes:,} classes, L {self.head_size}, B {self.batch}{momentum}"
+        )
+
+    @property
+    def row_arrays(self) -> int:
+        """Numbers kept for each number of a centre: itself and, where there is momentum, its own."""
+        return 2 if self.row_momentum or self.method != "mhs" else 1
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -83,7 +92,7 @@ class Case:
         if self.method == "mhs":
             if self.storage == "file":
                 return 0
-            return 2 * row * self.touched_classes()
+            return self.row_arrays * row * self.touched_classes()
         columns = self.classes * {"partial_fc": SAMPLE_RATE, "full_softmax": 1.0}.get(self.method, 0.0)
         logits = 4 * self.ranks * self.batch * columns * LOGIT_ARRAYS
         return DENSE_ARRAYS[self.method] * row * self.classes + logits
@@ -101,9 +110,12 @@ class Case:
             return f"needs {need / GIB:.1f} GiB, {ram_share:.0%} of memory are {ram_share * ram / GIB:.1f} GiB"
         array = 4.0 * self.dim * self.classes
         if self.method == "mhs" and self.storage != "file" and array > ram:
-            return f"needs {2 * array / GIB:.1f} GiB of addresses; --storage file takes any size"
+            return f"needs {self.row_arrays * array / GIB:.1f} GiB of addresses; --storage file takes any size"
         if self.method == "mhs" and self.storage == "file":
-            on_disk, free = 2.0 * 4 * self.dim * self.touched_classes(), shutil.disk_usage(self.folder).free
+            on_disk, free = (
+                4.0 * self.row_arrays * self.dim * self.touched_classes(),
+                shutil.disk_usage(self.folder).free,
+            )
             if on_disk > 0.9 * free:
                 return f"needs {on_disk / GIB:.1f} GiB on disk, {self.folder} has {free / GIB:.1f} GiB free"
         return None
@@ -129,7 +141,7 @@ class Rig:
                 head_storage=case.storage,
                 head_folder=Path(case.folder) if case.storage == "file" else None,
             )
-            self.optimizer = RowSGD(self.ours.shard, LR, MOMENTUM, WEIGHT_DECAY)
+            self.optimizer = RowSGD(self.ours.shard, LR, case.row_momentum, WEIGHT_DECAY)
         else:
             if case.method == "mhs_dense":
                 self.dense = DenseMHS(margin, case.dim, case.classes, head_size=case.head_size, amp_dtype=amp)
@@ -262,6 +274,7 @@ def measure(case: Case) -> Record | None:
         "amp": case.amp,
         "identities": case.identities,
         "even_labels": case.even_labels,
+        "row_momentum": case.row_momentum if case.method == "mhs" else MOMENTUM,
         "step_ms": float(np.median(step_ms)),
         "step_ms_p10": float(np.percentile(step_ms, 10)),
         "step_ms_p90": float(np.percentile(step_ms, 90)),
@@ -277,7 +290,7 @@ def measure(case: Case) -> Record | None:
 
 
 def floor_step_ms(case: Case, selected: int, repeats: int) -> float:
-    """What no step can avoid: three products on S rows, one read and one write of these rows and their momentum.
+    """What no step can avoid: three products on S rows, one read and one write of these rows and, if any, momentum.
 
     Rows are moved as whole heads between buffers that exist already and where they live: arrays in memory as large as
     what the ``identities`` touch, or with ``storage`` "file" files as large, read and written by plain calls.
@@ -285,7 +298,7 @@ def floor_step_ms(case: Case, selected: int, repeats: int) -> float:
     L, D, G = case.head_size, case.dim, case.ranks * case.batch
     heads = max(1, min(selected // L, case.classes // L))
     stored = max(heads, min(case.identities, case.classes // L // case.ranks))
-    buffers = [torch.zeros(heads, L * D) for _ in range(2)]
+    buffers = [torch.zeros(heads, L * D) for _ in range(case.row_arrays)]
     dtype = case.amp_dtype or torch.float32
     x_GD = torch.randn(G, D).to(dtype)
     rows_SD = torch.randn(heads * L, D).to(dtype)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from backbones import get_model
 from heads.layout import Layout
+from training.optimizers import row_states
 from utils.config import Config
 from utils.log import log
 
@@ -151,7 +152,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
             gradient_acc=cfg.gradient_acc,
             world_size=world_size,
             optimizer=cfg.optimizer,
-            row_states=STATES[cfg.optimizer] if cfg.optimizer == "adamw" or cfg.row_rule().momentum else 0,
+            row_states=row_states(cfg),
             rows=rows,
             embedding_size=cfg.embedding_size,
             head_size=head_size,

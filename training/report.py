@@ -15,6 +15,7 @@ from data.faces import FaceDataset, ImageFolder
 from training.data import RunData
 from training.memory import plan_of
 from training.metrics import MetricsWriter
+from training.optimizers import row_rule
 from training.run import TrainingRun
 from utils.atomic import write_json
 from utils.config import Config
@@ -88,7 +89,7 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
 
 
 def _rule_text(cfg: Config) -> str:
-    rule = cfg.row_rule()
+    rule = row_rule(cfg)
     if cfg.optimizer == "adamw":
         return f"adamw at {rule.lr:g} x lr, idle steps {rule.idle}"
     momentum = f"momentum {rule.momentum:g}, idle steps {rule.idle}" if rule.momentum else "no momentum"

@@ -12,18 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from backbones import get_model
 from backbones.base import to_network_input
 from data.augment import Augmentation
 from dataset import Batch
 from heads.checkpoint import load_heads, save_heads
-from heads.optim import RowAdamW, RowOptimizer, RowSGD
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
+from training.optimizers import make_optimizer, make_row_optimizer, row_rule
 from training.schedule import PolySchedule
 from training.sigterm import StopRequest
 from training.sync_bn import synchronise_batch_norm
@@ -57,9 +57,9 @@ class TrainingRun:
         self.rate = PolySchedule(
             cfg.base_lr(ranks.world_size), self.total_steps, round(steps_per_epoch * cfg.warmup_epoch)
         )
-        self.row_rule = cfg.row_rule()
-        self.optimizer = self._make_optimizer()
-        self.row_optimizer = self._make_row_optimizer()
+        self.optimizer = make_optimizer(cfg, self.backbone, self.rate.base_lr)
+        self.row_optimizer = together(lambda: make_row_optimizer(cfg, self.classifier.shard, self.rate.base_lr))
+        self.row_lr = row_rule(cfg).lr
         self.optimizers: tuple[Optimizer, Optimizer] = (self.optimizer, self.row_optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
         self.epoch = self.step = self.step_in_epoch = 0
@@ -107,24 +107,10 @@ class TrainingRun:
             )
         )
 
-    def _make_optimizer(self) -> Optimizer:
-        cfg, parameters, lr = self.cfg, self.backbone.parameters(), self.rate.base_lr
-        if cfg.optimizer == "adamw":
-            return AdamW(parameters, lr, weight_decay=cfg.weight_decay)
-        return SGD(parameters, lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
-
-    def _make_row_optimizer(self) -> RowOptimizer:
-        cfg, shard, rule = self.cfg, self.classifier.shard, self.row_rule
-        lr, idle = rule.lr * self.rate.base_lr, rule.idle
-        if cfg.optimizer == "adamw":
-            assert idle != "dense", "utils/config.py refuses it"
-            return together(lambda: RowAdamW(shard, lr, weight_decay=cfg.weight_decay, idle=idle))
-        return together(lambda: RowSGD(shard, lr, rule.momentum, cfg.weight_decay, rule.nesterov, idle))
-
     def train_step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over ``gradient_acc`` batches of each rank; returns the mean loss, a scalar tensor."""
         cfg, loss_sum = self.cfg, torch.zeros((), device=self.device)
-        for optimizer, factor in zip(self.optimizers, (1.0, self.row_rule.lr), strict=True):
+        for optimizer, factor in zip(self.optimizers, (1.0, self.row_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = factor * self.rate(self.steps_done)
         for part in range(cfg.gradient_acc):

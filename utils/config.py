@@ -15,24 +15,14 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
 from utils.typed_values import typed
 
-Idle = Literal["keep", "decay", "dense"]
 LossName = Literal["arcface", "cosface", "combined", "adaface", "magface", "curricularface"]
 ROOT = Path(__file__).resolve().parent.parent
-
-
-class RowRule(NamedTuple):
-    """How the classifier's rows are updated; see heads/optim.py."""
-
-    lr: float  # factor on the rate
-    momentum: float  # SGD's
-    nesterov: bool
-    idle: Idle
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ class Config:
     nesterov: bool  # SGD: step from where the momentum leads
     row_momentum: float | None  # SGD's momentum of class centres, in [0, 1); None: 0 if sampled, else momentum
     row_lr: float | None  # factor on the rate of class centres; None: 3 with SGD and without momentum, else 1
-    row_idle: Idle | None  # what steps without a class do to its momentum: nothing, make
+    row_idle: Literal["keep", "decay", "dense"] | None  # what steps without a class do to its momentum: nothing, make
     # it smaller, or move the centre as well, as a dense optimizer; None: "decay" with SGD, "keep" with AdamW
     weight_decay: float  # per step, of backbone and selected rows
     clip_grad_norm: float  # largest norm of the backbone's gradient; 0: no clipping
@@ -159,17 +149,6 @@ class Config:
         if self.head_size is not None:
             return self.head_size, self.negative_rate or 0.0
         return 1, float(self.sample_rate)
-
-    def row_rule(self) -> RowRule:
-        """How class centres are updated: what the settings say, else what was measured to be best."""
-        is_sgd, is_sampled = self.optimizer == "sgd", self.head_layout()[1] < 1
-        momentum = self.row_momentum
-        if not is_sgd:
-            momentum = 0.0
-        elif momentum is None:
-            momentum = 0.0 if is_sampled else self.momentum
-        lr = self.row_lr or (3.0 if is_sgd and momentum == 0 else 1.0)
-        return RowRule(lr, momentum, self.nesterov and momentum > 0, self.row_idle or ("decay" if is_sgd else "keep"))
 
     def head_options(self, output: Path) -> dict[str, Any]:
         """What a classifier is told about its heads, under the names that ``heads.shard.HeadShard`` takes."""

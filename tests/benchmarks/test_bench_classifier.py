@@ -24,6 +24,7 @@ KEYS = {
     "amp",
     "identities",
     "even_labels",
+    "row_momentum",
     "step_ms",
     "step_ms_p10",
     "step_ms_p90",
@@ -126,6 +127,7 @@ def test_writes_its_records(tmp_path, capsys):
         ("mhs", "file"),
         ("mhs_dense", "device"),
     ]
+    assert [r["row_momentum"] for r in records] == [0.0, 0.0, 0.9]
     for record in records:
         assert record.keys() >= KEYS
         assert record["classes"] == 600
@@ -174,8 +176,8 @@ def test_a_grid_asks_for_each_head_size_and_batch_once(tmp_path):
 def test_shows_records_of_several_settings_apart_and_in_a_grid(tmp_path, capsys):
     raw = tmp_path / "grid.jsonl"
     records = [
-        record("mhs", 10_000, 12, 8, 8.0, 700.0),
-        record("mhs", 100_000, 12, 8, 10.0, 800.0),
+        record("mhs", 10_000, 12, 8, 8.0, 700.0) | {"row_momentum": 0.0},
+        record("mhs", 100_000, 12, 8, 10.0, 800.0) | {"row_momentum": 0.0},
         record("mhs", 100_000, 100, 8, 60.0, 900.0),
         record("mhs_normalised", 100_000, 12, 8, 250.0, 2500.0),
         record("full_softmax", 100_000, 12, 8, 500.0, 3500.0),
@@ -186,7 +188,7 @@ def test_shows_records_of_several_settings_apart_and_in_a_grid(tmp_path, capsys)
     grid = {(row[0], row[2]): row[4:] for row in printed if len(row) == 6}
     assert grid["method", "L"] == ["10,000", "100,000"]
     assert grid["mhs", "12"] == ["8.0 / 200", "10.0 / 300"]
-    assert grid["mhs", "100"] == ["", "60.0 / 400"]
+    assert grid["mhs, momentum", "100"] == ["", "60.0 / 400"]  # an older record
     assert grid["full_softmax", "-"] == ["", "500.0 / 3,000"]
     (flat,) = (row for row in printed if row[:3] == ["mhs", "device", "100,000"] and row[3] == "10.0")
     assert flat[5:9] == ["1.25", "", "25.0", "2.50"]  # to the smallest, to both dense forms, to the floor

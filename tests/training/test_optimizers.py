@@ -1,0 +1,33 @@
+"""Which optimizers a config asks for."""
+
+import pytest
+
+from training.optimizers import row_rule, row_states
+from utils.config import get_config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rule"),
+    [
+        (["head_size=4"], (3.0, 0.0, False, "decay")),  # sampled heads
+        (["head_size=4", "negative_rate=0.2"], (3.0, 0.0, False, "decay")),
+        (["head_size=None", "sample_rate=0.1"], (3.0, 0.0, False, "decay")),
+        (["head_size=None", "momentum=0.8", "nesterov=True"], (1.0, 0.8, True, "decay")),  # full softmax
+        (["head_size=4", "negative_rate=1.0"], (1.0, 0.9, False, "decay")),
+        (["head_size=None", "row_momentum=0"], (3.0, 0.0, False, "decay")),
+        (["head_size=4", "row_momentum=0.7", "nesterov=True"], (1.0, 0.7, True, "decay")),
+        (["head_size=4", "row_lr=0.5", "row_idle=dense"], (0.5, 0.0, False, "dense")),
+        (["head_size=4", "optimizer=adamw"], (1.0, 0.0, False, "keep")),
+        (["head_size=4", "optimizer=adamw", "row_lr=2", "row_idle=decay"], (2.0, 0.0, False, "decay")),
+    ],
+)
+def test_rule_of_class_centres(overrides, rule):
+    assert row_rule(get_config("demo", ["num_classes=100", *overrides])) == rule
+
+
+@pytest.mark.parametrize(
+    ("overrides", "states"),
+    [([], 0), (["row_momentum=0.9"], 1), (["head_size=None"], 1), (["optimizer=adamw"], 2)],
+)
+def test_state_of_class_centres(overrides, states):
+    assert row_states(get_config("demo", ["num_classes=100", *overrides])) == states
