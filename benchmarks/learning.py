@@ -34,7 +34,7 @@ from benchmarks.learning_table import draw, sweep_table, table
 
 Record = dict[str, Any]
 SWEEP_SEEDS = (100,)  # not those of the results
-MANY = learning_features.Size(50_000, images=4, batch=256, epochs=6)
+MANY = learning_features.Size(50_000, images=3, batch=256, epochs=4)
 QUICK = learning_features.Size(400, images=4, batch=32, epochs=2, test_identities=100)
 
 

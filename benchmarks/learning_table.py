@@ -91,7 +91,6 @@ def table(records: Sequence[Record]) -> PrettyTable:
             *names,
             f"{names[0]} - full",
             f"{names[1]} - full",
-            "ms",
         ],
         align="r",
     )
