@@ -29,12 +29,12 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import learning_faces, learning_features
-from benchmarks.learning_arms import BEST, CUSTOMARY, RULES, Arm, Rule, selections
+from benchmarks.learning_arms import Arm, Rule, rules_of, selections
 from benchmarks.learning_table import draw, sweep_table, table
 
 Record = dict[str, Any]
 SWEEP_SEEDS = (100,)  # not those of the results
-MANY = learning_features.Size(50_000, images=3, batch=256, epochs=4)
+MANY = learning_features.Size(50_000, images=3, batch=256, epochs=3)
 QUICK = learning_features.Size(400, images=4, batch=32, epochs=2, test_identities=100)
 
 
@@ -85,7 +85,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         for name, options in selections(args.task, classes, setting.batch).items():
             if args.only and name not in args.only:
                 continue
-            rules = RULES if args.sweep else dict.fromkeys((BEST[args.task][name], CUSTOMARY))
+            rules = rules_of(args.task, name, args.sweep)
             found += [Job(args.task, Arm(name, *options, rule), seed, setting) for rule in rules]
     return found
 

@@ -5,7 +5,6 @@ Shapes: C classes, L classes of a head, G samples of a step.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -48,12 +47,6 @@ class Arm:
 
 CUSTOMARY = Rule(1.0, 0.9, "keep")  # what insightface's PartialFC does
 SPARSE = Rule(3.0, 0.0)  # the default of sampled heads
-RULES = (  # what --sweep tries, the same for every selection
-    *(Rule(rate, 0.9, "keep") for rate in (0.3, 1.0, 3.0)),
-    *(Rule(rate, 0.0) for rate in (1.0, 3.0, 10.0)),
-    *(Rule(rate, 0.9, "decay") for rate in (1.0, 3.0)),
-    *(Rule(rate, 0.9, "dense") for rate in (0.3, 1.0)),
-)
 Selection = tuple[int, float, HeadScope]  # L, negative rate, scope
 FULL: Selection = (1, 1.0, "batch")
 
@@ -84,5 +77,25 @@ def selections(task: Literal["features", "many", "faces", "demo"], C: int, G: in
     }
 
 
-# What --sweep found best, by task and selection.
-BEST: dict[str, dict[str, Rule]] = {task: defaultdict(lambda: SPARSE) for task in ("features", "many", "faces")}
+# What --sweep tries, the same for every selection.
+_SWEPT = (
+    *(Rule(rate, 0.9, "keep") for rate in (0.3, 1.0, 3.0)),
+    *(Rule(rate, 0.0) for rate in (1.0, 3.0, 10.0)),
+    *(Rule(rate, 0.9, "decay") for rate in (1.0, 3.0)),
+    *(Rule(rate, 0.9, "dense") for rate in (0.3, 1.0)),
+)
+_SWEPT_ON_FACES = (Rule(0.3, 0.9, "keep"), CUSTOMARY, Rule(3.0, 0.0), Rule(10.0, 0.0))
+# What it found best, by task and selection, where that is not SPARSE.
+_BEST: dict[tuple[str, str], Rule] = {}
+# Selections that are shown with insightface's rule too.
+_CUSTOMARY_TOO = ("full softmax", "PartialFC, same share", "heads of 4")
+
+
+def rules_of(task: str, selection: str, is_sweep: bool) -> tuple[Rule, ...]:
+    """The rules that a selection is trained with."""
+    if is_sweep:
+        return _SWEPT_ON_FACES if task == "faces" else _SWEPT
+    best = _BEST.get((task, selection), SPARSE)
+    if selection in _CUSTOMARY_TOO and task != "many":
+        return (best,) if best == CUSTOMARY else (best, CUSTOMARY)
+    return (best,)

@@ -49,7 +49,7 @@ class Faces:
     rec: str  # folder with train.rec
     pairs: str  # .bin
     batch: int = 64
-    epochs: int = 16
+    epochs: int = 12
     lr: float = 0.1
     dim: int = 128
 
