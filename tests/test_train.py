@@ -79,11 +79,20 @@ def test_losses_with_statistics_train_and_resume(tmp_path, loss):
     assert run(tmp_path / "part", *options, "resume=True") == whole
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path, optimizer):
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ["optimizer=sgd"],
+        ["optimizer=sgd", "row_momentum=0.9"],
+        ["optimizer=sgd", "row_momentum=0.9", "row_idle=dense"],
+        ["optimizer=adamw", "lr=0.001"],
+        ["optimizer=adamw", "lr=0.001", "row_idle=decay"],
+    ],
+    ids=" ".join,
+)
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, rule):
     """Stopped in the middle of an epoch, resumed in a new process state: bit for bit the same losses and model."""
-    options = ["num_epoch=2", f"optimizer={optimizer}", "negative_rate=0.3", "dropout=0.2"]
-    options += ["lr=0.001"] if optimizer == "adamw" else []
+    options = ["num_epoch=2", "negative_rate=0.3", "dropout=0.2", *rule]
     whole = run(tmp_path / "whole", *options)
     cfg = get_config(TINY, [*options, f"output={tmp_path / 'part'}"])
     state, loader = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))

@@ -20,17 +20,16 @@ def main() -> None:
     visits = np.arange(400)
     steps = np.arange(0, 401)
     lines = (
-        ("full softmax, momentum 0.9: visited in every step", BETA**visits, visits, DARK, "-"),
-        ("visited every 16 steps, momentum kept", BETA**visits, GAP * visits, ORANGE, "-"),
-        ("the same, momentum decays with the steps between", BETA ** (GAP * visits), GAP * visits, GREEN, "-"),
-        ("the same, no momentum", (visits == 0).astype(float), GAP * visits, BLUE, "-"),
+        ("full softmax, momentum 0.9: visited in every step", BETA**visits, visits, DARK),
+        ("visited every 16 steps, momentum kept", BETA**visits, GAP * visits, ORANGE),
+        ("the same, momentum decays with the steps between", BETA ** (GAP * visits), GAP * visits, GREEN),
+        ("the same, no momentum", (visits == 0).astype(float), GAP * visits, BLUE),
     )
     figure = Figure(figsize=(8, 3.8), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for label, weights, ages, colour, style in lines:
-        axes.step(
-            steps, older_than(weights, ages, steps), style, where="post", color=colour, label=label, linewidth=2
-        )
+    for label, weights, ages, colour in lines:
+        older = older_than(weights, ages, steps)
+        axes.step(steps, older, where="post", color=colour, label=label, linewidth=2)
     axes.set(xlabel="age of a gradient, steps", ylabel="share of an update that is older, %", ylim=(-2, 100))
     axes.legend(frameon=False, fontsize=9)
     axes.grid(alpha=0.25)

@@ -8,6 +8,7 @@ from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace
 from ranks import run_ranks
 from test_partial_fc_mhs import dense_loss, make_classifier, visible_classes
+from utils.log import log
 
 pytestmark = pytest.mark.numeric
 C, L, G, D, STEPS = 29, 3, 6, 8, 12
@@ -164,6 +165,49 @@ def test_resumes_on_any_number_of_ranks(name, before, after, tmp_path):
         if before == after:
             assert torch.equal(got, want[start:end])
         torch.testing.assert_close(got, want[start:end], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ("keep", "no momentum", "momentum of the classifier's rows is dropped"),
+        ("no momentum", "decay", "starts from 0"),
+    ],
+)
+def test_momentum_may_end_or_begin_in_the_middle(before, after, line, tmp_path, caplog):
+    first = make_classifier(C, L)
+    train(first, OPTIMIZERS[before](first.shard), 0, 1)
+    save_heads(first.shard, tmp_path)
+    second, in_memory = make_classifier(C, L), make_classifier(C, L)
+    optimizer = OPTIMIZERS[after](second.shard)
+    OPTIMIZERS[after](in_memory.shard)
+    with caplog.at_level("INFO", "mhs_arcface"):
+        caplog.clear()
+        log.propagate = True
+        second.shard.load_settings(first.shard.settings())
+        load_heads(second.shard, tmp_path)
+    assert line in caplog.text
+    in_memory.load_state_dict(first.state_dict())
+    for shard in (second.shard, in_memory.shard):
+        assert torch.equal(shard.visits, first.shard.visits)
+        visited = shard.visits.repeat_interleave(L)[:C] > 0
+        assert torch.equal(shard.weight[visited], first.shard.weight[visited])
+        if after == "decay":
+            assert not shard.tensors()["momentum_buffer"].any()
+            assert (shard.storage.counts["last_step"][shard.visits > 0] == STEPS).all()  # as if updated just now
+    train(second, optimizer, 0, 1)
+
+
+@pytest.mark.parametrize(("before", "after"), [("adamw keep", "no momentum"), ("no momentum", "adamw keep")])
+def test_another_optimizer_is_refused(before, after, tmp_path):
+    first, second = make_classifier(C, L), make_classifier(C, L)
+    train(first, OPTIMIZERS[before](first.shard), 0, 1)
+    save_heads(first.shard, tmp_path)
+    OPTIMIZERS[after](second.shard)
+    with pytest.raises(ValueError, match="written with another optimizer"):
+        load_heads(second.shard, tmp_path)
+    with pytest.raises(ValueError, match="trained with another optimizer"):
+        second.load_state_dict(first.state_dict())
 
 
 def test_a_row_without_state_stores_none(tmp_path):

@@ -261,6 +261,10 @@ def test_mhe(recipe):
     assert cfg.without_effect() == ["score", "sample_rate"]
 
 
+def test_momentum_of_centres_means_nothing_to_adamw():
+    assert get_config("demo", ["optimizer=adamw", "row_momentum=0.9"]).without_effect() == ["row_momentum"]
+
+
 def test_every_key_of_the_peers_is_known():
     peers = (
         "loss margin_list network resume output embedding_size sample_rate interclass_filtering_threshold fp16 "
@@ -331,6 +335,7 @@ def test_errors_say_what_was_expected_and_what_came(override, message):
         (["num_classes=[10,4]", "head_size=5"], "means heads of 4 classes, but head_size = 5"),
         (["head_size=None", "negative_rate=0.1"], "negative_rate needs head_size"),
         (["rec=synthetic", "num_classes=auto"], "needs num_classes"),
+        (["optimizer=adamw", "row_idle=dense"], "row_idle = 'dense' needs optimizer = 'sgd'"),
     ],
 )
 def test_settings_that_exclude_each_other(overrides, message):
