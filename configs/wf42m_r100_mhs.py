@@ -2,7 +2,7 @@
 
 Data: WebFace42M as records, 2,059,906 identities, 42,474,557 images.
 Expected: not yet run.
-Cost: not yet measured; planned for 2 machines of 8 GPUs. The classifier's centres and momentum are 0.5 GiB a rank.
+Cost: not yet measured; planned for 2 machines of 8 GPUs. The classifier's centres are 0.25 GiB a rank.
 Launch: on machine N of 2, python -m torch.distributed.launch --nproc_per_node=8 --nnodes=2 --node_rank=N
     --master_addr="ip1" --master_port=12581 train.py configs/wf42m_r100_mhs
 """

@@ -55,13 +55,13 @@ class RowOptimizer(Optimizer):
         if counts_idle:
             shard.count_idle_steps(self.catch_up)
 
-    def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
+    def update(self, rows: Rows, grad_SD: Tensor, classes_S: Tensor) -> None:
         """Change the centres and their state, ``rows``, in place.
 
         Args:
             rows: (S, D) for each array.
             grad_SD: the gradient; may be overwritten.
-            step_S1: (S, 1) int32, updates of the row's head including this one.
+            classes_S: (S,) int64 on the host, whose rows they are.
         """
         raise NotImplementedError
 
@@ -83,7 +83,7 @@ class RowOptimizer(Optimizer):
         if not pending:
             return
         heads_h, classes_S, rows, grad_SD = _joined(pending)
-        self.update(rows, grad_SD, self.shard.updates_of(classes_S).unsqueeze(1) + 1)
+        self.update(rows, grad_SD, classes_S)
         self.shard.storage.store(heads_h, rows, self.shard.steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -153,7 +153,7 @@ class RowSGD(RowOptimizer):
         if self.idle == "dense":
             self._carry_T22 = self._extended_course()
 
-    def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
+    def update(self, rows: Rows, grad_SD: Tensor, classes_S: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
         group, weight_SD = self.param_groups[0], rows[CENTRES]
         if group["weight_decay"]:
@@ -252,12 +252,14 @@ class RowAdamW(RowOptimizer):
             idle == "decay",
         )
 
-    def update(self, rows: Rows, grad_SD: Tensor, step_S1: Tensor) -> None:
+    def update(self, rows: Rows, grad_SD: Tensor, classes_S: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
         group, weight_SD = self.param_groups[0], rows[CENTRES]
         beta1, beta2 = group["betas"]
         if self.idle == "decay":
-            step_S1 = torch.full_like(step_S1, self.shard.steps)
+            step_S1 = torch.full((1, 1), self.shard.steps, device=weight_SD.device)
+        else:
+            step_S1 = self.shard.updates_of(classes_S).unsqueeze(1) + 1
         correction1_S1 = (1 - beta1 ** step_S1.double()).to(grad_SD.dtype)
         correction2_S1 = (1 - beta2 ** step_S1.double()).to(grad_SD.dtype)
         average_SD = rows["exp_avg"].lerp_(grad_SD, 1 - beta1)
