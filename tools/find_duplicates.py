@@ -2,28 +2,30 @@
 
     python -m tools.find_duplicates RUN [--test SET ...] [--out FOLDER]
 
-RUN is the folder that train.py left. Its model.pt embeds some images of each class of the training set, and into
-RUN/duplicates (or FOLDER) go
+RUN is the folder that train.py left. Its model.pt, or the network that --model names, embeds some images of each
+class of the training set, and into RUN/duplicates (or FOLDER) go
 
     duplicates.csv, .png                pairs of classes that are probably one person, side by side in the picture
     class_map.json                      the same for class_map in a config, and for merge_rec --class-map
     classes_with_two_people.csv, .png   classes whose images fall into two groups, unlike as two people
     test_overlap.csv, .png              people of the test sets (--test) who are in the training set
 
-Look at the pictures before you use the map: a network finds only those whom it can tell apart from others.
+Look at the pictures before you use the map: a network finds only those whom it can tell apart from others. One that
+has trained long on a wrong label knows it by heart, and two people under that label are then one to it; a network
+that was trained on other data does not.
 
 How it decides. Two classes are one person from a certain cosine of the means of their images on. All pairs of classes
 are compared, nearly all of them strangers; from the mean and spread of these cosines follows the one that --expected
 pairs of strangers exceed by chance, if they are normally distributed. For test sets the limit is found in the same
 way. A class is divided into the two groups that are most unlike. It is two people if images of different groups are
 less alike than those of nine in ten pairs of classes; or if the ratio of the cosines between and within groups is
-lower than chance gives to --expected classes, judged by the median and quartiles of all. --threshold and --apart set
-these limits by hand. The cosine of the checkpoint's centres stands beside that of the images; centres that no step
-has updated say nothing and are left out.
+lower than chance gives to --expected classes, judged by the median and upper quartile of all. --threshold and --apart
+set these limits by hand. The cosine of the checkpoint's centres stands beside that of the images; centres that no
+step has updated say nothing and are left out.
 
 Cost: --images images a class, embedded as they are and mirrored; then C * C / 2 * D multiplications for C classes, on
---device. --near-centres reads only classes with a centre near another one or by somebody of a test set, and 1,000 at
-random: less on large sets, but it misses people whose labels training has pushed apart. Memory: blocks, and about
+--device. --near-centres reads only classes whose centre is near another one or near somebody of a test set, and 1,000
+at random: less on large sets, but it misses people whose labels training has pushed apart. Memory: blocks, and about
 1 KB a class and 16 bytes an image; on disk, 8 * D bytes a class in FOLDER while it runs.
 
 Exit status: 0 done, 2 what was given cannot be used.
@@ -77,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         help="test sets: .bin, folders of identity folders, records",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/duplicates")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="another network for the images, .pt or .onnx (default: RUN's)",
+    )
     parser.add_argument("--rec", nargs="+", metavar="SET", help="where the run's training sets lie now, if moved")
     for name, kind, text in (
         ("images", int, "images of each class that are looked at"),
@@ -97,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 def _find(args: argparse.Namespace) -> None:
     _check(args)
     faces, sources = open_run_faces(args.run, args.rec)
-    embedder = load_embedder(args.run, device=args.device)
+    embedder = load_embedder(args.model or args.run, device=args.device)
     size = (embedder.image_size, embedder.image_size)
     tests = [open_test(path, size, args.images) for path in args.test]
     out: Path = args.out or args.run / "duplicates"
@@ -135,6 +143,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("threshold", "apart"):
         if (value := getattr(args, name)) is not None and not -1 <= value <= 1:
             raise ValueError(f"--{name} must be in [-1, 1], got {value:g}")
+    if args.model is not None and args.near_centres:
+        raise ValueError("--near-centres needs the network that the centres were trained with: leave --model out")
     if not args.run.is_dir():
         raise FileNotFoundError(f"{args.run}: no such folder; expected one that a run of train.py has left")
 

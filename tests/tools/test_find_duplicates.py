@@ -115,8 +115,9 @@ def test_planted_mistakes_are_found_and_nothing_else(trained, tmp_path, capsys):
     assert pairs_of(out) == {(3, 40), (5, 20), (5, 50), (20, 50)}
     rows = table(out / "duplicates.csv")
     assert all(float(row["centre_cosine"]) > 0.999 for row in rows)
-    assert {(row["group"], row["in_class_map"]) for row in rows} == {("0", "yes"), ("1", "yes")}
-    assert json.loads((out / "class_map.json").read_text()) == [{"0": [3, 40]}, {"0": [5, 20, 50]}]
+    groups = {(row["class_1"], row["group"], row["in_class_map"]) for row in rows}
+    assert groups == {("5", "0", "yes"), ("20", "0", "yes"), ("3", "1", "yes")}
+    assert json.loads((out / "class_map.json").read_text()) == [{"0": [5, 20, 50]}, {"0": [3, 40]}]
     (double,) = table(out / "classes_with_two_people.csv")
     assert (double["class"], double["images"]) == (str(TWO), "8")
     sides = [double[side].count("train.rec") for side in ("first_person", "second_person")]
@@ -253,6 +254,13 @@ def test_data_that_moved(trained, tmp_path, capsys):
     assert run(trained, "--rec", tmp_path / "elsewhere") == 0
 
 
+def test_another_network(trained, tmp_path, network, monkeypatch):
+    asked = []
+    monkeypatch.setattr(find_duplicates, "load_embedder", lambda path, device: asked.append(path) or network)
+    assert run(trained, "--model", tmp_path / "better.onnx") == 0
+    assert asked == [tmp_path / "better.onnx"]
+
+
 def test_mistakes(trained, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     noise = write_run(tmp_path / "noise", "synthetic", 9)
@@ -266,6 +274,7 @@ def test_mistakes(trained, tmp_path, capsys):
         ([noise], "trained on noise"),
         ([fewer], "but the run was trained on 9"),
         ([small], "centres of 12 classes, but the data have 60"),
+        ([trained, "--near-centres", "--model", "m.pt"], "--near-centres needs the network that the centres were"),
         ([trained, "--near-centres"], "Without --near-centres none is needed"),
         ([trained, "--rec", "a", "b"], "--rec gives 2 sets, the run has 1"),
         ([trained, "--test", tmp_path / "none.bin"], "none.bin"),

@@ -62,12 +62,14 @@ def divide(embeddings_nD: NDArray[np.float32]) -> TwoGroups | None:
 def low_limit(values: NDArray[np.float64], expected: float) -> float:
     """The value that so many of these would be below if most of them are normally distributed; -1 for under 20.
 
-    Centre and width come from the quartiles, so that up to a quarter of other values do not move them much.
+    Centre and width come from the median and the upper quartile: what does not belong lies below.
     """
     if len(values) < 20:
         return -1.0
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return float(middle + (high - low) / 1.349 * NormalDist().inv_cdf(min(expected / len(values), 0.5)))
+    middle, high = np.quantile(values, [0.5, 0.75])
+    normal = NormalDist()
+    width = (high - middle) / normal.inv_cdf(0.75)
+    return float(middle + width * normal.inv_cdf(min(expected / len(values), 0.5)))
 
 
 def groups_of(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
@@ -99,7 +101,7 @@ def class_names(faces: JoinedSets) -> list[str]:
 
 
 def class_map(faces: JoinedSets, groups: Sequence[Sequence[int]]) -> list[dict[str, list[int | str]]]:
-    """What a class map must say for each group to be one person, and what the run's own map says already.
+    """What a class map must say for each group, in their order, and then what the run's own map says already.
 
     Sets go by their numbers; classes by their folders' names in an image folder, else by their labels.
     """
@@ -113,4 +115,4 @@ def class_map(faces: JoinedSets, groups: Sequence[Sequence[int]]) -> list[dict[s
             person = (number in group_of, group_of.get(number, number))
             name: int | str = one.classes[own] if isinstance(one, ImageFolder) else own
             people.setdefault(person, {}).setdefault(key, []).append(name)
-    return list(people.values())
+    return [people[person] for person in sorted(people, key=lambda person: (not person[0], person[1]))]

@@ -238,7 +238,7 @@ def _find_doubles(found: Found, embedded: Embedded, options: Options) -> None:
         found.ratio_limit = low_limit(ratio_E[divided], options.expected)
         found.between_limit = float(np.quantile(strangers, STRANGERS)) if len(strangers) else -1.0
     is_double_E = (ratio_E <= found.ratio_limit) | (between_E <= found.between_limit)
-    for i in sorted(np.flatnonzero(is_double_E).tolist(), key=lambda i: float(ratio_E[i])):
+    for i in sorted(np.flatnonzero(is_double_E).tolist(), key=lambda i: float(between_E[i])):
         number = int(embedded.classes_E[i])
         found.doubles.append(TwoPeople(number, float(between_E[i]), float(within_E[i]), float(ratio_E[i])))
 
