@@ -182,6 +182,11 @@ def _print(
         f"one person under several labels: {len(found.pairs):,} pairs of classes with a cosine of at least "
         f"{found.threshold:.3f}; {len(groups):,} people in class_map.json{largest}"
     )
+    if found.threshold > 1:
+        print(
+            "    a cosine is at most 1: this network makes too many strangers alike. Train longer, raise --expected, "
+            "or give another --model"
+        )
     print(
         f"two people under one label: {len(found.doubles):,} of {found.divisible:,} classes with enough images; "
         f"ratio up to {found.ratio_limit:.3f} or cosine between groups up to {found.between_limit:.3f}"

@@ -254,6 +254,12 @@ def test_data_that_moved(trained, tmp_path, capsys):
     assert run(trained, "--rec", tmp_path / "elsewhere") == 0
 
 
+def test_a_limit_that_nobody_can_reach_is_said(trained, capsys):
+    assert run(trained, "--expected", "1e-300") == 0
+    assert pairs_of(trained / "duplicates") == set()
+    assert "a cosine is at most 1: this network makes too many strangers alike" in capsys.readouterr().out
+
+
 def test_another_network(trained, tmp_path, network, monkeypatch):
     asked = []
     monkeypatch.setattr(find_duplicates, "load_embedder", lambda path, device: asked.append(path) or network)

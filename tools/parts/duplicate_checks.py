@@ -69,7 +69,7 @@ def low_limit(values: NDArray[np.float64], expected: float) -> float:
     middle, high = np.quantile(values, [0.5, 0.75])
     normal = NormalDist()
     width = (high - middle) / normal.inv_cdf(0.75)
-    return float(middle + width * normal.inv_cdf(min(expected / len(values), 0.5)))
+    return float(middle + width * normal.inv_cdf(min(max(expected / len(values), 1e-300), 0.5)))
 
 
 def groups_of(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:

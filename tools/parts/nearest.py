@@ -30,8 +30,8 @@ class Nearest:
 
     def limit(self, expected: float) -> float:
         """The cosine that so many of the compared pairs exceed, if they are normally distributed."""
-        share = min(expected / max(self.compared, 1), 0.5)
-        return self.mean + self.std * NormalDist().inv_cdf(1 - share)
+        share = min(max(expected / max(self.compared, 1), 1e-300), 0.5)
+        return self.mean - self.std * NormalDist().inv_cdf(share)
 
     def pairs(self, least: float) -> list[tuple[int, int, float]]:
         """(vector, other, cosine) for all that reach ``least``, the most similar first."""
