@@ -25,7 +25,7 @@ from data.joined import JoinedSets
 from data.sampler import EpochSampler, WeightedSet
 from data.workers import WorkerLoader
 
-__all__ = ["Batch", "Loader", "get_dataloader", "open_faces"]
+__all__ = ["Batch", "Loader", "get_dataloader", "join_sources", "open_faces"]
 
 Source = str | Path
 
@@ -92,8 +92,7 @@ def get_dataloader(
         dataset = open_faces(source, image_size, on_bad_sample, shuffle_chunk)
     else:
         sources = [source] if isinstance(source, str | Path) else list(source)
-        opened = [open_faces(one, image_size, on_bad_sample, shuffle_chunk) for one in sources]
-        dataset = JoinedSets(opened, [_short_name(one) for one in sources], class_map, on_bad_sample)
+        dataset = join_sources(sources, image_size, on_bad_sample, shuffle_chunk, class_map)
     sizes = [len(one) for one in dataset.sets]
     if weights is not None and len(weights) != len(sizes):
         raise ValueError(f"{len(weights)} weights for {len(sizes)} sets: give one for each")
@@ -132,6 +131,18 @@ def open_faces(
     records = sorted(file.name for file in path.glob("*.rec"))
     hint = f"; give {records[0]} by its own path" if records else ""
     raise ValueError(f"{source}: neither train.rec with train.idx in it, nor <identity>/<image> below it{hint}")
+
+
+def join_sources(
+    sources: Sequence[Source],
+    image_size: Size = (112, 112),
+    on_bad_sample: OnBadSample = "stop",
+    shuffle_chunk: int = 0,
+    class_map: Source | None = None,
+) -> JoinedSets:
+    """Open one set or several with :func:`open_faces`, as one under their short names; raises as that does."""
+    opened = [open_faces(one, image_size, on_bad_sample, shuffle_chunk) for one in sources]
+    return JoinedSets(opened, [_short_name(one) for one in sources], class_map, on_bad_sample)
 
 
 def _short_name(source: Source) -> str:

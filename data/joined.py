@@ -43,9 +43,9 @@ class JoinedSets(FaceDataset):
     Args:
         sets: at least one, all with images of one size.
         names: of the sets, for messages and the map; by default their numbers.
-        class_map: a JSON file, a list of people who are in several sets, each ``{"SET": CLASS, ...}``. SET is the
-            set's number in the list, from 0 on, or its name; CLASS a folder's name or a label of that set, or a
-            list of these.
+        class_map: a JSON file, a list of people who are in several sets or have several labels in one, each
+            ``{"SET": CLASS, ...}``. SET is the set's number in the list, from 0 on, or its name; CLASS a folder's
+            name or a label of that set, or a list of these.
 
     Raises:
         ValueError: the sets' image sizes differ.
@@ -195,7 +195,7 @@ def read_class_map(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; class_map is a JSON list of people in several sets")
+        raise FileNotFoundError(f"{path}: no such file; class_map is a JSON list of people with several labels")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

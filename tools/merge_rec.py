@@ -5,8 +5,9 @@
 A, B, ... are .rec files or folders with train.rec, in insightface's or im2rec's form. The labels of each set continue
 after those of the one before, as in training on ``rec = [A, B, ...]``. People who are in several sets become one
 class if --class-map names them. It is a JSON list of entries such as {"0": 17, "1": "ann"}: class 17 of A is the
-class called ann in B (see data/joined.py). OUT is a folder; it gets train.rec and train.idx in insightface's form,
-property and, if a set has names, classes.json. Encoded images stay as they are.
+class called ann in B (see data/joined.py). With one set, {"0": [17, 40]} makes its classes 17 and 40 one; the
+class_map.json of find_duplicates has such entries. OUT is a folder; it gets train.rec and train.idx in insightface's
+form, property and, if a set has names, classes.json. Encoded images stay as they are.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sets", type=Path, nargs="+", metavar="SET", help="a .rec file, or a folder with train.rec")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the new records")
     parser.add_argument(
-        "--class-map", type=Path, metavar="FILE", help="JSON list of the people who are in several sets"
+        "--class-map", type=Path, metavar="FILE", help="JSON list of the people who have several labels"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace records already in OUT")
     args = parser.parse_args(argv)
