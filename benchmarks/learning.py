@@ -7,9 +7,9 @@
     python benchmarks/learning.py faces --rec FOLDER --out FILE.jsonl
     python benchmarks/learning.py --read FILE.jsonl ...
 
-A selection of classes is trained with several seeds, each time with the rule that --sweep found best for it, and with
-insightface's; seeds are paired: equal first weights of the backbone and order of images. See README.md beside this
-file for what each task and key means. Runs that FILE holds already are not made again.
+A selection of classes is trained with several seeds, by the default rule and, the most important ones, by others
+(learning_arms.py); seeds are paired: equal first weights of the backbone and order of images. See README.md beside
+this file for what each task and key means. Runs that FILE holds already are not made again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks import learning_faces, learning_features
 from benchmarks.learning_arms import Arm, Rule, rules_of, selections
-from benchmarks.learning_table import draw, sweep_table, table
+from benchmarks.learning_table import draw, settings_of, sweep_table, table
 
 Record = dict[str, Any]
 SWEEP_SEEDS = (100,)  # not those of the results
@@ -47,19 +47,17 @@ class Job:
     seed: int
     setting: learning_features.Size | learning_faces.Faces
 
-    def key(self) -> tuple[Any, ...]:
-        """What tells it from other runs."""
-        return key_of(self.as_record())
-
     def as_record(self) -> Record:
-        """What it is, without paths."""
-        setting = {k: v for k, v in dataclasses.asdict(self.setting).items() if k not in ("rec", "pairs")}
+        """What it is; of paths, the names alone."""
+        setting = dataclasses.asdict(self.setting)
+        for name in setting.keys() & {"rec", "pairs"}:
+            setting[name] = Path(setting[name]).name
         return {"task": self.task, "seed": self.seed, **self.arm.as_record(), **setting}
 
-
-def key_of(record: Record) -> tuple[Any, ...]:
-    """What tells a run from others."""
-    return tuple(record[name] for name in ("task", "selection", "seed", "row_lr", "row_momentum", "row_idle"))
+    def is_in(self, record: Record) -> bool:
+        """Whether a record is of this run."""
+        own = self.as_record()
+        return {name: record.get(name) for name in own} == own
 
 
 def run(job: Job) -> Record:
@@ -80,9 +78,12 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     else:
         setting = QUICK if args.quick else {"features": learning_features.Size(), "many": MANY}[args.task]
         classes = setting.classes
+    chosen = selections(args.task, classes, setting.batch)
+    if unknown := set(args.only or ()) - chosen.keys():
+        raise ValueError(f"--only: no selection {', '.join(unknown)}; there are {', '.join(chosen)}")
     found = []
     for seed in SWEEP_SEEDS if args.sweep else range(args.seeds):
-        for name, options in selections(args.task, classes, setting.batch).items():
+        for name, options in chosen.items():
             if args.only and name not in args.only:
                 continue
             rules = rules_of(args.task, name, args.sweep)
@@ -94,40 +95,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the runs, print the tables, write the files; the exit status."""
     args = _parse(argv)
     try:
-        records = [json.loads(line) for path in args.read or () for line in path.read_text().splitlines()]
+        records = [record for path in args.read or () for record in _read(path)]
         if args.read is None:
             records = _measure(jobs_of(args), args.out, args.workers)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError) as error:
         print(f"learning: error: {error}", file=sys.stderr)
         return 2
-    for task in dict.fromkeys(record["task"] for record in records):
-        of_task = [record for record in records if record["task"] == task]
-        swept = [record for record in of_task if record["seed"] in SWEEP_SEEDS]
-        if swept:
-            print(f"{task}: rules, seeds {SWEEP_SEEDS}\n{sweep_table(swept)}")
-        if rest := [record for record in of_task if record not in swept]:
-            print(f"{task}\n{table(rest)}")
-    if args.figure is not None:
-        draw([record for record in records if record["seed"] not in SWEEP_SEEDS], args.figure)
+    swept = [record for record in records if record["seed"] in SWEEP_SEEDS]
+    shown = [record for record in records if record["seed"] not in SWEEP_SEEDS]
+    for title, some in settings_of(swept).items():
+        print(f"{title}: rules, seed {', '.join(map(str, SWEEP_SEEDS))}\n{sweep_table(some)}")
+    for title, some in settings_of(shown).items():
+        print(f"{title}\n{table(some)}")
+    if args.figure is not None and shown:
+        draw(shown, args.figure)
     return 0
 
 
 def _measure(jobs: Sequence[Job], out: Path | None, workers: int) -> list[Record]:
-    known = {}
-    if out is not None and out.exists():
-        known = {key_of(record): record for record in map(json.loads, out.read_text().splitlines())}
-    missing = [job for job in jobs if job.key() not in known]
+    records = _read(out) if out is not None and out.exists() else []
+    missing = [job for job in jobs if not any(job.is_in(record) for record in records)]
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
     with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
         for i, record in enumerate(pool.imap_unordered(run, missing)):
-            known[key_of(record)] = record
+            records.append(record)
             rule = Rule(record["row_lr"], record["row_momentum"], record["row_idle"])
             print(f"{i + 1} of {len(missing)}: {record['selection']}, {rule}", file=sys.stderr, flush=True)
             if out is not None:
                 with out.open("a") as file:
                     file.write(json.dumps(record) + "\n")
-    return [known[job.key()] for job in jobs]
+    return [next(record for record in records if job.is_in(record)) for job in jobs]
+
+
+def _read(path: Path) -> list[Record]:
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+            records[-1]["task"], records[-1]["selection"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}, line {number}: not a run of learning.py; take the line out") from None
+    return records
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

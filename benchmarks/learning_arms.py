@@ -51,7 +51,7 @@ Selection = tuple[int, float, HeadScope]  # L, negative rate, scope
 FULL: Selection = (1, 1.0, "batch")
 
 
-def selections(task: Literal["features", "many", "faces", "demo"], C: int, G: int) -> dict[str, Selection]:
+def selections(task: Literal["features", "many", "faces"], C: int, G: int) -> dict[str, Selection]:
     """Name to (L, negative rate, scope). "same share" is that of heads of 4: 1 - (1 - 4 / C) ** G."""
     share = 1 - (1 - 4 / C) ** G
     positives = 1 - (1 - 1 / C) ** G
@@ -79,13 +79,16 @@ def selections(task: Literal["features", "many", "faces", "demo"], C: int, G: in
 
 # What --sweep tries, the same for every selection.
 _SWEPT = (
-    *(Rule(rate, 0.9, "keep") for rate in (0.3, 1.0, 3.0)),
-    *(Rule(rate, 0.0) for rate in (1.0, 3.0, 10.0)),
+    *(Rule(rate, 0.9, "keep") for rate in (0.1, 0.3, 1.0, 3.0)),
+    *(Rule(rate, 0.0) for rate in (1.0, 3.0, 10.0, 30.0)),
     *(Rule(rate, 0.9, "decay") for rate in (1.0, 3.0)),
     *(Rule(rate, 0.9, "dense") for rate in (0.3, 1.0)),
 )
-_SWEPT_ON_FACES = (Rule(0.3, 0.9, "keep"), CUSTOMARY, Rule(3.0, 0.0), Rule(10.0, 0.0))
-# What it found best for full softmax in both tasks; for sampled heads the first three are within its noise.
+_SWEPT_ON_FACES = (
+    *(Rule(rate, 0.9, "keep") for rate in (0.1, 0.3, 1.0)),
+    *(Rule(rate, 0.0) for rate in (3.0, 10.0, 30.0)),
+)
+# What it found best for full softmax in both tasks; for sampled heads the first three, within its noise.
 FULL_BEST = Rule(0.3, 0.9, "keep")
 _FOR_HEADS = (SPARSE, Rule(10.0, 0.0), Rule(1.0, 0.9, "decay"), CUSTOMARY)
 _SHOWN: dict[tuple[str, str], tuple[Rule, ...]] = {

@@ -16,7 +16,7 @@ from benchmarks.learning_arms import Rule
 Record = dict[str, Any]
 Group = tuple[str, Rule]  # selection, rule
 FULL = "full softmax"
-# 97.5 % quantiles of Student's t, by degrees of freedom; the normal's beyond.
+# 97.5 % quantiles of Student's t, by degrees of freedom; the last one, a little too wide, beyond.
 _T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 
@@ -25,6 +25,15 @@ def metrics_of(record: Record) -> list[str]:
     if "rank1" in record:
         return ["rank1", "tar_0.0001", "tar_1e-05"]
     return ["accuracy", "tar_0.1", "tar_0.01"]
+
+
+def settings_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records that may be compared, by what they have in common."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for r in records:
+        common = ("classes", "images", "rec", "batch", "epochs")
+        found[f"{r['task']}: {', '.join(f'{name} {r[name]}' for name in common if name in r)}"].append(r)
+    return dict(found)
 
 
 def groups_of(records: Sequence[Record]) -> dict[Group, dict[int, Record]]:
@@ -69,7 +78,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     n = len(differences)
     if n < 2:
         return differences[0], float("nan")
-    quantile = _T[n - 2] if n - 2 < len(_T) else 1.96
+    quantile = _T[min(n - 2, len(_T) - 1)]
     return statistics.fmean(differences), quantile * statistics.stdev(differences) / n**0.5
 
 
@@ -104,17 +113,17 @@ def table(records: Sequence[Record]) -> PrettyTable:
         for name in names[:2]:
             common = sorted(runs.keys() & full.keys())
             gained, half = interval([100 * (runs[s][name] - full[s][name]) for s in common] or [float("nan")])
-            row.append("" if runs is full else f"{gained:+.1f} ± {half:.1f}")
+            row.append("" if runs is full or not common else f"{gained:+.1f} ± {half:.1f}")
         shown.add_row(row)
     return shown
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
     """Accuracy against the share of classes that a step works on, one panel for each task."""
-    tasks = list(dict.fromkeys(record["task"] for record in records))
-    figure = Figure(figsize=(5.5 * len(tasks), 4.5), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        of_task = [record for record in records if record["task"] == task]
+    settings = settings_of(records)
+    figure = Figure(figsize=(5.5 * len(settings), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(settings), squeeze=False)[0]
+    for axes, (title, of_task) in zip(panels, settings.items(), strict=True):
         name = metrics_of(of_task[0])[0]
         for (selection, rule), runs in groups_of(of_task).items():
             values = [100 * r[name] for r in runs.values()]
@@ -128,7 +137,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
             axes.annotate(
                 selection, (share, statistics.fmean(values)), (4, 3), textcoords="offset points", fontsize=6
             )
-        axes.set(xscale="log", xlabel="classes a step works on, %", ylabel=f"{name}, %", title=task)
+        axes.set(xscale="log", xlabel="classes a step works on, %", ylabel=f"{name}, %", title=title)
         axes.grid(alpha=0.3)
     handles = [
         figure.axes[0].plot([], [], color, marker="o", ls="", label=label)[0]

@@ -75,12 +75,12 @@ def load_heads(shard: HeadShard, folder: Path) -> None:
         ValueError: files are missing or damaged, or were written with another optimizer or number type.
     """
     parts = read_parts(folder)
-    _log_momentum(shard, parts)
     for part in parts:
         try:
             _load_part(shard, part)
         except (OSError, EOFError) as error:
             raise ValueError(f"{part.path} cannot be read ({error}); use an older checkpoint") from error
+    _log_momentum(shard, parts)
 
 
 def read_parts(folder: Path) -> list[Part]:

@@ -32,6 +32,13 @@ class Selection:
     hidden_GS: Tensor | None  # (G, S) bool, classes outside a sample's softmax; None: there are none
 
 
+def expected_share(num_classes: int, head_size: int, negative_rate: float, global_batch: int) -> float:
+    """Share of classes that a step works on, if labels fall evenly: 1 - (1 - L / C)^G, and the drawn ones."""
+    head_share = min(head_size / num_classes, 1.0)
+    labelled = 1 - (1 - head_share) ** global_batch
+    return labelled + (1 - labelled) * negative_rate
+
+
 def draw_heads(layout: Layout, rate: float, key: int) -> Tensor:
     """The heads (n,) of this rank that take part whatever the labels, ascending.
 

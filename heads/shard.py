@@ -161,7 +161,7 @@ class HeadShard:
         if announced is not local_labels and not torch.equal(announced.cpu(), local_labels.cpu()):
             raise ValueError("the labels differ from those announced by prefetch; announce forwards in their order")
         self._announced.popleft()
-        return selection, self.present(selection, self.storage.take(fetch))
+        return selection, self._present(selection.classes_S, self.storage.take(fetch))
 
     def look(self, local_labels: Tensor) -> tuple[Selection, Rows]:
         """The heads of a forward that trains nothing: announcements are kept.
@@ -169,20 +169,19 @@ class HeadShard:
         Collectives: the all-gather of B labels.
         """
         selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration)
-        return selection, self.present(selection, self.storage.take(self.storage.fetch(selection.heads_h)))
+        return selection, self._present(selection.classes_S, self.storage.take(self.storage.fetch(selection.heads_h)))
 
     def count_idle_steps(self, catch_up: Callable[[Rows, Tensor], None]) -> None:
         """Note each head's last step; call ``catch_up(rows, idle_S)`` on rows fetched, see ``RowOptimizer``."""
         self.storage.count(LAST_STEP)
         self._catch_up = catch_up
 
-    def present(self, selection: Selection, rows: Rows) -> Rows:
+    def _present(self, classes_S: Tensor, rows: Rows) -> Rows:
         """Fetched rows after the steps in which their heads were idle."""
-        if self._catch_up is not None and len(selection.classes_S):
-            heads_S = selection.classes_S // self.layout.head_size
-            idle_S = self.steps - self.storage.counts[LAST_STEP][self.layout.places_of(heads_S)].long()
+        if self._catch_up is not None and len(classes_S):
+            places_S = self.layout.places_of(classes_S // self.layout.head_size)
             with torch.no_grad():
-                self._catch_up(rows, idle_S)
+                self._catch_up(rows, self.steps - self.storage.counts[LAST_STEP][places_S].long())
         return rows
 
     def expect_update(self, selection: Selection, rows: Rows) -> Tensor:
@@ -212,8 +211,9 @@ class HeadShard:
                 f"{int(classes_N.max())}"
             )
         heads_h = (classes_N // layout.head_size).unique()
-        centres_SD = self.storage.take(self.storage.fetch(heads_h, [CENTRES]))[CENTRES]
-        return centres_SD[to_device(torch.searchsorted(layout.classes_of(heads_h), classes_N), self.device)]
+        classes_S, names = layout.classes_of(heads_h), None if self._catch_up else [CENTRES]
+        rows = self._present(classes_S, self.storage.take(self.storage.fetch(heads_h, names)))
+        return rows[CENTRES][to_device(torch.searchsorted(classes_S, classes_N), self.device)]
 
     @property
     def visits(self) -> Tensor:
@@ -290,4 +290,4 @@ class HeadShard:
                 )
         self.forget_prefetched()
         self.iteration = saved["iteration"]
-        self.steps = saved.get("steps", 0)  # older checkpoints did not count them
+        self.steps = saved.get("steps", saved["iteration"])  # older checkpoints counted forwards alone

@@ -82,7 +82,7 @@ def test_losses_with_statistics_train_and_resume(tmp_path, loss):
 @pytest.mark.parametrize(
     "rule",
     [
-        ["optimizer=sgd"],
+        ["optimizer=sgd", "row_momentum=0"],
         ["optimizer=sgd", "row_momentum=0.9"],
         ["optimizer=sgd", "row_momentum=0.9", "row_idle=dense"],
         ["optimizer=adamw", "lr=0.001"],

@@ -152,7 +152,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
             gradient_acc=cfg.gradient_acc,
             world_size=world_size,
             optimizer=cfg.optimizer,
-            row_states=row_states(cfg),
+            row_states=row_states(cfg, world_size),
             rows=rows,
             embedding_size=cfg.embedding_size,
             head_size=head_size,

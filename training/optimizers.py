@@ -8,9 +8,11 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from heads.optim import Idle, RowAdamW, RowOptimizer, RowSGD
+from heads.selection import expected_share
 from heads.shard import HeadShard
 from utils.config import Config
 
+RARELY = 0.5  # share of the steps that visit a row, up to which momentum does harm
 SPARSE_LR = 3.0  # factor on the rate of rows that SGD updates without momentum; docs/results.md
 
 
@@ -23,23 +25,32 @@ class RowRule(NamedTuple):
     idle: Idle
 
 
-def row_rule(cfg: Config) -> RowRule:
+def row_rule(cfg: Config, world_size: int) -> RowRule:
     """What the settings say, and where they say nothing what was measured to be best.
 
-    Heads that are drawn anew in each step: no momentum. A full softmax visits every row in every step, so that its
-    momentum is never stale: as the backbone.
+    Rows that are rarely visited: no momentum. Rows that most steps visit, as in a full softmax or in a few long
+    heads, never have a stale one: as the backbone.
     """
-    is_sgd, is_sampled = cfg.optimizer == "sgd", cfg.head_layout()[1] < 1
+    is_sgd = cfg.optimizer == "sgd"
     momentum = cfg.row_momentum
     if momentum is None:
-        momentum = 0.0 if is_sampled else cfg.momentum
+        momentum = cfg.momentum if _visited_share(cfg, world_size) > RARELY else 0.0
     lr = cfg.row_lr or (SPARSE_LR if is_sgd and momentum == 0 else 1.0)
     return RowRule(lr, momentum, cfg.nesterov and momentum > 0, cfg.row_idle or ("decay" if is_sgd else "keep"))
 
 
-def row_states(cfg: Config) -> int:
+def _visited_share(cfg: Config, world_size: int) -> float:
+    """Share of the class centres that a step updates, expected; what is drawn if the classes are not known."""
+    head_size, negative_rate = cfg.head_layout()
+    num_classes = cfg.class_count()
+    if num_classes is None:
+        return negative_rate
+    return expected_share(num_classes, head_size, negative_rate, cfg.total_batch(world_size))
+
+
+def row_states(cfg: Config, world_size: int) -> int:
     """Numbers of optimizer state that are kept for each number of a class centre."""
-    return 2 if cfg.optimizer == "adamw" else int(row_rule(cfg).momentum > 0)
+    return 2 if cfg.optimizer == "adamw" else int(row_rule(cfg, world_size).momentum > 0)
 
 
 def make_optimizer(cfg: Config, backbone: nn.Module, lr: float) -> Optimizer:
@@ -49,9 +60,8 @@ def make_optimizer(cfg: Config, backbone: nn.Module, lr: float) -> Optimizer:
     return SGD(backbone.parameters(), lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
 
 
-def make_row_optimizer(cfg: Config, shard: HeadShard, lr: float) -> RowOptimizer:
+def make_row_optimizer(cfg: Config, shard: HeadShard, lr: float, rule: RowRule) -> RowOptimizer:
     """The rows'; ``lr`` is the run's rate."""
-    rule = row_rule(cfg)
     if cfg.optimizer == "adamw":
         assert rule.idle != "dense", "utils/config.py refuses it"
         return RowAdamW(shard, rule.lr * lr, weight_decay=cfg.weight_decay, idle=rule.idle)

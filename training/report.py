@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from data.faces import FaceDataset, ImageFolder
+from heads.selection import expected_share
 from training.data import RunData
 from training.memory import plan_of
 from training.metrics import MetricsWriter
-from training.optimizers import row_rule
+from training.optimizers import RowRule, row_rule
 from training.run import TrainingRun
 from utils.atomic import write_json
 from utils.config import Config
@@ -50,13 +51,6 @@ def announce(run: TrainingRun, data: RunData, start: Path | None) -> None:
             write_json(run.output / "classes.json", classes)
 
 
-def expected_share(num_classes: int, head_size: int, negative_rate: float, global_batch: int) -> float:
-    """Share of classes that a step works on, if labels fall evenly: 1 - (1 - L / C)^G, and the drawn ones."""
-    head_share = min(head_size / num_classes, 1.0)
-    labelled = 1 - (1 - head_share) ** global_batch
-    return labelled + (1 - labelled) * negative_rate
-
-
 def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, steps_per_epoch: int) -> list[str]:
     """The lines, on every rank (one collective: each rank's host and device)."""
     device = str(ranks.device)
@@ -77,23 +71,25 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
         f"{round(steps_per_epoch * cfg.warmup_epoch)} of them warm-up",
         f"classifier: {num_classes} classes in {-(-num_classes // head_size)} heads of {head_size}, negatives "
         f"{negative_rate:g}; a step works on about {100 * share:.3g} % of the classes",
-        f"class centres: {_rule_text(cfg)}",
+        f"class centres: {_rule_text(cfg, row_rule(cfg, ranks.world_size))}",
     ]
     if share > 0.5 and negative_rate < 0.5:
         lines.append(
             "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "
             "saves more and shows each sample fewer other classes"
         )
-    unread = [f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in cfg.without_effect()]
-    return lines + unread
+    unread = cfg.without_effect()
+    if cfg.row_idle in ("keep", "decay") and cfg.optimizer == "sgd" and not row_rule(cfg, ranks.world_size).momentum:
+        unread.append("row_idle")  # there is no momentum to keep
+    return [*lines, *(f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in unread)]
 
 
-def _rule_text(cfg: Config) -> str:
-    rule = row_rule(cfg)
+def _rule_text(cfg: Config, rule: RowRule) -> str:
     if cfg.optimizer == "adamw":
         return f"adamw at {rule.lr:g} x lr, idle steps {rule.idle}"
-    momentum = f"momentum {rule.momentum:g}, idle steps {rule.idle}" if rule.momentum else "no momentum"
-    return f"sgd at {rule.lr:g} x lr, {momentum}"
+    momentum = f"momentum {rule.momentum:g}" if rule.momentum else "no momentum"
+    matters = rule.momentum > 0 or rule.idle == "dense"
+    return f"sgd at {rule.lr:g} x lr, {momentum}" + (f", idle steps {rule.idle}" if matters else "")
 
 
 class StepReport:

@@ -58,8 +58,9 @@ class TrainingRun:
             cfg.base_lr(ranks.world_size), self.total_steps, round(steps_per_epoch * cfg.warmup_epoch)
         )
         self.optimizer = make_optimizer(cfg, self.backbone, self.rate.base_lr)
-        self.row_optimizer = together(lambda: make_row_optimizer(cfg, self.classifier.shard, self.rate.base_lr))
-        self.row_lr = row_rule(cfg).lr
+        rule = row_rule(cfg, ranks.world_size)
+        self.row_optimizer = together(lambda: make_row_optimizer(cfg, self.classifier.shard, self.rate.base_lr, rule))
+        self.row_lr = rule.lr
         self.optimizers: tuple[Optimizer, Optimizer] = (self.optimizer, self.row_optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
         self.epoch = self.step = self.step_in_epoch = 0

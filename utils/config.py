@@ -73,7 +73,7 @@ class Config:
     lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr unscaled
     momentum: float  # SGD, in [0, 1)
     nesterov: bool  # SGD: step from where the momentum leads
-    row_momentum: float | None  # SGD's momentum of class centres, in [0, 1); None: 0 if sampled, else momentum
+    row_momentum: float | None  # SGD's momentum of class centres, in [0, 1); None: 0 if rarely visited, else momentum
     row_lr: float | None  # factor on the rate of class centres; None: 3 with SGD and without momentum, else 1
     row_idle: Literal["keep", "decay", "dense"] | None  # what steps without a class do to its momentum: nothing, make
     # it smaller, or move the centre as well, as a dense optimizer; None: "decay" with SGD, "keep" with AdamW

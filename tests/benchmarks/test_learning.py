@@ -13,8 +13,8 @@ from benchmarks.learning_arms import CUSTOMARY, FULL, SPARSE, Arm, Rule, selecti
 from benchmarks.learning_features import TEST_IMAGES, Size
 from benchmarks.learning_table import best_rules, groups_of, interval, reference, table
 from data.records.writer import write_face_records
+from heads.selection import expected_share
 from made_faces import encode
-from training.report import expected_share
 
 TINY = Size(60, images=3, batch=16, epochs=1, dim=8, test_identities=12)
 
@@ -110,6 +110,11 @@ def test_quick_writes_its_runs_once(tmp_path, capsys):
     assert learning.main([*command, "--out", str(out)]) == 0
     assert [json.loads(line) for line in out.read_text().splitlines()] == records
     assert learning.main(["--read", str(out)]) == 0
+    other = learning.Job("features", Arm("heads of 4", 4, 0.0, "batch", SPARSE), 0, TINY)
+    assert not any(other.is_in(record) for record in records)  # of another size
+    out.write_text(out.read_text() + '{"task": "fea')
+    assert learning.main(["--read", str(out)]) == 2
+    assert f"{out}, line {len(records) + 1}: not a run of learning.py" in capsys.readouterr().err
 
 
 def test_faces_go_through_the_training_step(tmp_path):
@@ -124,6 +129,11 @@ def test_faces_go_through_the_training_step(tmp_path):
     assert found["negatives"] < 11
     assert 0.4 <= found["accuracy"] <= 1
     assert 0 <= found["tar_0.1"] <= 1
+
+
+def test_an_unknown_selection_is_named(capsys):
+    assert learning.main(["--quick", "--only", "heads of 5"]) == 2
+    assert "no selection heads of 5; there are full softmax, " in capsys.readouterr().err
 
 
 def test_faces_need_records(capsys):

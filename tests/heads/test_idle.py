@@ -47,10 +47,8 @@ def train(classifier, optimizer, rank, world_size, steps=range(STEPS)):
 
 def present(classifier):
     """All centres of this rank as the next forward would see them, and their classes."""
-    layout = classifier.shard.layout
-    selection = classifier.shard.select(torch.arange(C), 0)
-    rows = classifier.shard.storage.take(classifier.shard.storage.fetch(selection.heads_h))
-    return layout.class_start, layout.class_end, classifier.shard.present(selection, rows)["weight"].detach()
+    start, end = classifier.shard.layout.class_start, classifier.shard.layout.class_end
+    return start, end, classifier.shard.centres(torch.arange(start, end)).detach()
 
 
 def sharded(rank, world_size, make, place, folder):

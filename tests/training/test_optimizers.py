@@ -9,11 +9,15 @@ from utils.config import get_config
 @pytest.mark.parametrize(
     ("overrides", "rule"),
     [
-        (["head_size=4"], (3.0, 0.0, False, "decay")),  # sampled heads
-        (["head_size=4", "negative_rate=0.2"], (3.0, 0.0, False, "decay")),
+        (["head_size=4"], (3.0, 0.0, False, "decay")),  # a step visits 15 %
+        (["head_size=4", "negative_rate=0.3"], (3.0, 0.0, False, "decay")),
+        (["head_size=4", "negative_rate=0.6"], (1.0, 0.9, False, "decay")),
         (["head_size=None", "sample_rate=0.1"], (3.0, 0.0, False, "decay")),
         (["head_size=None", "momentum=0.8", "nesterov=True"], (1.0, 0.8, True, "decay")),  # full softmax
-        (["head_size=4", "negative_rate=1.0"], (1.0, 0.9, False, "decay")),
+        (["head_size=1000"], (1.0, 0.9, False, "decay")),  # the same in one head
+        (["head_size=None", "num_classes=[2, 500]"], (1.0, 0.9, False, "decay")),
+        (["head_size=4", "batch_size=500"], (1.0, 0.9, False, "decay")),
+        (["head_size=4", "num_classes=auto"], (3.0, 0.0, False, "decay")),
         (["head_size=None", "row_momentum=0"], (3.0, 0.0, False, "decay")),
         (["head_size=4", "row_momentum=0.7", "nesterov=True"], (1.0, 0.7, True, "decay")),
         (["head_size=4", "row_lr=0.5", "row_idle=dense"], (0.5, 0.0, False, "dense")),
@@ -22,7 +26,8 @@ from utils.config import get_config
     ],
 )
 def test_rule_of_class_centres(overrides, rule):
-    assert row_rule(get_config("demo", ["num_classes=100", *overrides])) == rule
+    cfg = get_config("demo", ["num_classes=1000", "batch_size=20", *overrides])
+    assert row_rule(cfg, world_size=2) == rule
 
 
 @pytest.mark.parametrize(
@@ -30,4 +35,5 @@ def test_rule_of_class_centres(overrides, rule):
     [([], 0), (["row_momentum=0.9"], 1), (["head_size=None"], 1), (["optimizer=adamw"], 2)],
 )
 def test_state_of_class_centres(overrides, states):
-    assert row_states(get_config("demo", ["num_classes=100", *overrides])) == states
+    cfg = get_config("demo", ["num_classes=1000", "batch_size=20", "head_size=4", *overrides])
+    assert row_states(cfg, world_size=2) == states

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from heads.selection import expected_share
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
 from training import report as ours
-from training.report import banner_lines, expected_share
+from training.report import banner_lines
 from utils.config import get_config
 from utils.distributed import Ranks
 
@@ -33,7 +34,8 @@ def test_long_heads_are_pointed_out():
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        ([], "sgd at 3 x lr, no momentum"),
+        (["batch_size=8"], "sgd at 3 x lr, no momentum"),
+        (["batch_size=8", "row_idle=dense"], "sgd at 3 x lr, no momentum, idle steps dense"),
         (["row_momentum=0.8", "row_lr=0.5"], "sgd at 0.5 x lr, momentum 0.8, idle steps decay"),
         (["optimizer=adamw"], "adamw at 1 x lr, idle steps keep"),
     ],
@@ -48,6 +50,8 @@ def test_old_settings_without_effect_are_named():
     cfg = get_config("demo", ["rec=synthetic", "num_classes=200", "dali=True", "score=3"])
     lines = banner_lines(cfg, ranks, 200, 4000, 10)
     assert [line.split()[1] for line in lines if "has no effect" in line] == ["score", "dali"]
+    cfg = get_config("demo", ["batch_size=8", "row_idle=keep"])
+    assert "note: row_idle = 'keep' has no effect" in banner_lines(cfg, ranks, 200, 4000, 10)
 
 
 def test_speedometer(monkeypatch):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from utils.opencv import cv2
@@ -79,6 +83,7 @@ def _interrupts_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # which every new process needs; starting it would let interrupts through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -111,28 +116,49 @@ def _work(pipe: Connection, function: Callable[[Any], Any], setup: Callable[[], 
     """A worker's life: it ends with its parent, or when its pipe is closed, even in the middle of a task."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends its workers
     cv2.setNumThreads(0)
-    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, tasks), daemon=True).start()
-    if setup is not None:
-        setup()
+    tasks: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, function, tasks), daemon=True).start()
+    failure: Exception | None = None
+    try:
+        if setup is not None:
+            setup()
+    except Exception as error:
+        failure = error  # the answer to every task
     while True:
         task = tasks.get()
         try:
-            answer = (True, function(task))
+            answer = (False, failure) if failure else (True, task())
         except Exception as error:
             answer = (False, error)
         try:
-            pipe.send(answer)
-        except (OSError, EOFError):
+            pipe.send_bytes(_packed(answer))
+        except OSError:
             os._exit(1)
-        except Exception as error:  # it cannot be pickled
-            pipe.send((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
-def _receive(pipe: Connection, tasks: queue.SimpleQueue[Any]) -> None:
-    """Take tasks off the pipe as they come, so that neither side ever waits for the other to read."""
+def _packed(answer: tuple[bool, Any]) -> bytes:
+    """The answer to a task, or the reason why it cannot be sent."""
+    succeeded, value = answer
     try:
-        while True:
-            tasks.put(pipe.recv())
-    except (EOFError, OSError):
-        os._exit(1)
+        packed = bytes(ForkingPickler.dumps(answer))
+        if not succeeded:
+            pickle.loads(packed)  # some exceptions can be packed, but not unpacked
+    except Exception as error:
+        reason = error if succeeded else value
+        packed = bytes(ForkingPickler.dumps((False, RuntimeError(f"{type(reason).__name__}: {reason}"))))
+    return packed
+
+
+def _receive(pipe: Connection, function: Callable[[Any], Any], tasks: queue.SimpleQueue[Callable[[], Any]]) -> None:
+    """Take tasks off the pipe as they come, so that neither side ever waits for the other to read."""
+    while True:
+        try:
+            tasks.put(functools.partial(function, pipe.recv()))
+        except (EOFError, OSError):
+            os._exit(1)
+        except BaseException as error:  # a task that cannot be unpacked
+            tasks.put(functools.partial(_fail, error))
+
+
+def _fail(error: BaseException) -> None:
+    raise RuntimeError(f"a task could not be unpacked: {type(error).__name__}: {error}")

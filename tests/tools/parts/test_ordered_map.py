@@ -76,3 +76,45 @@ def lock_of(number):
 def test_a_result_that_cannot_be_sent_is_an_error():
     with pytest.raises(RuntimeError, match="cannot pickle"):
         list(ordered_map(lock_of, range(10), 2))
+
+
+class TooLarge:
+    """A task that no worker can take in."""
+
+    def __reduce__(self):
+        return _no_memory, ()
+
+
+def _no_memory():
+    raise MemoryError("too large")
+
+
+def test_a_task_that_cannot_be_unpacked_is_an_error_and_no_hang():
+    with pytest.raises(RuntimeError, match="a task could not be unpacked: MemoryError: too large"):
+        list(ordered_map(echo, [1, TooLarge(), 2], 2))
+
+
+class NeedsTwoError(Exception):
+    """Can be packed, but not unpacked."""
+
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+def fail_with_two(number):
+    raise NeedsTwoError(number, 2)
+
+
+def test_an_exception_that_cannot_be_sent_is_told_by_its_text():
+    with pytest.raises(RuntimeError, match="NeedsTwoError: 1 and 2"):
+        list(ordered_map(fail_with_two, [1], 2))
+
+
+def no_file():
+    raise FileNotFoundError("no such set")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_setup_says_why(workers):
+    with pytest.raises(FileNotFoundError, match="no such set"):
+        list(ordered_map(echo, range(3), workers, no_file))
