@@ -98,8 +98,7 @@ def table(records: Sequence[Record]) -> PrettyTable:
             "classes a step",
             "negatives",
             *names,
-            f"{names[0]} - full",
-            f"{names[1]} - full",
+            *(f"{name} - full" for name in names),
         ],
         align="r",
     )
@@ -110,7 +109,7 @@ def table(records: Sequence[Record]) -> PrettyTable:
             values = [100 * r[name] for r in runs.values()]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             row.append(f"{statistics.fmean(values):.1f}{spread}")
-        for name in names[:2]:
+        for name in names:
             common = sorted(runs.keys() & full.keys())
             gained, half = interval([100 * (runs[s][name] - full[s][name]) for s in common] or [float("nan")])
             row.append("" if runs is full or not common else f"{gained:+.1f} ± {half:.1f}")
