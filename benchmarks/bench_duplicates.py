@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -28,12 +29,15 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import usable_cores
-from benchmarks.planted_faces import Truth, made_up_people, people_of, plant
+from benchmarks.planted_faces import People, Truth, made_up_people, people_of, plant
 from data.faces import FaceRecords
 from tools import find_duplicates
+from utils.atomic import write_json
+from utils.config import get_config
 
 Record = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
+TRAINED = "trained_on.json"  # in the folder: which faces a finished training was on
 SEVERAL = 4  # images on both sides of a split that the network can average over
 SEARCHES: dict[str, list[str]] = {
     "expected 1": [],
@@ -66,15 +70,25 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Record]:
     """Plant, train, search; a record for each search and kind of mistake.
 
     Raises:
+        ValueError: the folder holds a run of other settings or faces.
         RuntimeError: the training failed, or the tool did.
     """
     if args.rec is None:
         name, people = "made up", made_up_people(args.people, args.images)
     else:
         name, people = args.rec.resolve().name, people_of(args.rec)
+    faces = digest(people)
+    is_trained = (folder / "run" / "model.pt").is_file()
+    if is_trained and (others := differences(folder, args.config, args.epochs, faces)):
+        raise ValueError(
+            f"{folder / 'run'} is not the run that was asked for ({'; '.join(others)}): give another --folder, or "
+            "remove that run to train anew"
+        )
     truth = plant(people, folder)
-    if not (folder / "run" / "model.pt").is_file():
+    if not is_trained:
+        (folder / TRAINED).unlink(missing_ok=True)
         train(folder, args.config, args.epochs)
+        write_json(folder / TRAINED, {"faces": faces})
     counts = np.bincount(FaceRecords(folder / "train").labels)
     common = {
         "set": name,
@@ -88,7 +102,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Record]:
     for search, options in SEARCHES.items():
         out = folder / search.replace(" ", "_")
         start = time.perf_counter()
-        given = [str(folder / "run"), "--test", str(folder / "test"), "--out", str(out), *options]
+        given = [str(folder / "run"), "--test", str(folder / "test"), "--out", str(out), "--overwrite", *options]
         if find_duplicates.main(given):
             raise RuntimeError(f"the search {search!r} failed; its own message stands above")
         seconds = {"search": search, "search_s": round(time.perf_counter() - start, 1)}
@@ -96,13 +110,42 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Record]:
     return records
 
 
+def digest(people: People) -> str:
+    """Hash of everybody's images; what is planted follows from these alone."""
+    sha256 = hashlib.sha256()
+    for images in people:
+        for image in images:
+            sha256.update(hashlib.sha256(image).digest())
+        sha256.update(b"next")
+    return sha256.hexdigest()
+
+
+def differences(folder: Path, config: str, epochs: int, faces: str) -> list[str]:
+    """In what the run in ``folder`` differs from the one that these settings and faces give; empty: in nothing."""
+    path = folder / TRAINED
+    if not path.is_file():
+        return [f"no {TRAINED} beside it: the training did not finish, or it is not a run of this benchmark"]
+    found = json.loads((folder / "run" / "config.json").read_text(encoding="utf-8"))
+    given = json.loads(json.dumps(get_config(config, _settings(folder, epochs)).as_dict(), default=str))
+    by_data = {"rec", "output", "num_classes", "num_image"}  # follow from the folder and its faces
+    keys = [key for key in given if key not in by_data and found.get(key) != given[key]]
+    others = [f"{key} is {found.get(key)!r}, not {given[key]!r}" for key in keys]
+    if json.loads(path.read_text(encoding="utf-8")) != {"faces": faces}:
+        others.append("other faces")
+    return others
+
+
 def train(folder: Path, config: str, epochs: int) -> None:
     """Train on ``folder``/train in one process, into ``folder``/run; RuntimeError if that fails."""
-    command = [sys.executable, "train.py", config, f"rec={(folder / 'train').resolve()}", "val_targets=[]"]
-    command += [f"output={(folder / 'run').resolve()}", f"num_epoch={epochs}", "num_workers=0", "overwrite=True"]
+    command = [sys.executable, "train.py", config, *_settings(folder, epochs)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"train.py ended with {done.returncode}: {done.stdout[-2000:]}")
+
+
+def _settings(folder: Path, epochs: int) -> list[str]:
+    settings = [f"rec={(folder / 'train').resolve()}", f"output={(folder / 'run').resolve()}", "val_targets=[]"]
+    return [*settings, f"num_epoch={epochs}", "num_workers=0", "overwrite=True"]
 
 
 def score(out: Path, truth: Truth, counts: Sequence[int]) -> list[Record]:
@@ -162,7 +205,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where the sets and the run are kept; a run that is there is used (default: nowhere)",
+        help="where the sets and the run are kept; the same run is not trained again (default: nowhere)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="raw data")
     parser.add_argument("--read", type=Path, nargs="+", metavar="FILE.jsonl", help="show these instead of measuring")

@@ -17,33 +17,43 @@ that was trained on other data does not.
 How it decides. Two classes are one person from a certain cosine of the means of their images on. All pairs of classes
 are compared, nearly all of them strangers; from the mean and spread of these cosines follows the one that --expected
 pairs of strangers exceed by chance, if they are normally distributed. For test sets the limit is found in the same
-way. A class is divided into the two groups that are most unlike. It is two people if images of different groups are
-less alike than those of nine in ten pairs of classes; or if the ratio of the cosines between and within groups is
-lower than chance gives to --expected classes, judged by the median and upper quartile of all. --threshold and --apart
-set these limits by hand. The cosine of the checkpoint's centres stands beside that of the images; centres that no
-step has updated say nothing and are left out.
+way. No limit follows from under 1,000 pairs, or from fewer than 100 times --expected. A class is divided into the two
+groups that are most unlike. It is two people if images of different groups are less alike than those of nine in ten
+pairs of classes; or if the ratio of the cosines between and within groups is lower than chance gives to --expected
+classes, judged by the median and upper quartile of all. --threshold and --apart set these limits by hand. The cosine
+of the checkpoint's centres stands beside that of the images; centres that no step has updated say nothing and are
+left out. So are damaged images of test sets; those of the training set are an error unless the run skips them.
+
+A class_map.json that is there and says something else stays as it is, since it may have been corrected or be in use:
+the new one is then class_map.new.json, and the exit status is 2. --overwrite replaces it.
 
 Cost: --images images a class, embedded as they are and mirrored; then C * C / 2 * D multiplications for C classes, on
 --device. --near-centres reads only classes whose centre is near another one or near somebody of a test set, and 1,000
-at random: less on large sets, but it misses people whose labels training has pushed apart. Memory: blocks, and about
-1 KB a class and 16 bytes an image; on disk, 8 * D bytes a class in FOLDER while it runs.
+at random: less on large sets, but it misses people whose labels training has pushed apart. Memory: blocks of images
+and of cosines, but no embedding of a class stays there; on disk, 8 * D bytes a class in FOLDER while it runs.
 
-Exit status: 0 done, 2 what was given cannot be used.
+Exit status: 0 done, 2 what was given cannot be used, or another map is in the way.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import math
+import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data.faces import FaceRecords
 from data.joined import JoinedSets
 from embedder.load import load_embedder
 from tools.export_centers import find_checkpoint
-from tools.parts.duplicate_output import Output
+from tools.parts.duplicate_output import MAP, Output
 from tools.parts.duplicate_search import Centres, Found, Options, search
+from tools.parts.nearest import LEAST_PAIRS
 from tools.parts.run_faces import ClassImages, open_run_faces, write_unit_centres
 from tools.parts.test_people import TestPeople, open_test
 from utils.device import choose_device
@@ -53,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        _find(args)
+        with _any_name_can_be_printed():
+            _find(args)
     except (ValueError, OSError) as error:
         print(f"find_duplicates: error: {error}", file=sys.stderr)
         return 2
@@ -98,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--apart", type=float, metavar="RATIO", help="up to which a class is two people")
     parser.add_argument("--near-centres", action="store_true", help="read only classes whose centres are near others")
     parser.add_argument("--shown", type=int, default=50, metavar="N", help="rows of each picture (default: 50)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a class_map.json that says something else")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     return parser
 
@@ -107,11 +119,15 @@ def _find(args: argparse.Namespace) -> None:
     faces, sources = open_run_faces(args.run, args.rec)
     embedder = load_embedder(args.model or args.run, device=args.device)
     size = (embedder.image_size, embedder.image_size)
+    if faces.image_size != size:
+        raise ValueError(
+            f"{args.model or args.run}: the network takes images of (height, width) {size}, but the run's faces are "
+            f"{faces.image_size}: give a --model that takes these"
+        )
     tests = [open_test(path, size, args.images) for path in args.test]
     out: Path = args.out or args.run / "duplicates"
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: --out takes the folder that the tables go to")
-    out.mkdir(parents=True, exist_ok=True)
     options = Options(
         args.images,
         args.neighbours,
@@ -122,16 +138,47 @@ def _find(args: argparse.Namespace) -> None:
         args.batch_size,
         choose_device(args.device),
     )
-    with tempfile.TemporaryDirectory(prefix=".find_duplicates_", dir=out) as scratch:
+    with _scratch(out) as scratch:
         centres = _centres(args.run, faces, Path(scratch), options)
         found = search(faces, embedder, centres, tests, options, Path(scratch))
-        output = Output(out, faces, args.shown)
+        output = Output(out, faces, args.shown, options.images)
         groups = output.pairs(found)
-        output.doubles(found, embedder, options.images, options.batch_size)
+        output.doubles(found)
         output.overlaps(found, tests)
-        _print(out, faces, centres, found, groups, tests)
+        people = output.map(groups, args.overwrite)
+        _print(people, faces, centres, found, groups, tests)
+    if people.name != MAP:
+        raise FileExistsError(
+            f"{out / MAP} is another map, which stays; {people.name} beside it has what was found now, as the tables "
+            "do: take over what you want, or search again with --overwrite or another --out"
+        )
     if groups:
-        _print_use(out, sources, faces.num_classes - sum(len(group) - 1 for group in groups))
+        are_records = all(isinstance(one, FaceRecords) for one in faces.sets)
+        num_classes = faces.num_classes - sum(len(group) - 1 for group in groups)
+        _print_use(people, sources if are_records else [], num_classes)
+
+
+@contextlib.contextmanager
+def _any_name_can_be_printed() -> Iterator[None]:
+    """Names of files that are no text go to the standard output as the bytes that they are."""
+    out = sys.stdout
+    if not isinstance(out, io.TextIOWrapper):
+        yield
+        return
+    before = out.errors
+    out.reconfigure(errors="surrogateescape")
+    try:
+        yield
+    finally:
+        out.reconfigure(errors=before)
+
+
+def _scratch(out: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".find_duplicates_", dir=out)
+    except OSError as problem:
+        raise OSError(f"{out}: cannot write there ({problem.strerror}): give another folder with --out") from None
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -161,7 +208,7 @@ def _centres(run: Path, faces: JoinedSets, scratch: Path, options: Options) -> C
 
 
 def _print(
-    out: Path,
+    people: Path,
     faces: JoinedSets,
     centres: Centres | None,
     found: Found,
@@ -178,33 +225,55 @@ def _print(
     if found.damaged:
         print(f"{len(found.damaged):,} damaged images are left out, the first: {found.damaged[0]}")
     largest = f", the largest of {len(groups[0])} classes" if groups else ""
-    print(
-        f"one person under several labels: {len(found.pairs):,} pairs of classes with a cosine of at least "
-        f"{found.threshold:.3f}; {len(groups):,} people in class_map.json{largest}"
-    )
-    if found.threshold > 1:
+    if found.threshold == math.inf:
+        print(f"one person under several labels: {_no_limit(found.compared)}")
+    else:
+        print(
+            f"one person under several labels: {len(found.pairs):,} pairs of classes with a cosine of at least "
+            f"{found.threshold:.3f}; {len(groups):,} people in {people.name}{largest}"
+        )
+    if 1 < found.threshold < math.inf:
         print(
             "    a cosine is at most 1: this network makes too many strangers alike. Train longer, raise --expected, "
             "or give another --model"
         )
-    print(
-        f"two people under one label: {len(found.doubles):,} of {found.divisible:,} classes with enough images; "
-        f"ratio up to {found.ratio_limit:.3f} or cosine between groups up to {found.between_limit:.3f}"
-    )
-    for t, test in enumerate(tests):
-        people = {overlap.person for overlap in found.overlaps if overlap.test == t}
-        print(
-            f"{test.name}: {len(people):,} of {len(test.people):,} people are in the training set, with a cosine "
-            f"of at least {found.test_threshold:.3f}"
-        )
-    print(f"written: {out}")
+    limits = f"ratio up to {found.ratio_limit:.3f} or cosine between groups up to {found.between_limit:.3f}"
+    if found.ratio_limit == -math.inf:
+        limits = "too few for a limit: give --apart"
+    doubles = f"{len(found.doubles):,} of {found.divisible:,} classes with enough images"
+    print(f"two people under one label: {doubles}; {limits}")
+    for t, (test, look) in enumerate(zip(tests, found.tests, strict=True)):
+        seen = {overlap.person for overlap in found.overlaps if overlap.test == t}
+        if found.test_threshold == math.inf:
+            print(f"{test.name}: {_no_limit(found.test_compared)}")
+        else:
+            print(
+                f"{test.name}: {len(seen):,} of {look.people:,} people are in the training set, with a cosine of at "
+                f"least {found.test_threshold:.3f}"
+            )
+        if look.damaged:
+            lost = len(test.people) - look.people
+            print(
+                f"    {len(look.damaged):,} damaged images are left out, and {lost:,} people who have no others; the "
+                f"first: {look.damaged[0]}"
+            )
+    print(f"written: {people.parent}")
 
 
-def _print_use(out: Path, sources: Sequence[str], num_classes: int) -> None:
-    people = out / "class_map.json"
-    print(f"\nLook at {out / 'duplicates.png'}, take what is wrong out of {people}, then use it either way:\n")
+def _no_limit(compared: int) -> str:
+    if compared < LEAST_PAIRS:
+        return "too few classes for a limit: give --threshold"
+    return f"too few classes for a limit at this --expected ({compared:,} pairs): lower it, or give --threshold"
+
+
+def _print_use(people: Path, sources: Sequence[str], num_classes: int) -> None:
+    sheet = people.with_name("duplicates.png")
+    ways = "use it either way" if sources else "train on it"
+    print(f"\nLook at {sheet}, take what is wrong out of {people}, then {ways}:\n")
     print(f"    config.class_map = {str(people.resolve())!r}    # and config.num_classes = {num_classes}")
-    print(f"    python -m tools.merge_rec {' '.join(sources)} OUT --class-map {people}    # records only")
+    if sources:
+        command = ["python", "-m", "tools.merge_rec", *sources, "OUT", "--class-map", str(people)]
+        print(f"    {shlex.join(command)}")
 
 
 if __name__ == "__main__":

@@ -1,115 +1,27 @@
 """Mistakes planted into a set, and a network that knows everybody: each is found, and nothing else."""
 
-import csv
 import json
 import pickle
+import shlex
 
 import cv2
 import numpy as np
-import pytest
-import torch
 
 from data.faces import FaceRecords
 from data.joined import JoinedSets
 from data.records.writer import write_face_records
 from dataset import get_dataloader
-from embedder.embedder import Embedder
-from heads.checkpoint import save_heads
-from losses import get_margin
-from partial_fc_mhs import PartialFCMHS
+from planted_runs import CLASSES, TWO, face, pairs_of, people, run, table, write_centres, write_run
 from tiny_runs import TINY
 from tools import find_duplicates, merge_rec
 from tools.parts import duplicate_search
 
-D, CLASSES = 64, 60
-SAME = {40: 3, 20: 5, 50: 5}  # class -> the class that holds the same person
-TWO = 10  # a class of two people
-STRANGER = 200  # a person in no class but TWO
-
-
-def face(person, number):
-    """A picture that says whose it is."""
-    image = np.full((112, 112, 3), (person, number, 0), np.uint8)
-    return cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
-
-
-def vector(person):
-    return np.random.default_rng(person).normal(size=D)
-
-
-class AllKnowing(Embedder):
-    """Gives each person a direction of their own, and each picture some noise."""
-
-    name, embedding_size, sha256 = "all-knowing", D, ""
-
-    def __init__(self):
-        self.seen = 0
-
-    def embed(self, images_BHW3):
-        self.seen += len(images_BHW3)
-        codes = images_BHW3[:, 0, 0].tolist()
-        noise = [np.random.default_rng((person, number)).normal(size=D) for person, number, _ in codes]
-        return np.array([vector(p) + 0.6 * n for (p, _, _), n in zip(codes, noise, strict=True)], np.float32)
-
-
-def people(start=0):
-    """Images of each class; class c shows person c, but for the mistakes."""
-    classes = [[face(SAME.get(c, c), start + 6 * c + k) for k in range(2 + c % 5)] for c in range(CLASSES)]
-    classes[TWO] = [face(person, k) for person in (TWO, STRANGER) for k in range(4)]
-    return classes
-
-
-def write_run(folder, rec, images, **settings):
-    folder.mkdir()
-    config = {"rec": rec, "image_size": [112, 112], "on_bad_sample": "stop", "class_map": None, "num_image": images}
-    (folder / "config.json").write_text(json.dumps(config | settings))
-    return folder
-
-
-def write_centres(run, num_classes=CLASSES, left_out=()):
-    """A checkpoint of heads of one class, with the people's directions as centres."""
-    folder = run / "checkpoints" / "step_9"
-    folder.mkdir(parents=True)
-    classifier = PartialFCMHS(get_margin("arcface", 64.0), D, num_classes, head_size=1, seed=0)
-    for c in set(range(num_classes)) - set(left_out):
-        centre = torch.from_numpy(vector(SAME.get(c, c))).float()[None]
-        values = dict.fromkeys(classifier.shard.storage.names, centre)
-        classifier.shard.storage.store(torch.tensor([c]), values)
-    save_heads(classifier.shard, folder / "heads")
-    torch.save({"head": classifier.shard.settings()}, folder / "training.pt")
-
-
-@pytest.fixture
-def network(monkeypatch):
-    network = AllKnowing()
-    monkeypatch.setattr(find_duplicates, "load_embedder", lambda run, device: network)
-    return network
-
-
-@pytest.fixture
-def trained(tmp_path, network):
-    classes = people()
-    write_face_records(tmp_path / "set", classes)
-    return write_run(tmp_path / "run", str(tmp_path / "set"), sum(map(len, classes)))
-
-
-def run(*argv):
-    """So few mistakes by chance that there are none among these sixty."""
-    return find_duplicates.main(["--expected", "0.001", *[str(arg) for arg in argv]])
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def pairs_of(out):
-    return {(int(row["class_1"]), int(row["class_2"])) for row in table(out / "duplicates.csv")}
-
 
 def test_planted_mistakes_are_found_and_nothing_else(trained, tmp_path, capsys):
     write_centres(trained)
-    write_face_records(tmp_path / "test", [[face(7, 250)], [face(220, 1), face(220, 2)]])
+    write_face_records(
+        tmp_path / "test", [[face(7, 250)], *([face(220 + i, k) for k in range(2)] for i in range(19))]
+    )
     assert run(trained, "--test", tmp_path / "test") == 0
     out = trained / "duplicates"
     assert pairs_of(out) == {(3, 40), (5, 20), (5, 50), (20, 50)}
@@ -131,7 +43,9 @@ def test_planted_mistakes_are_found_and_nothing_else(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "4 pairs of classes" in printed
     assert "2 people in class_map.json, the largest of 3 classes" in printed
-    assert "1 of 2 people are in the training set" in printed
+    assert "1 of 20 people are in the training set" in printed
+    merge = ["python", "-m", "tools.merge_rec", str(tmp_path / "set"), "OUT", "--class-map"]
+    assert f"    {shlex.join([*merge, str(out / 'class_map.json')])}\n" in printed
     assert f"config.num_classes = {CLASSES - 3}\n" in printed
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
@@ -193,11 +107,11 @@ def test_several_sets_and_a_map_of_earlier_findings(trained, tmp_path, network):
 def test_near_centres_reads_few_images_and_leaves_out_untouched_centres(trained, network, capsys, monkeypatch):
     monkeypatch.setattr(duplicate_search, "SAMPLE", 20)
     write_centres(trained, left_out=[40])
-    assert run(trained, "--near-centres") == 0
+    assert run(trained, "--near-centres", "--threshold", "0.7") == 0  # so few of the sample show no limit
     assert pairs_of(trained / "duplicates") == {(5, 20), (5, 50), (20, 50)}
     assert "1 centres were never updated and are left out" in capsys.readouterr().out
     few = network.seen
-    assert run(trained) == 0
+    assert run(trained, "--overwrite") == 0
     assert pairs_of(trained / "duplicates") >= {(3, 40)}
     (row,) = [row for row in table(trained / "duplicates" / "duplicates.csv") if row["class_1"] == "3"]
     assert row["centre_cosine"] == ""
@@ -220,7 +134,7 @@ def test_limits_by_hand(trained):
     out = trained / "duplicates"
     assert (pairs_of(out), table(out / "classes_with_two_people.csv")) == (set(), [])
     assert not (out / "duplicates.png").exists()
-    assert run(trained, "--threshold", "0.7", "--apart", "0.3", "--images", "8") == 0
+    assert run(trained, "--threshold", "0.7", "--apart", "0.3", "--images", "8", "--overwrite") == 0
     assert pairs_of(out) >= {(3, 40)}
     assert [row["class"] for row in table(out / "classes_with_two_people.csv")] == [str(TWO)]
 
@@ -230,7 +144,7 @@ def test_a_verification_set(trained, tmp_path):
     a, b, c = face(8, 201), face(8, 202), face(8, 203)
     x, y = face(221, 1), face(222, 2)
     (tmp_path / "t.bin").write_bytes(pickle.dumps(([a, b, b, c, x, y], [True, True, False])))
-    assert run(trained, "--test", tmp_path / "t.bin") == 0
+    assert run(trained, "--test", tmp_path / "t.bin", "--threshold", "0.7") == 0
     (overlap,) = table(trained / "duplicates" / "test_overlap.csv")
     assert (overlap["person"], overlap["images_compared"], overlap["class"]) == ("image 0", "3", "8")
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data.faces import ImageFolder
 from data.joined import JoinedSets
 
+FEWEST = 20  # classes that a limit can follow from
 MIN_GROUP = 2  # images of each of two people in a class; a single one that is unlike the others is a bad picture
 NOTHING_IN_COMMON = 0.05  # cosine within groups below which a ratio to it would mean nothing
 _STEPS = 20  # of the division in two; it settles after a few
@@ -60,11 +61,11 @@ def divide(embeddings_nD: NDArray[np.float32]) -> TwoGroups | None:
 
 
 def low_limit(values: NDArray[np.float64], expected: float) -> float:
-    """The value that so many of these would be below if most of them are normally distributed; -1 for under 20.
+    """The value that so many of these would be below if most of them are normally distributed; -1 for too few.
 
     Centre and width come from the median and the upper quartile: what does not belong lies below.
     """
-    if len(values) < 20:
+    if len(values) < FEWEST:
         return -1.0
     middle, high = np.quantile(values, [0.5, 0.75])
     normal = NormalDist()

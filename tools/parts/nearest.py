@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 4096  # vectors of either side at once: 64 MiB of cosines
+LEAST_PAIRS = 1000  # from which a limit follows; a few strangers show no spread
+LARGEST_SHARE = 0.01  # of the pairs that may exceed a limit; more would take in the bulk of strangers
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,14 @@ class Nearest:
     std: float
 
     def limit(self, expected: float) -> float:
-        """The cosine that so many of the compared pairs exceed, if they are normally distributed."""
-        share = min(max(expected / max(self.compared, 1), 1e-300), 0.5)
-        return self.mean - self.std * NormalDist().inv_cdf(share)
+        """The cosine that so many of the compared pairs exceed, if they are normally distributed.
+
+        inf, which none reaches, for under ``LEAST_PAIRS`` pairs or more than ``LARGEST_SHARE`` of them.
+        """
+        share = expected / max(self.compared, 1)
+        if self.compared < LEAST_PAIRS or share > LARGEST_SHARE:
+            return math.inf
+        return self.mean - self.std * NormalDist().inv_cdf(max(share, 1e-300))
 
     def pairs(self, least: float) -> list[tuple[int, int, float]]:
         """(vector, other, cosine) for all that reach ``least``, the most similar first."""

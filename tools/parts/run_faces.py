@@ -92,7 +92,7 @@ def embed_groups(
     batch_size: int,
     on_damaged: Callable[[str], None] | None = None,
     progress: str = "",
-) -> Iterator[NDArray[np.float32]]:
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
     """Embed groups of images, one group after the other, images of several groups in a batch.
 
     Args:
@@ -104,7 +104,7 @@ def embed_groups(
         progress: label of a progress bar, "" for none.
 
     Yields:
-        (n, D) of length 1 for each group; n is 0 where all its images are damaged.
+        For each group (n, D) of length 1, and which of its images these n are; n is 0 where all are damaged.
 
     Raises:
         ValueError: an image is damaged.
@@ -135,9 +135,10 @@ def embed_groups(
     for group in groups:
         while len(waiting_ND) < len(group):
             waiting_ND = np.concatenate([waiting_ND, next(embedded)[2]])
-        own_nD = waiting_ND[: len(group)][is_good_N[at : at + len(group)]]
+        is_good_n = is_good_N[at : at + len(group)]
+        own_nD = waiting_ND[: len(group)][is_good_n]
         waiting_ND, at = waiting_ND[len(group) :], at + len(group)
-        yield own_nD / np.maximum(np.linalg.norm(own_nD, axis=1, keepdims=True), 1e-12)
+        yield own_nD / np.maximum(np.linalg.norm(own_nD, axis=1, keepdims=True), 1e-12), is_good_n
 
 
 def write_unit_centres(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,14 @@ class TestPeople:
     people: list[str]  # a name, a label, or the first image of each
     images: list[NDArray[np.int64]]  # of each person, at most as many as asked for
     load: Load
+    damaged: list[str] = field(default_factory=list)  # images of nobody, since their labels are damaged
 
 
 def open_test(path: Path, image_size: Size, most: int) -> TestPeople:
     """Open a test set.
 
     A .bin tells of pairs only: images that its pairs of one person link, and images that are equal, are one person.
+    Images are not decoded yet; ``load`` says what is wrong with one.
 
     Args:
         path: a .bin file, a .rec file, a folder with train.rec, or a folder of identity folders.
@@ -46,16 +48,22 @@ def open_test(path: Path, image_size: Size, most: int) -> TestPeople:
     """
     if path.suffix == ".bin":
         return _open_bin(path, image_size, most)
-    faces = open_faces(path, image_size)
+    faces = open_faces(path, image_size, "skip")
     own = ClassImages(faces)
+    if faces.warning:
+        raise ValueError(faces.warning)
+    damaged = [f"{faces.where(i)}: its label is damaged" for i in np.flatnonzero(faces.labels < 0).tolist()]
     present = np.flatnonzero(own.counts).tolist()
     names = faces.class_names() or []
     people = [(names[i] if i < len(names) else None) or f"label {i}" for i in present]
-    return TestPeople(str(path), people, [own.some(i, most) for i in present], lambda number: faces.load(number)[0])
+    images = [own.some(i, most) for i in present]
+    return TestPeople(str(path), people, images, lambda number: faces.load(number)[0], damaged)
 
 
 def _open_bin(path: Path, image_size: Size, most: int) -> TestPeople:
     pairs = load_bin(path)
+    if not pairs.encoded:
+        raise ValueError(f"{path}: there is no pair in it: make the set again")
     first: dict[bytes, int] = {}
     same = [first.setdefault(encoded, i) for i, encoded in enumerate(pairs.encoded)]
     links = [(i, i) for i in set(same)]

@@ -1,5 +1,7 @@
 """The blocked scan finds what the whole matrix shows."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -53,3 +55,11 @@ def test_the_limit_lets_as_many_through_as_expected():
     limit = nearest(rows, None, 1, CPU).limit(100)
     assert 30 < (cosines > limit).sum() < 200
     assert nearest(rows, None, 1, CPU).limit(1) > limit
+
+
+def test_few_pairs_and_a_large_share_of_them_show_no_limit():
+    for n, expected, is_known in ((2, 1, False), (45, 1, False), (46, 1, True), (46, 10, True), (46, 11, False)):
+        found = nearest(unit(n), None, 1, CPU)
+        assert (found.limit(expected) < math.inf) == is_known
+        assert found.pairs(math.inf) == []
+    assert nearest(unit(0), None, 1, CPU).limit(1) == math.inf
