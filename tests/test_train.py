@@ -82,9 +82,8 @@ def test_losses_with_statistics_train_and_resume(tmp_path, loss):
 @pytest.mark.parametrize(
     "rule",
     [
-        ["optimizer=sgd", "row_momentum=0"],
-        ["optimizer=sgd", "row_momentum=0.9"],
-        ["optimizer=sgd", "row_momentum=0.9", "row_idle=dense"],
+        ["row_momentum=0"],
+        ["row_momentum=0.9", "row_idle=dense"],
         ["optimizer=adamw", "lr=0.001"],
         ["optimizer=adamw", "lr=0.001", "row_idle=decay"],
     ],
