@@ -5,6 +5,8 @@ Training takes a record folder and one of verification pairs of other people, at
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 import time
 from dataclasses import dataclass
@@ -58,7 +60,7 @@ def train_and_test(arm: Arm, seed: int, faces: Faces) -> dict[str, Any]:
     """One run: what it cost, and how well it verifies the pairs."""
     backbones._NETWORKS[NETWORK] = HalfSizeIResNet
     rule = arm.rule
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the run's log
         cfg = get_config(
             "configs/base.py",
             [
