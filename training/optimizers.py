@@ -13,7 +13,6 @@ from heads.shard import HeadShard
 from utils.config import Config
 
 RARELY = 0.5  # share of the steps that visit a row, up to which momentum does harm
-SPARSE_LR = 3.0  # factor on the rate of rows that SGD updates without momentum; docs/results.md
 
 
 class RowRule(NamedTuple):
@@ -31,12 +30,11 @@ def row_rule(cfg: Config, world_size: int) -> RowRule:
     Rows that are rarely visited: no momentum. Rows that most steps visit, as in a full softmax or in a few long
     heads, never have a stale one: as the backbone.
     """
-    is_sgd = cfg.optimizer == "sgd"
     momentum = cfg.row_momentum
     if momentum is None:
         momentum = cfg.momentum if _visited_share(cfg, world_size) > RARELY else 0.0
-    lr = cfg.row_lr or (SPARSE_LR if is_sgd and momentum == 0 else 1.0)
-    return RowRule(lr, momentum, cfg.nesterov and momentum > 0, cfg.row_idle or ("decay" if is_sgd else "keep"))
+    idle = cfg.row_idle or ("decay" if cfg.optimizer == "sgd" else "keep")
+    return RowRule(cfg.row_lr, momentum, cfg.nesterov and momentum > 0, idle)
 
 
 def _visited_share(cfg: Config, world_size: int) -> float:

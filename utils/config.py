@@ -74,7 +74,7 @@ class Config:
     momentum: float  # SGD, in [0, 1)
     nesterov: bool  # SGD: step from where the momentum leads
     row_momentum: float | None  # SGD's momentum of class centres, in [0, 1); None: 0 if rarely visited, else momentum
-    row_lr: float | None  # factor on the rate of class centres; None: 3 with SGD and without momentum, else 1
+    row_lr: float  # factor on the rate of class centres
     row_idle: Literal["keep", "decay", "dense"] | None  # what steps without a class do to its momentum: nothing, make
     # it smaller, or move the centre as well, as a dense optimizer; None: "decay" with SGD, "keep" with AdamW
     weight_decay: float  # per step, of backbone and selected rows
@@ -307,7 +307,7 @@ def _check_ranges(c: Config) -> None:
         ("lr_batch", c.lr_batch is None or c.lr_batch >= 1, "at least 1"),
         ("momentum", 0 <= c.momentum < 1, "in [0, 1)"),
         ("row_momentum", c.row_momentum is None or 0 <= c.row_momentum < 1, "in [0, 1)"),
-        ("row_lr", c.row_lr is None or c.row_lr > 0, "above 0"),
+        ("row_lr", c.row_lr > 0, "above 0"),
         ("weight_decay", c.weight_decay >= 0, "at least 0"),
         ("clip_grad_norm", c.clip_grad_norm >= 0, "at least 0"),
         ("batch_size", c.batch_size >= 2, "at least 2 (batch normalisation needs two images)"),

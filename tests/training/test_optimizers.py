@@ -9,16 +9,16 @@ from utils.config import get_config
 @pytest.mark.parametrize(
     ("overrides", "rule"),
     [
-        (["head_size=4"], (3.0, 0.0, False, "decay")),  # a step visits 15 %
-        (["head_size=4", "negative_rate=0.3"], (3.0, 0.0, False, "decay")),
+        (["head_size=4"], (1.0, 0.0, False, "decay")),  # a step visits 15 %
+        (["head_size=4", "negative_rate=0.3"], (1.0, 0.0, False, "decay")),
         (["head_size=4", "negative_rate=0.6"], (1.0, 0.9, False, "decay")),
-        (["head_size=None", "sample_rate=0.1"], (3.0, 0.0, False, "decay")),
+        (["head_size=None", "sample_rate=0.1"], (1.0, 0.0, False, "decay")),
         (["head_size=None", "momentum=0.8", "nesterov=True"], (1.0, 0.8, True, "decay")),  # full softmax
         (["head_size=1000"], (1.0, 0.9, False, "decay")),  # the same in one head
         (["head_size=None", "num_classes=[2, 500]"], (1.0, 0.9, False, "decay")),
         (["head_size=4", "batch_size=500"], (1.0, 0.9, False, "decay")),
-        (["head_size=4", "num_classes=auto"], (3.0, 0.0, False, "decay")),
-        (["head_size=None", "row_momentum=0"], (3.0, 0.0, False, "decay")),
+        (["head_size=4", "num_classes=auto"], (1.0, 0.0, False, "decay")),
+        (["head_size=None", "row_momentum=0"], (1.0, 0.0, False, "decay")),
         (["head_size=4", "row_momentum=0.7", "nesterov=True"], (1.0, 0.7, True, "decay")),
         (["head_size=4", "row_lr=0.5", "row_idle=dense"], (0.5, 0.0, False, "dense")),
         (["head_size=4", "optimizer=adamw"], (1.0, 0.0, False, "keep")),

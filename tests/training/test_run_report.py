@@ -34,8 +34,8 @@ def test_long_heads_are_pointed_out():
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["batch_size=8"], "sgd at 3 x lr, no momentum"),
-        (["batch_size=8", "row_idle=dense"], "sgd at 3 x lr, no momentum, idle steps dense"),
+        (["batch_size=8"], "sgd at 1 x lr, no momentum"),
+        (["batch_size=8", "row_idle=dense"], "sgd at 1 x lr, no momentum, idle steps dense"),
         (["row_momentum=0.8", "row_lr=0.5"], "sgd at 0.5 x lr, momentum 0.8, idle steps decay"),
         (["optimizer=adamw"], "adamw at 1 x lr, idle steps keep"),
     ],
