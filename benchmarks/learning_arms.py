@@ -29,7 +29,7 @@ class Rule:
 class Arm:
     """One way to choose a step's classes, with one rule."""
 
-    selection: str  # its name, a key of SELECTIONS
+    selection: str  # a name that selections() gives
     head_size: int  # L
     negative_rate: float
     head_scope: HeadScope
@@ -61,8 +61,10 @@ def selections(task: Literal["features", "many", "faces"], C: int, G: int) -> di
         "heads of 1": (1, 0.0, "batch"),
         "heads of 4": (4, 0.0, "batch"),
     }
-    if task != "features":
-        return few if task != "many" else {**few, "heads of 12": (12, 0.0, "batch")}
+    if task == "many":
+        return {"full softmax": FULL, "heads of 4": (4, 0.0, "batch"), "heads of 12": (12, 0.0, "batch")}
+    if task == "faces":
+        return few
     return {
         **few,
         "heads of 12": (12, 0.0, "batch"),
@@ -93,13 +95,12 @@ FULL_BEST = Rule(0.3, 0.9, "keep")
 _FOR_HEADS = (SPARSE, Rule(3.0, 0.0), Rule(10.0, 0.0), Rule(1.0, 0.9, "decay"), CUSTOMARY)
 _SHOWN: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("features", "full softmax"): (FULL_BEST, CUSTOMARY),
-    ("features", "PartialFC, same share"): (SPARSE, CUSTOMARY),
+    ("features", "PartialFC, same share"): (SPARSE, Rule(3.0, 0.0), CUSTOMARY),
     ("features", "heads of 4"): _FOR_HEADS,
     ("faces", "full softmax"): (FULL_BEST, CUSTOMARY),
     ("faces", "heads of 4"): _FOR_HEADS,
     ("many", "full softmax"): (FULL_BEST,),
-    ("many", "heads of 4"): (SPARSE, Rule(3.0, 0.0)),
-    ("many", "heads of 12"): (SPARSE, Rule(3.0, 0.0)),
+    ("many", "heads of 12"): _FOR_HEADS,
 }
 
 
@@ -107,4 +108,4 @@ def rules_of(task: str, selection: str, is_sweep: bool) -> tuple[Rule, ...]:
     """The rules that a selection is trained with."""
     if is_sweep:
         return _SWEPT_ON_FACES if task == "faces" else _SWEPT
-    return _SHOWN.get((task, selection), (SPARSE,))
+    return _SHOWN.get((task, selection), (SPARSE, Rule(3.0, 0.0)))
