@@ -34,6 +34,7 @@ if __name__ == "__main__" and not __package__:
 from benchmarks import classifier_case
 from benchmarks.classifier_case import METHODS, SAMPLE_RATE, STORAGES, Case, Record, Storage
 from benchmarks.machine import usable_cores
+from benchmarks.records import write_records
 
 
 def run_case(case: Case) -> Record:
@@ -348,8 +349,7 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
 
     def keep(records: list[Record]) -> None:
         if args.out is not None:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text("".join(json.dumps(r) + "\n" for r in records))
+            write_records(args.out, records)
 
     if args.read is not None:
         records = [json.loads(line) for path in args.read for line in path.read_text().splitlines()]

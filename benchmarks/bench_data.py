@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ if __name__ == "__main__" and not __package__:
 from backbones.base import to_network_input
 from benchmarks.machine import usable_cores
 from benchmarks.mxnet_process import MxnetProcess
+from benchmarks.records import write_records
 from data.augment import Augmentation
 from data.faces import FaceRecords
 from data.records.reader import RecordReader
@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(_table(records))
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("".join(json.dumps(record) + "\n" for record in records))
+        write_records(args.out, records)
     return 0
 
 

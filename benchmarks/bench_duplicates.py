@@ -30,6 +30,7 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks.machine import usable_cores
 from benchmarks.planted_faces import People, Truth, made_up_people, people_of, plant
+from benchmarks.records import write_records
 from data.faces import FaceRecords
 from tools import find_duplicates
 from utils.atomic import write_json
@@ -61,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(_table(records))
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("".join(json.dumps(record) + "\n" for record in records))
+        write_records(args.out, records)
     return 0
 
 

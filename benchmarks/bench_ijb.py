@@ -33,6 +33,7 @@ from benchmarks import ijb_case
 from benchmarks.ijb_case import METHODS, Case
 from benchmarks.ijb_made_up import QUICK, Size, write_features_tree, write_photo_tree
 from benchmarks.machine import usable_cores
+from benchmarks.records import write_records
 from eval.ijb.cache import EmbeddingCache
 
 Record = dict[str, Any]
@@ -206,8 +207,7 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
     records = [record | machine for record in records]
     print(table(records))
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("".join(json.dumps(record) + "\n" for record in records))
+        write_records(args.out, records)
     return records
 
 

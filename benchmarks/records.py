@@ -1,0 +1,14 @@
+"""The raw data that a benchmark leaves: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Replace the file by these records; its folder is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
