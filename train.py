@@ -24,7 +24,8 @@ from training.run_folder import check_output, open_output
 from training.verification import Verification
 from utils.config import Config, get_config
 from utils.device import prepare_device
-from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, one_fate, speaks, together
+from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
+from utils.fate import one_fate, speaks
 from utils.log import init_logging, log
 
 
