@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.distributed import (
@@ -74,10 +75,8 @@ def one_fate() -> Iterator[None]:
     except BaseException as error:
         reason = watch.explain(error)
         watch.end()
-        end_stopped_peers()
         if reason is not None:
-            sys.stdout.flush()
-            print(f"rank {get_rank()} ends, because {reason}", file=sys.stderr, flush=True)
+            watch.say(reason)
         watch.end_others()
         _leave_time_to_read()
         if reason is None:
@@ -103,11 +102,9 @@ def speaks(error: BaseException) -> bool:
 
 def end_stopped_peers() -> None:
     """End the ranks of this machine that are stopped (SIGSTOP): they would never end by themselves."""
-    stopped = [peer for peer in _peers if peer.state() == "T"]
-    for peer in stopped:
-        peer.kill()
-    if stopped:
-        time.sleep(_POLL_S)  # torch writes much to stderr about a store that ends while it is asked
+    for peer in _peers:
+        if peer.state() == "T":
+            peer.kill()
 
 
 def _failure(error: BaseException) -> str:
@@ -193,6 +190,14 @@ class _Watch:
         self.end()
         self._board.ask(lambda store: store.set(f"{_LEFT}/{self._rank}", "1"))
 
+    def say(self, reason: str) -> None:
+        """Write this process's last line."""
+        sys.stdout.flush()
+        print(f"rank {self._rank} ends, because {reason}", file=sys.stderr, flush=True)
+        if self._board.is_silent:  # torch would write a page about the question that is still open
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+
     def explain(self, error: BaseException) -> str | None:
         """Why this rank ends, None if that is its own error, which the others are told."""
         if is_lost_connection(error):
@@ -257,6 +262,7 @@ class _Watch:
 
     def end_others(self) -> None:
         """See to it that no rank of this machine stays behind; one that is missing has some seconds to end itself."""
+        end_stopped_peers()
         if self._missing is None:
             return
         rank, claimed_s = self._missing
@@ -290,8 +296,7 @@ class _Watch:
                 return
             holder = "the launcher" if launcher_holds_store() else "rank 0"
             reason = self._reason or f"{holder}, which held the ranks' store, has ended"
-            end_stopped_peers()
-            print(f"rank {self._rank} ends, because {reason}", file=sys.stderr, flush=True)
+            self.say(reason)
             self.end_others()
             os._exit(1)
 

@@ -32,10 +32,6 @@ class Progress:
         self._names[(self.number + 1) % 64] = name
         self.number, self.is_waiting = self.number + 1, True
 
-    def leave(self) -> None:
-        """Note that it is over, as far as this rank can tell."""
-        self.is_waiting = self.returns_early
-
 
 progress = Progress()
 
@@ -43,6 +39,7 @@ progress = Progress()
 @contextmanager
 def collective(kind: str, what: str = "") -> Iterator[None]:
     """Note a collective while it runs, so that a rank that does not join it can be named with it."""
+    is_inner = progress.is_waiting  # of another, as those in a backward that reduces gradients
     progress.enter(f"{kind} of {what}" if what else kind)
     yield
-    progress.leave()
+    progress.is_waiting = is_inner or progress.returns_early
