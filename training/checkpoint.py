@@ -10,14 +10,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from backbones.weights import read_state_dict
 from utils.atomic import open_atomic
 from utils.distributed import all_gather_objects, broadcast_object, get_rank, together
 from utils.log import log
@@ -112,53 +110,6 @@ def load_training(checkpoint: Path) -> dict[str, Any]:
             f"{path} cannot be read ({error}); remove {checkpoint} to resume from an older one"
         ) from error
     return state
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How far a file of weights fits a network."""
-
-    share: float  # of the network's tensors that were loaded
-    missing: list[str]  # tensors of the network that are not in the file
-    misshapen: list[str]  # those whose shape differs there
-    extra: list[str]  # tensors of the file that the network lacks
-
-    def warning(self) -> str:
-        """What did not fit, by name, "" if all did."""
-        kinds = {"not in the file": self.missing, "of another shape": self.misshapen, "not the network's": self.extra}
-        parts = [
-            f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-            for kind, names in kinds.items()
-            if names
-        ]
-        if self.missing or self.misshapen:
-            parts.append("what the file does not give starts as in a new network")
-        return f"not all tensors fit: {'; '.join(parts)}" if parts else ""
-
-
-def start_from(backbone: nn.Module, path: Path) -> Fit:
-    """Start a backbone from a model.pt, tolerant of the prefixes that wrappers add.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a file of weights, or less than half of the tensors fit.
-    """
-    named = read_state_dict(path)
-    own = backbone.state_dict()
-    fitting = {name: value for name, value in named.items() if name in own and value.shape == own[name].shape}
-    fit = Fit(
-        share=len(fitting) / len(own),
-        missing=[name for name in own if name not in named],
-        misshapen=[name for name in own if name in named and name not in fitting],
-        extra=[name for name in named if name not in own],
-    )
-    if fit.share < 0.5:
-        raise ValueError(
-            f"{path} fits {len(fitting)} of the network's {len(own)} tensors: it is another network's; set network "
-            "to the one that it was trained as"
-        )
-    backbone.load_state_dict(fitting, strict=False)
-    return fit
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from training.data import DamagedSamples
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
 from training.schedule import PolySchedule
 from training.sigterm import StopRequest
+from training.start import start_from
 from training.sync_bn import synchronise_batch_norm
 from training.verification import Verification
 from utils.config import Config
@@ -75,10 +76,12 @@ class TrainingRun:
         backbone = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=self.amp_dtype)
         if cfg.init_backbone is not None:
             path = Path(cfg.init_backbone)
-            fit = together(lambda: checkpoint.start_from(backbone, path))
+            fit = together(lambda: start_from(backbone, path))
             log.info("init_backbone: %.1f %% of the tensors taken from %s", 100 * fit.share, path)
             if warning := fit.warning():
                 log.warning("init_backbone: %s", warning)
+            if fit.left_out:
+                log.info("init_backbone: left out what else is in the file: %s", fit.left_out)
         if cfg.sync_bn:
             backbone = synchronise_batch_norm(backbone, self.device)
         torch.manual_seed(cfg.seed + self.rank)  # dropout differs between ranks
