@@ -67,10 +67,8 @@ class Config:
     head_storage: Literal["device", "host", "file"]  # where centres and their state live
     head_folder: str | None  # for "file": a folder on a disk of each machine; None: <output>/heads
     sample_rate: float  # PartialFC's share of classes, in (0, 1]; needs head_size None and an integer num_classes
-    init_centres: (
-        str | None
-    )  # None: random; "class_means": of init_backbone's embeddings; a run's folder or checkpoint:
-    # the centres of those of its people who are here too
+    init_centres: str | None  # None: random; "class_means" of init_backbone's embeddings; or a run's folder or
+    # checkpoint: the centres of its people who are here too
     centres_map: str | None  # for a folder: JSON {"old class or name": new class or name}; None: by their names
 
     # Optimization
