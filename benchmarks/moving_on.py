@@ -66,8 +66,10 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Record]:
     if rec is None:
         rec = folder / "faces" / "train"
         if not rec.is_dir():
-            made = [str(rec.parent), "--identities", str(args.people), "--ijb-identities", "8"]
-            make_demo_faces.main(made)
+            people = [
+                f"--{kind}identities={n}" for kind, n in (("", args.people), ("test-", args.tested), ("ijb-", 8))
+            ]
+            make_demo_faces.main([str(rec.parent), *people])
     pairs = sorted(rec.glob("*.bin"))
     if not pairs:
         raise ValueError(f"{rec} holds no .bin with pairs of other people")
@@ -159,7 +161,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--read", type=Path, nargs="+", metavar="FILE.jsonl", help="show these instead of measuring")
     parser.add_argument("--quick", action="store_true", help="24 made-up people, one seed: does it run?")
     args = parser.parse_args(argv)
+    args.tested = 60
     if args.quick:
+        args.tested = 8
         args.people, args.old_epochs, args.epochs, args.seeds = 24, 1, 1, 1
         args.lr, args.frozen_lr = args.lr[:1], args.frozen_lr[:1]
     return args
