@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from dataset import Batch
 from training.data import RunData, data_folder, open_data, verification_targets
+from training.first_centres import set_first_centres
 from training.memory import advice_on_memory
 from training.metrics import MetricsWriter, check_wandb
 from training.report import Speedometer, StepReport, announce
@@ -69,6 +70,8 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
         run = TrainingRun(cfg, ranks, output, data.steps_per_epoch(cfg.gradient_acc))
         if start is not None:
             run.load(start)
+        else:
+            set_first_centres(cfg, run.classifier.shard, run.backbone, data.faces)
     open_output(cfg, ranks)
     init_logging(ranks.is_main, output)
     announce(run, data, start)

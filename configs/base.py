@@ -25,6 +25,7 @@ config.embedding_size = 512
 config.dropout = 0.0
 config.sync_bn = False
 config.init_backbone = None
+config.freeze_backbone = False
 
 # Margin loss
 config.loss = "arcface"
@@ -40,6 +41,8 @@ config.head_scope = "batch"
 config.head_storage = "device"
 config.head_folder = None
 config.sample_rate = 1.0
+config.init_centres = None
+config.centres_map = None
 
 # Optimization
 config.optimizer = "sgd"

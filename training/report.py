@@ -73,6 +73,8 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
         f"{negative_rate:g}; a step works on about {100 * share:.3g} % of the classes",
         f"class centres: {_rule_text(cfg, row_rule(cfg, ranks.world_size))}",
     ]
+    if cfg.freeze_backbone:
+        lines.append("backbone: frozen, as init_backbone or the checkpoint gave it; only the classifier trains")
     if share > 0.5 and negative_rate < 0.5:
         lines.append(
             "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "

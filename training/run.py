@@ -26,6 +26,7 @@ from training.data import DamagedSamples
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
 from training.schedule import PolySchedule
 from training.sigterm import StopRequest
+from training.start import start_from
 from training.sync_bn import synchronise_batch_norm
 from training.verification import Verification
 from utils.config import Config
@@ -58,11 +59,13 @@ class TrainingRun:
         self.rate = PolySchedule(
             cfg.base_lr(ranks.world_size), self.total_steps, round(steps_per_epoch * cfg.warmup_epoch)
         )
-        self.optimizer = make_optimizer(cfg, self.backbone, self.rate.base_lr)
+        self.optimizer = None if cfg.freeze_backbone else make_optimizer(cfg, self.backbone, self.rate.base_lr)
         rule = row_rule(cfg, ranks.world_size)
         self.row_optimizer = together(lambda: make_row_optimizer(cfg, self.classifier.shard, self.rate.base_lr, rule))
-        self.row_lr = rule.lr
-        self.optimizers: tuple[Optimizer, Optimizer] = (self.optimizer, self.row_optimizer)
+        self.factors: dict[Optimizer, float] = {self.row_optimizer: rule.lr}  # on the rate, for each optimizer
+        if self.optimizer is not None:
+            self.factors[self.optimizer] = 1.0
+        self.optimizers = list(self.factors)
         self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
         self.epoch = self.step = self.step_in_epoch = 0
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
@@ -76,17 +79,21 @@ class TrainingRun:
         backbone = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=self.amp_dtype)
         if cfg.init_backbone is not None:
             path = Path(cfg.init_backbone)
-            fit = together(lambda: checkpoint.start_from(backbone, path))
+            fit = together(lambda: start_from(backbone, path))
             log.info("init_backbone: %.1f %% of the tensors taken from %s", 100 * fit.share, path)
             if warning := fit.warning():
                 log.warning("init_backbone: %s", warning)
-        if cfg.sync_bn:
+            if fit.left_out:
+                log.info("init_backbone: left out what else is in the file: %s", fit.left_out)
+        if cfg.freeze_backbone:
+            backbone.eval().requires_grad_(False)
+        elif cfg.sync_bn:
             backbone = synchronise_batch_norm(backbone, self.device)
         torch.manual_seed(cfg.seed + self.rank)  # dropout differs between ranks
         return backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _join_ranks(self, backbone: nn.Module) -> nn.Module:
-        if self.world_size == 1:
+        if self.world_size == 1 or self.cfg.freeze_backbone:
             return backbone
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         model = DistributedDataParallel(backbone, device_ids, gradient_as_bucket_view=True, bucket_cap_mb=16)
@@ -112,7 +119,7 @@ class TrainingRun:
     def train_step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over ``gradient_acc`` batches of each rank; returns the mean loss, a scalar tensor."""
         cfg, loss_sum = self.cfg, torch.zeros((), device=self.device)
-        for optimizer, factor in zip(self.optimizers, (1.0, self.row_lr), strict=True):
+        for optimizer, factor in self.factors.items():
             for group in optimizer.param_groups:
                 group["lr"] = factor * self.rate(self.steps_done)
         for part in range(cfg.gradient_acc):
@@ -120,7 +127,9 @@ class TrainingRun:
             images = to_device(batch.images_BHW3, self.device)
             images = to_network_input(self.augment(images, batch.sample_ids_B, self.epoch))
             with self._reduce_gradients(part == cfg.gradient_acc - 1):
-                loss = self.classifier(self.model(images), batch.labels_B) / cfg.gradient_acc
+                with torch.set_grad_enabled(not cfg.freeze_backbone):
+                    embeddings_BD = self.model(images)
+                loss = self.classifier(embeddings_BD, batch.labels_B) / cfg.gradient_acc
                 with collective("all-reduce", "gradients"):
                     self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
@@ -207,7 +216,7 @@ class TrainingRun:
         images_in_epoch = self.step_in_epoch * self.cfg.total_batch(self.world_size)
         training = {
             "backbone": self.backbone.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {} if self.optimizer is None else self.optimizer.state_dict(),
             "row_optimizer": self.row_optimizer.state_dict(),
             "head": self.classifier.shard.settings(),
             "margin": self.classifier.margin_loss.state_dict(),
@@ -240,9 +249,10 @@ class TrainingRun:
         together(lambda: load_heads(self.classifier.shard, path / "heads"))
         try:
             self.backbone.load_state_dict(state["backbone"])
-            self.optimizer.load_state_dict(
-                {**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]}
-            )
+            if self.optimizer is not None and state["optimizer"]:  # {} where the backbone was frozen
+                self.optimizer.load_state_dict(
+                    {**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]}
+                )
             self.row_optimizer.load_state_dict(
                 {**state.get("row_optimizer", {}), **self.row_optimizer.param_groups[0]}
             )
