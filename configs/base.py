@@ -74,7 +74,10 @@ config.verbose = 2000
 config.frequent = 10
 config.save_all_states = True
 config.checkpoint_steps = 0
+config.checkpoint_minutes = 0.0
+config.checkpoint_full_every = 5
 config.keep_checkpoints = 2
+config.keep_best = None
 
 # Weights & Biases
 config.using_wandb = False

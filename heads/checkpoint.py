@@ -142,8 +142,8 @@ def load_heads(shard: HeadShard, saved: SavedHeads) -> None:
     states = {name for name in shard.storage.names if name != CENTRES}
     if not saved.state_names ^ states <= {MOMENTUM}:
         raise ValueError(
-            f"the checkpoint's classifier was written with {', '.join(sorted(saved.state_names)) or 'no state'}, this "
-            f"run needs {', '.join(sorted(states)) or 'none'}: it was trained with another optimizer"
+            f"the checkpoint's classifier has {', '.join(sorted(saved.state_names)) or 'no state'}, this run needs "
+            f"{', '.join(sorted(states)) or 'none'}: it was written with another optimizer"
         )
     for layer in saved.layers:
         _load_layer(shard, layer)

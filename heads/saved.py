@@ -1,6 +1,7 @@
-"""The classifier in a checkpoint, as it is read: the ranks' parts, each in layers of which later ones hold newer values.
+"""The classifier in a checkpoint, as it is read: the ranks' parts, each in layers; later ones hold newer values.
 
-``heads/rank_R_of_W/layer_I/`` holds the heads that rank R had updated, all of them or those since layer I - 1: ``heads.npy`` (head numbers, ascending), ``visits.npy`` (their updates), for optimizers that ask for it
+``heads/rank_R_of_W/layer_I/`` holds the heads that rank R had updated, all of them or those since layer I - 1:
+``heads.npy`` (head numbers, ascending), ``visits.npy`` (their updates), for optimizers that ask for it
 ``last_step.npy`` and, for the centres and each optimizer state, ``NAME.npy`` with one row per class. Checkpoints
 without checksums hold one layer, whose files lie in ``rank_R_of_W`` itself. Heads in no layer were never updated:
 their values follow from the seed.
@@ -15,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +166,7 @@ def open_heads(folder: Path, settings: Mapping[str, int], files: Mapping[str, Fi
     layers = []
     for (rank, world_size), part_layers in sorted(by_part.items()):
         layout = Layout.of_rank(settings["num_classes"], settings["head_size"], rank, world_size)
-        for index in sorted(part_layers):
-            layers.append(_open_layer(folder, part_layers[index], files, settings, layout))
+        layers += [_open_layer(folder, part_layers[i], files, settings, layout) for i in sorted(part_layers)]
     return SavedHeads(dict(settings), layers)
 
 
@@ -207,7 +208,7 @@ def _open_layer(
             f"expected a count for each of {len(heads_n)} heads",
         )
     expected = (len(layout.classes_of(torch.from_numpy(heads_n))), settings["embedding_size"])
-    for name, rows in arrays.items():
+    for rows in arrays.values():
         _check(
             rows.shape == expected and rows.dtype in (np.float32, np.float64),
             rows.path,
@@ -225,4 +226,4 @@ def _runs(numbers_N: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """The places [start, end) of consecutive numbers among ascending ones."""
     breaks = np.flatnonzero(np.diff(numbers_N) != 1) + 1
     edges = [0, *breaks.tolist(), len(numbers_N)]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from pairwise(edges)

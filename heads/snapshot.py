@@ -136,4 +136,4 @@ class Snapshot:
 
 def _write_header(file: SummedFile, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+    np.lib.format.write_array_header_1_0(file, header)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.faces import FaceDataset
+from heads.saved import SavedHeads
 from heads.shard import HeadShard
-from training.checkpoint import list_checkpoints
-from training.saved_heads_for_now import SavedHeads, open_saved_heads
+from training.checkpoint import find_checkpoint, open_saved_heads
 from utils.config import Config
 
 Names = Sequence[str | None]
@@ -71,7 +71,10 @@ def find_carried_people(cfg: Config, shard: HeadShard, faces: FaceDataset) -> Ca
             that two classes have, or nobody in both.
     """
     assert cfg.init_centres is not None
-    checkpoint = _find_checkpoint(Path(cfg.init_centres))
+    try:
+        checkpoint = find_checkpoint(Path(cfg.init_centres))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"init_centres is neither class_means nor a checkpoint: {error}") from None
     saved = open_saved_heads(checkpoint)
     size = saved.settings["embedding_size"]
     if size != shard.embedding_size:
@@ -86,19 +89,6 @@ def find_carried_people(cfg: Config, shard: HeadShard, faces: FaceDataset) -> Ca
     else:
         old_of_new = _match_names(checkpoint, old_names, new_names)
     return CarriedPeople(saved, old_of_new, old_count, new_count)
-
-
-def _find_checkpoint(path: Path) -> Path:
-    """A checkpoint's folder, or the newest one of a run's."""
-    if (path / "training.pt").is_file():
-        return path
-    for folder in (path / "checkpoints", path):
-        if found := list_checkpoints(folder):
-            return found[-1]
-    raise FileNotFoundError(
-        f"init_centres = {path} holds no checkpoint: expected class_means, a run's folder with checkpoints/step_N in "
-        "it, or such a step_N"
-    )
 
 
 def _names_of_run(checkpoint: Path) -> Names | None:

@@ -38,6 +38,23 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step_*") if step_of(path) >= 0), key=step_of)
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest one of the run whose folder it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if (path / TRAINING).exists():
+        return path
+    for folder in (path / "checkpoints", path):
+        if found := list_checkpoints(folder):
+            return found[-1]
+    raise FileNotFoundError(
+        f"{path} holds no checkpoint: expected a run's folder with checkpoints/step_N in it, or such a step_N; a run "
+        "writes them with save_all_states = True"
+    )
+
+
 def manifest_of(checkpoint: Path) -> Manifest | None:
     """A checkpoint's manifest; None if it is of the form that had none.
 
@@ -146,10 +163,10 @@ class Best:
     value: float
 
 
-def read_best(folder: Path) -> Best | None:
-    """The best checkpoint of a run's checkpoints/, None if none is noted or the note is damaged."""
+def read_best(output: Path) -> Best | None:
+    """The best checkpoint of the run in a folder, None if none is noted or the note is damaged."""
     try:
-        values = json.loads((folder / BEST).read_text())
+        values = json.loads((output / BEST).read_text())
         return Best(int(values["step"]), str(values["metric"]), float(values["value"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

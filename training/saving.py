@@ -120,7 +120,7 @@ class Saver:
         """Keep the checkpoint of a step, which must be finished, until a better one comes."""
         self.best = best
         self._or_error(
-            self.folder / BEST, lambda: write_json(self.folder / BEST, asdict(best)) if self._is_main else None
+            self.output / BEST, lambda: write_json(self.output / BEST, asdict(best)) if self._is_main else None
         )
 
     def close(self) -> None:
@@ -177,18 +177,18 @@ class Saver:
             if self._is_main and partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise SaveError(
-                f"could not write {target}: {error}. Make room or choose another output; resume = 'auto' goes on from "
-                f"{self._last()}"
+                f"could not write {target}: {error}. Make room or choose another output; resume = 'auto' goes on "
+                f"from {self.last()}"
             ) from error
         except FloatingPointError as error:
             if self._is_main and partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise FloatingPointError(
-                f"{target} is not written, because {error}: training has diverged. Lower lr, lengthen the warm-up, or "
-                f"use bf16 in place of fp16; resume = 'auto' goes on from {self._last()}"
+                f"{target} is not written, because {error}: training has diverged. Lower lr, lengthen the warm-up, "
+                f"or use bf16 in place of fp16; resume = 'auto' goes on from {self.last()}"
             ) from error
 
-    def _last(self) -> str:
+    def last(self) -> str:
         found = list_checkpoints(self.folder)
         return str(found[-1]) if found else "the start: there is no checkpoint yet"
 
@@ -204,7 +204,7 @@ def write_model(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def first_non_finite(value: Any, name: str = "") -> str | None:
-    """The place of the first nan or infinity in nested dictionaries and lists of tensors, such as "backbone.bn1.bias"."""
+    """The place of the first nan or infinity in nested dictionaries and lists of tensors, "backbone.bn1.bias"."""
     if isinstance(value, Tensor):
         return name if value.is_floating_point() and not value.isfinite().all() else None
     if isinstance(value, Mapping):

@@ -93,7 +93,8 @@ class Config:
 
     # Run
     output: str | None  # folder of everything that the run leaves; None: work_dirs/<name of the config>
-    resume: bool  # go on from the newest checkpoint in output
+    resume: bool | str  # True: go on from the newest checkpoint in output; "auto": if it has a sound one, else start;
+    # a checkpoint's or another run's folder: go on from that one
     overwrite: bool  # start over in an output folder that holds another run
     seed: int  # of first weights, order of images, flips, centres and negatives
     device: Literal["auto", "cpu", "cuda"]  # "auto": CUDA where there is a GPU
@@ -102,7 +103,10 @@ class Config:
     frequent: int  # log every this many optimizer steps
     save_all_states: bool  # write checkpoints
     checkpoint_steps: int  # also every this many steps; 0: at the end of epochs only
+    checkpoint_minutes: float  # also after this many minutes; 0: never
+    checkpoint_full_every: int  # of so many checkpoints one holds all class centres, the others those changed since
     keep_checkpoints: int  # newest checkpoints that are kept
+    keep_best: str | None  # also the best by this figure of the verification, "lfw/accuracy", and model_best.pt
 
     # Weights & Biases; the key comes from WANDB_API_KEY in the environment only
     using_wandb: bool  # log there too
@@ -330,6 +334,8 @@ def _check_ranges(c: Config) -> None:
         ("verbose", c.verbose >= 0, "at least 0"),
         ("frequent", c.frequent >= 1, "at least 1"),
         ("checkpoint_steps", c.checkpoint_steps >= 0, "at least 0"),
+        ("checkpoint_minutes", c.checkpoint_minutes >= 0, "at least 0"),
+        ("checkpoint_full_every", c.checkpoint_full_every >= 1, "at least 1"),
         ("keep_checkpoints", c.keep_checkpoints >= 1, "at least 1"),
     ]
     for key, holds, allowed in rules:
@@ -364,8 +370,11 @@ def _check_combinations(c: Config) -> None:
         )
     if c.centres_map is not None and c.init_centres in (None, "class_means"):
         raise ValueError("centres_map says who is who in the older run of init_centres: give its folder there")
-    if c.checkpoint_steps and not c.save_all_states:
-        raise ValueError("checkpoint_steps asks for checkpoints, but save_all_states = False switches them off")
+    if (c.checkpoint_steps or c.checkpoint_minutes) and not c.save_all_states:
+        raise ValueError(
+            "checkpoint_steps or checkpoint_minutes asks for checkpoints, but save_all_states = False switches them "
+            "off"
+        )
     has_heads = isinstance(c.num_classes, tuple) or c.head_size is not None
     if c.negative_rate is not None and not has_heads:
         raise ValueError("negative_rate needs head_size; PartialFC's share of classes is sample_rate")
