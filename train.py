@@ -77,6 +77,7 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
         if chosen is None:
             set_first_centres(cfg, run.classifier.shard, run.backbone, data.faces)
     folder.open(chosen)
+    run.lock = folder.lock
     init_logging(ranks.is_main, folder.path)
     announce(run, data, chosen)
     return run, data
