@@ -26,6 +26,7 @@ from utils.config import Config, get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, one_fate, speaks, together
 from utils.log import init_logging, log
+from utils.text import plain
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = get_config(args.config, args.overrides)
         ranks = init_ranks(cfg.device, cfg.timeout_s, args.local_rank)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"train.py: {error}\n")
+        parser.exit(2, f"train.py: {plain(str(error))}\n")
     with one_fate():
         try:
             run, data = prepare(cfg, ranks)
         except (ValueError, OSError) as error:  # on all ranks, or on this one alone
-            parser.exit(2, f"train.py: {error}\n" if speaks(error) else None)
+            parser.exit(2, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
         train(run, data)
 
 

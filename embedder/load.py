@@ -6,7 +6,6 @@ Shapes: B batch, H height, W width, D embedding size.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from backbones.base import to_network_input
 from backbones.weights import read_state_dict
 from embedder.embedder import Embedder
 from utils.device import choose_device, to_device
+from utils.text import parse_json
 
 DEFAULT_NETWORK = "r50"
 
@@ -168,7 +168,7 @@ def _read_run_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); mend it, or move it away and give --network") from None
     return config if isinstance(config, dict) else {}

@@ -16,6 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.atomic import open_atomic
 from utils.config import Config
+from utils.log import log
+from utils.text import parse_json
 
 
 class MetricsWriter:
@@ -61,8 +63,9 @@ class MetricsWriter:
         """The largest value written of ``name`` so far, nan without one or on a rank that keeps no file."""
         if self._jsonl is None:
             return math.nan
-        lines = (json.loads(line) for line in Path(self._jsonl.name).read_text().splitlines())
-        return max((line[name] for line in lines if line.get(name) is not None), default=math.nan)
+        lines = map(_parse_line, Path(self._jsonl.name).read_text().splitlines())
+        values = (line.get(name) for line in lines if line is not None)
+        return max((value for value in values if isinstance(value, int | float)), default=math.nan)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -81,11 +84,25 @@ class MetricsWriter:
 
 
 def _keep_lines(path: Path, last_step: int) -> None:
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("}\n")]  # without the line that a killed run was writing
-    kept = [line for line in whole if json.loads(line)["step"] <= last_step]
+    parsed = list(map(_parse_line, whole))
+    if damaged := parsed.count(None):
+        log.warning("%s: %d lines hold no step's metrics and are dropped", path, damaged)
+    kept = [
+        line for line, found in zip(whole, parsed, strict=True) if found is not None and found["step"] <= last_step
+    ]
     with open_atomic(path) as file:
         file.write("".join(kept).encode())
+
+
+def _parse_line(line: str) -> dict[str, Any] | None:
+    """The metrics of a step; None where a line holds something else."""
+    try:
+        found = parse_json(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def check_wandb(cfg: Config) -> None:

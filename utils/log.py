@@ -7,7 +7,16 @@ import sys
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from utils.text import plain
+
 log = logging.getLogger("mhs_arcface")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Shows control characters in names of files instead of sending them to the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record), keep="\n\t")
 
 
 def init_logging(is_main: bool, output: Path | None = None) -> None:
@@ -24,7 +33,7 @@ def init_logging(is_main: bool, output: Path | None = None) -> None:
             else logging.FileHandler(output / "training.log")
         )
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
+        handler.setFormatter(_PlainFormatter("Training: %(asctime)s-%(message)s"))
     for before in early if output is not None and is_main else []:
         before.setTarget(handlers[-1])
         before.flush()

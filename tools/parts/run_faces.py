@@ -5,7 +5,6 @@ Shapes: N images, C classes, D embedding size, B batch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, embed_with_mirrored
 from heads.checkpoint import merged_blocks, read_parts
 from training.checkpoint import load_training
+from utils.text import parse_json
 
 Load = Callable[[int], NDArray[np.uint8]]  # an image's number to (H, W, 3) RGB; ValueError or OSError if damaged
 
@@ -42,7 +42,7 @@ def open_run_faces(run: Path, rec: Sequence[str] | None = None) -> tuple[JoinedS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder that a run of train.py leaves")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         sources = [config["rec"]] if isinstance(config["rec"], str) else list(config["rec"])
         size, on_bad_sample = tuple(config["image_size"]), config["on_bad_sample"]
     except (ValueError, KeyError, TypeError) as error:
