@@ -23,14 +23,17 @@ def load_npy(source: str | Path | bytes, is_mapped: bool = False) -> NDArray[Any
         is_mapped: map the file, read-only, instead of reading it; an array without elements is read.
 
     Raises:
-        ValueError: it is no .npy file, holds Python objects, or announces more than it has.
+        ValueError: it is no .npy file, holds Python objects, or announces more than it has; names the file.
         OSError: the file cannot be read.
     """
     if isinstance(source, bytes):
         _check_header(io.BytesIO(source), len(source))
         return np.asarray(np.load(io.BytesIO(source), allow_pickle=False))
     with Path(source).open("rb") as file:
-        size = _check_header(file, os.fstat(file.fileno()).st_size)
+        try:
+            size = _check_header(file, os.fstat(file.fileno()).st_size)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
     array: NDArray[Any] = np.load(source, mmap_mode="r" if is_mapped and size else None, allow_pickle=False)
     return array
 

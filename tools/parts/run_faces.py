@@ -47,7 +47,7 @@ def open_run_faces(run: Path, rec: Sequence[str] | None = None) -> tuple[JoinedS
         size, on_bad_sample = tuple(config["image_size"]), config["on_bad_sample"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: not the settings of a run ({error!r}): give a folder that train.py wrote"
+            f"{path}: not the settings of a run ({type(error).__name__}: {error}): give a folder that train.py wrote"
         ) from None
     if sources == ["synthetic"]:
         raise ValueError(f"{path}: the run was trained on noise (rec = 'synthetic'), in which there are no people")
