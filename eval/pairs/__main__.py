@@ -88,7 +88,7 @@ def embed_set(embedder: Embedder, pairs: PairSet, batch_size: int, flip: bool = 
     load = pair_loader(pairs.encoded, embedder.image_size)
     blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     out_ND = np.empty((n, embedder.embedding_size), np.float32)
-    for start, end, embedding_BD in embedded_blocks(embed, load, blocks, progress=pairs.name):
+    for start, end, embedding_BD in embedded_blocks(embed, load, blocks, progress=plain(pairs.name)):
         out_ND[start:end] = embedding_BD
     return out_ND
 
