@@ -16,6 +16,7 @@ from eval.pairs.bin_file import load_bin
 from face_files import face, make_image_folder
 from ijb_tree import arguments, make_model, make_tree
 from made_faces import encode
+from tiny_runs import run
 from tools.check_data import main as check_data
 from tools.make_bin import main as make_bin
 from tools.pack_rec import main as pack_rec
@@ -175,6 +176,21 @@ def test_counting_ends_early_where_it_would_take_long(linked):
     for name in identity_folders(linked, links):
         image_names(linked / name, links)
     assert "followed: 1 or more, the first" in links.note()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_run_goes_on_in_a_foreign_folder_without_writing_through_its_links(tmp_path, exists):
+    run(tmp_path / "out", "num_epoch=1")
+    private = tmp_path / "private"
+    private.mkdir()
+    for name in ("training.log", "metrics.jsonl", "config.json", "model.pt", "classes.json"):
+        (tmp_path / "out" / name).unlink(missing_ok=True)
+        (tmp_path / "out" / name).symlink_to(private / name)
+        if exists:
+            (private / name).write_text("mine")
+    run(tmp_path / "out", "num_epoch=2", "resume=True")
+    assert {path.read_text() for path in private.iterdir()} == ({"mine"} if exists else set())
+    assert (tmp_path / "out" / "model.pt").stat().st_size > 1000
 
 
 def test_pipes_among_images_are_left_out(tmp_path):

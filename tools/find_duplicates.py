@@ -274,7 +274,7 @@ def _print_use(people: Path, sources: Sequence[str], num_classes: int) -> None:
     print(f"    config.class_map = {str(people.resolve())!r}    # and config.num_classes = {num_classes}")
     if sources:
         command = ["python", "-m", "tools.merge_rec", *sources, "OUT", "--class-map", str(people)]
-        print(f"    {shlex.join(command)}")
+        print(f"    {plain(shlex.join(command))}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ class MetricsWriter:
             path = output / "metrics.jsonl"
             if path.exists():
                 _keep_lines(path, start_step)
+            else:
+                path.unlink(missing_ok=True)  # a link to nowhere would make us write where it leads
             self._jsonl = path.open("a")
             self._tensorboard = SummaryWriter(
                 str(output / "tensorboard"), purge_step=start_step + 1 if start_step else None

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.text import plain
+
 T = TypeVar("T")
 
 _FAILED, _REASON = "mhs_arcface/failed", "mhs_arcface/reason"  # keys of the store that all ranks share
@@ -184,7 +186,7 @@ def _fail(error: BaseException) -> bool:
     try:
         is_first = bool(_store().add(_FAILED, 1) == 1)
         if is_first:
-            text = " ".join(str(error).split())[:500]
+            text = plain(" ".join(str(error).split()))[:500]
             _store().set(_REASON, f"rank {get_rank()} on {platform.node()} failed: {type(error).__name__}: {text}")
     except RuntimeError:  # the store has gone with the rank that held it
         return True

@@ -24,6 +24,8 @@ def init_logging(is_main: bool, output: Path | None = None) -> None:
 
     With ``output`` rank 0's go to ``output/training.log`` too, including those logged before there was one.
     """
+    if is_main and output is not None and (output / "training.log").is_symlink():
+        (output / "training.log").unlink()  # a run's folder from elsewhere must not make us write outside it
     early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if is_main:
