@@ -65,10 +65,14 @@ def image_names(folder: Path, links: OutsideLinks | None = None) -> list[bytes]:
         for entry in entries:
             if entry.name.startswith(".") or not entry.name.lower().endswith(IMAGE_SUFFIXES):
                 continue
-            if entry.is_symlink():
-                if links is not None:
-                    links.see(entry)
-            elif not (entry.is_file() or entry.is_dir()):
+            if not (entry.is_file() or entry.is_dir() or _is_broken(entry)):
                 continue
+            if links is not None:
+                links.see(entry)
             names.append(os.fsencode(entry.name))
     return sorted(names)
+
+
+def _is_broken(entry: os.DirEntry[str]) -> bool:
+    """Whether a link leads nowhere: whoever reads it says so."""
+    return entry.is_symlink() and not Path(entry.path).exists()

@@ -197,5 +197,25 @@ def test_pipes_among_images_are_left_out(tmp_path):
     """Reading one would wait for ever."""
     root = make_image_folder(tmp_path / "faces")
     os.mkfifo(root / "a" / "7.jpg")
+    (root / "a" / "8.jpg").symlink_to("7.jpg")
+    (root / "a" / "9.jpg").symlink_to("/dev/zero")
     assert image_names(root / "a") == [b"0.png", b"1.png"]
     assert np.array_equal(ImageFolder(root).labels, [0, 0, 1, 2, 2, 2])
+
+
+def test_links_to_nowhere_are_errors_and_not_left_out(tmp_path):
+    root = make_image_folder(tmp_path / "faces")
+    (root / "a" / "7.png").symlink_to("missing.png")
+    faces = ImageFolder(root)
+    assert len(faces) == 7
+    with pytest.raises(FileNotFoundError, match=r"7\.png"):
+        faces.load(2)
+
+
+def test_pipes_in_a_list_are_not_read(tmp_path, capsys):
+    root = make_image_folder(tmp_path / "faces")
+    os.mkfifo(root / "a" / "7.jpg")
+    (tmp_path / "a.lst").write_text("a/0.png\t0\na/7.jpg\t0\n")
+    command = [str(root), str(tmp_path / "out"), "--list", str(tmp_path / "a.lst"), "--workers", "1"]
+    assert pack_rec(command) == 0
+    assert "7.jpg: a pipe or a device, which may never end: expected a file" in capsys.readouterr().out

@@ -136,8 +136,11 @@ def _fit_files(task: list[tuple[int, str]], coding: Coding) -> list[tuple[int, s
 
 
 def _fit_file(path: str, coding: Coding) -> FittedFace | str:
+    file = Path(path)
+    if not file.is_file() and file.exists() and not file.is_dir():
+        return "a pipe or a device, which may never end: expected a file"
     try:
-        encoded = Path(path).read_bytes()
+        encoded = file.read_bytes()
     except OSError as error:
         return error.strerror or str(error)
     try:
