@@ -2,7 +2,7 @@
 
 It takes images of up to 2^27 pixels, instead of its own limit of 2^30: decoding such a one takes 0.4 GB, whatever a
 small file announces. The environment variable OPENCV_IO_MAX_IMAGE_PIXELS, which OpenCV reads when it is imported,
-sets another limit.
+sets another limit; a program that imports cv2 before this module keeps OpenCV's own.
 """
 
 import os
