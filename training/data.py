@@ -188,7 +188,7 @@ def examine(faces: FaceDataset, num_classes: int | None) -> tuple[DataSummary, D
     except ValueError as error:
         raise ValueError(f"{error}; the first is that of {_first(faces, faces.find_unusable(num_classes))}") from None
     counts = faces.class_counts if isinstance(faces, JoinedSets) else ()
-    facts = DataFacts(counts, unusable, tuple(one.warning for one in faces.sets if one.warning))
+    facts = DataFacts(counts, unusable, tuple(text for one in faces.sets for text in (one.warning, one.note) if text))
     _adopt(faces, facts)
     for index in np.linspace(0, len(faces) - 1, 8).astype(int):
         faces[int(index)]

@@ -29,6 +29,7 @@ from utils.distributed import (
 )
 from utils.processes import Process, this_process
 from utils.progress import progress
+from utils.text import plain
 
 T = TypeVar("T")
 
@@ -106,9 +107,8 @@ def end_stopped_peers() -> None:
         if peer.state() == "T":
             peer.kill()
 
-
-def _failure(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:500]
+    text = plain(" ".join(str(error).split()))[:500]
+    text = plain(" ".join(str(error).split()))[:500]
     return f"rank {get_rank()} on {platform.node()} failed: {type(error).__name__}: {text}"
 
 
