@@ -32,6 +32,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 BATCHES_AHEAD = 2  # of each worker, torch's own choice
 _IN_HAND = 2  # batches that the training process still holds
+_SHARE = 0.8  # of timeout_s
 _LOOK_S = 5.0  # between looks whether the workers are alive
 _REMEDY = "give the container more (docker run --shm-size=8g, or --ipc=host), or set num_workers = 0"
 _SHM = Path("/dev/shm")
@@ -42,7 +43,8 @@ class WorkerLoader(DataLoader[T_co]):
 
     Args:
         dataset: as torch's.
-        timeout_s: how long one batch may take to come.
+        timeout_s: how long a collective of the ranks may take; a batch may take four fifths of it to come, so that
+            the rank which lacks it says so before the others say that this rank is late.
         options: torch's.
     """
 
@@ -62,7 +64,7 @@ class WorkerLoader(DataLoader[T_co]):
         arriving = self._start()
         atexit.unregister(_end_stopped_workers)  # again below, to be called before torch's and Python's own
         atexit.register(_end_stopped_workers)
-        _limit_waiting(arriving, self.timeout_s)
+        _limit_waiting(arriving, _SHARE * self.timeout_s)
         return arriving
 
     def _start(self) -> Any:
@@ -148,27 +150,27 @@ def _hand_over_error(queue: Any, error: Exception, work: Any) -> None:
         queue.put((work[0], ExceptionWrapper(where="in a loader worker")))
 
 
-def _limit_waiting(arriving: Any, timeout_s: float) -> None:
+def _limit_waiting(arriving: Any, limit_s: float) -> None:
     """Let torch's iterator raise an error when a batch has not come in time; it has to be asked in small portions."""
     if getattr(arriving, "is_limited", False):  # torch keeps one for all epochs
         return
     look, owner = type(arriving)._try_get_data, weakref.ref(arriving)  # no circle: its end ends the workers
-    waits_since_s: float | None = None
+    deadline_s: float | None = None
 
     def look_in_time() -> tuple[bool, Any]:
-        nonlocal waits_since_s
-        waits_since_s = waits_since_s or time.monotonic()
-        came, data = look(owner(), min(_LOOK_S, timeout_s))
+        nonlocal deadline_s
+        deadline_s = deadline_s or time.monotonic() + limit_s
+        came, data = look(owner(), max(0.0, min(_LOOK_S, deadline_s - time.monotonic())))
         if came:
-            waits_since_s = None
-        elif time.monotonic() - waits_since_s >= timeout_s:
-            raise RuntimeError(_late(owner(), timeout_s))
+            deadline_s = None
+        elif time.monotonic() >= deadline_s:
+            raise RuntimeError(_late(owner(), limit_s))
         return came, data
 
     arriving.is_limited, arriving._try_get_data = True, look_in_time
 
 
-def _late(arriving: Any, timeout_s: float) -> str:
+def _late(arriving: Any, limit_s: float) -> str:
     """Say which worker owes the batch that is waited for; those that are stopped are ended."""
     number, processes = arriving._rcvd_idx, [process_of(worker.pid) for worker in arriving._workers]
     stopped = [worker for worker, process in enumerate(processes) if process.state() == "T"]
@@ -176,7 +178,7 @@ def _late(arriving: Any, timeout_s: float) -> str:
     _end_stopped_workers()
     return (
         f"loader worker {worker} on {processes[worker]} has not delivered batch {number} of the epoch within "
-        f"timeout_s = {timeout_s:g} s{': its process is stopped (SIGSTOP)' if worker in stopped else ''}"
+        f"{limit_s:g} s ({_SHARE:g} of timeout_s){': its process is stopped (SIGSTOP)' if worker in stopped else ''}"
     )
 
 
