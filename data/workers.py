@@ -151,32 +151,58 @@ def _hand_over_error(queue: Any, error: Exception, work: Any) -> None:
 
 
 def _limit_waiting(arriving: Any, limit_s: float) -> None:
-    """Let torch's iterator raise an error when a batch has not come in time; it has to be asked in small portions."""
+    """Let torch's iterator raise an error when a batch has not come in time."""
     if getattr(arriving, "is_limited", False):  # torch keeps one for all epochs
         return
-    look, owner = type(arriving)._try_get_data, weakref.ref(arriving)  # no circle: its end ends the workers
-    deadline_s: float | None = None
+    look, overseer = type(arriving)._try_get_data, _Overseer(arriving, limit_s)
 
-    def look_in_time() -> tuple[bool, Any]:
-        nonlocal deadline_s
-        deadline_s = deadline_s or time.monotonic() + limit_s
-        came, data = look(owner(), max(0.0, min(_LOOK_S, deadline_s - time.monotonic())))
+    def look_in_time(timeout: float = _LOOK_S) -> tuple[bool, Any]:
+        overseer.deadline_s = overseer.deadline_s or time.monotonic() + limit_s
+        try:
+            came, data = look(overseer.owner(), timeout)
+        except Exception:
+            if overseer.reason:
+                raise RuntimeError(overseer.reason) from None
+            raise
         if came:
-            deadline_s = None
-        elif time.monotonic() >= deadline_s:
-            raise RuntimeError(_late(owner(), limit_s))
+            overseer.deadline_s = None
         return came, data
 
     arriving.is_limited, arriving._try_get_data = True, look_in_time
+    overseer.start()
 
 
-def _late(arriving: Any, limit_s: float) -> str:
-    """Say which worker owes the batch that is waited for; those that are stopped are ended."""
+class _Overseer(threading.Thread):
+    """Ends the worker that owes an overdue batch, which ends the wait for it.
+
+    It takes a thread: who waits may be past the queue, and in a socket of a worker that is stopped.
+    """
+
+    def __init__(self, arriving: Any, limit_s: float) -> None:
+        super().__init__(daemon=True)
+        self.owner = weakref.ref(arriving)  # whose end ends the workers
+        self.limit_s = limit_s
+        self.deadline_s: float | None = None
+        self.reason = ""
+
+    def run(self) -> None:
+        """Look at the deadline until it has passed, or nobody waits any more."""
+        while self.owner() is not None:
+            time.sleep(min(1.0, self.limit_s / 8))
+            arriving, deadline_s = self.owner(), self.deadline_s
+            if arriving is not None and deadline_s is not None and time.monotonic() > deadline_s:
+                worker, self.reason = _late(arriving, self.limit_s)
+                worker.kill()
+                return
+            del arriving
+
+
+def _late(arriving: Any, limit_s: float) -> tuple[Any, str]:
+    """The worker that owes the batch which is waited for, and the error that says so."""
     number, processes = arriving._rcvd_idx, [process_of(worker.pid) for worker in arriving._workers]
     stopped = [worker for worker, process in enumerate(processes) if process.state() == "T"]
     worker = arriving._task_info.get(number, [*stopped, 0])[0]  # no entry: at an epoch's start, each has to answer
-    _end_stopped_workers()
-    return (
+    return arriving._workers[worker], (
         f"loader worker {worker} on {processes[worker]} has not delivered batch {number} of the epoch within "
         f"{limit_s:g} s ({_SHARE:g} of timeout_s){': its process is stopped (SIGSTOP)' if worker in stopped else ''}"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -73,6 +74,7 @@ def one_fate() -> Iterator[None]:
         end_stopped_peers()
         raise
     except BaseException as error:
+        _let_nothing_interrupt()
         reason = watch.explain(error)
         watch.end()
         if reason is not None:
@@ -105,6 +107,18 @@ def end_stopped_peers() -> None:
     for peer in _peers:
         if peer.state() == "T":
             peer.kill()
+
+
+def _let_nothing_interrupt() -> None:
+    """Let this process write its last line: it ends by itself within seconds.
+
+    A launcher that sees another rank end sends SIGTERM at once, and torch raises an error for each of a loader's
+    workers that ends.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _failure(error: BaseException) -> str:

@@ -96,6 +96,8 @@ def test_a_worker_that_is_lost_ends_the_run(tiny_run, what, cause):
     assert all_gone(tiny_run, 40)
     assert launcher.returncode != 0
     assert re.search(rf"RuntimeError: {cause}", printed.read_text()), printed.read_text()
+    said = rf"^rank 0 ends, because rank 1 on \S+ failed: RuntimeError: {cause}$"
+    assert re.search(said, printed.read_text(), re.M), printed.read_text()
 
 
 def test_a_stopped_rank_is_named_and_ended(tiny_run):
