@@ -113,6 +113,7 @@ def test_people_whom_no_step_has_trained_start_at_random(tmp_path, faces):
     )
     state.train_step(train.epoch_batches(state, data, train.Speedometer()))
     state.save()
+    state.saver.finish()
     trained = {OLD[i] for i in state.classifier.shard.visits.nonzero().flatten().tolist()}
     pairs = [(new, old) for new, old in SHARED if OLD[old] in trained]
     centres = start_new(0, 1, options(faces, tmp_path / "run", f"init_centres={tmp_path / 'old'}", "head_size=1"))
