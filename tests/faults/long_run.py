@@ -1,0 +1,106 @@
+"""A long run: memory, file handles, threads and processes of every rank and loader process, step by step."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from faults.processes import Launch, ended
+from faults.scenario import Scenario, scenario
+from faults.stage import Row, Stage, last_step
+
+STEPS = 3000
+WARM_UP = 500  # steps until allocators, caches and the first checkpoints have had their share
+EVERY_S = 2.0
+LIMIT_S = 1800.0
+# Slopes that a tiny run may show by noise alone; a leak of one batch (150 KiB) a step is 1,000 times as much.
+MAX_SLOPE_KIB = 1024.0
+COUNTS = ("handles", "threads")
+Sample = dict[str, float]
+
+
+def sample(pid: int) -> Sample | None:
+    """What a process holds now, memory in KiB; None if it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        handles = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+
+    def number(name: str, text: str) -> float:
+        found = re.search(rf"^{name}:\s+(\d+)", text, re.M)
+        return float(found[1]) if found else float("nan")
+
+    return {
+        "rss_kib": number("VmRSS", status),
+        "pss_kib": number("Pss", rollup),
+        "threads": number("Threads", status),
+        "handles": float(handles),
+    }
+
+
+def watch(launch: Launch, output: Path) -> tuple[dict[str, list[Sample]], list[int]]:
+    """Samples of every rank and worker by name, and the number of processes at each time, until the run ends."""
+    samples: dict[str, list[Sample]] = {}
+    counts: list[int] = []
+    end_s = time.monotonic() + LIMIT_S
+    while launch.process.poll() is None and time.monotonic() < end_s:
+        step = last_step(output)
+        if step >= WARM_UP:
+            ranks = launch.ranks()
+            named = {f"rank {rank}": pid for rank, pid in ranks.items()}
+            for rank in ranks:
+                named |= {f"loader {i} of rank {rank}": pid for i, pid in enumerate(launch.workers(rank))}
+            if step <= STEPS - 50:
+                counts.append(len(launch.pids()))
+                for name, pid in named.items():
+                    if found := sample(pid):
+                        samples.setdefault(name, []).append({"step": step, **found})
+        time.sleep(EVERY_S)
+    return samples, counts
+
+
+def slope(samples: list[Sample], name: str) -> float:
+    """Growth for each 1,000 steps, by least squares."""
+    steps, values = (np.array([one[key] for one in samples]) for key in ("step", name))
+    return float(np.polyfit(steps / 1000, values, 1)[0])
+
+
+def long_run(stage: Stage) -> list[Row]:
+    """Three thousand steps with 31 checkpoints and 30 epochs; a row for each process."""
+    options = {"num_image": 800, "num_epoch": STEPS // 100, "checkpoint_steps": 1000, "timeout_s": 120}
+    launch = stage.start(options)
+    with ended(launch):
+        samples, counts = watch(launch, stage.output)
+        gone = launch.wait_until_gone(30)
+    assert gone, "the long run does not end"
+    assert launch.process.returncode == 0, launch.output()[-2000:]
+    rows: list[Row] = []
+    for name, found in sorted(samples.items()):
+        row: Row = {
+            "seed": stage.seed,
+            "moment": name,
+            "samples": len(found),
+            "steps": STEPS,
+            **{f"{key}_slope_per_1000": round(slope(found, f"{key}_kib"), 1) for key in ("rss", "pss")},
+            "rss_kib": found[-1]["rss_kib"],
+            "pss_kib": found[-1]["pss_kib"],
+            **{key: sorted({int(one[key]) for one in found}) for key in COUNTS},
+            "processes": sorted(set(counts)),
+        }
+        row["problems"] = [f"{key} are not constant: {row[key]}" for key in COUNTS if len(row[key]) > 1]
+        if len(row["processes"]) > 1:
+            row["problems"].append(f"processes are not constant: {row['processes']}")
+        if row["pss_slope_per_1000"] > MAX_SLOPE_KIB:
+            row["problems"].append(f"memory grows by {row['pss_slope_per_1000']} KiB in 1,000 steps")
+        rows.append(row)
+    assert {row["moment"] for row in rows} >= {"rank 0", "rank 1", "loader 0 of rank 0", "loader 0 of rank 1"}
+    return rows
+
+
+SCENARIOS: dict[str, Scenario] = {"long": scenario("3,000 steps", "Long runs", long_run)}
