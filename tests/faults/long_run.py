@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ def sample(pid: int) -> Sample | None:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        handles = len(os.listdir(f"/proc/{pid}/fd"))
+        handles = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     except OSError:
         return None
 

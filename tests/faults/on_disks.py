@@ -115,9 +115,9 @@ SCENARIOS: dict[str, Scenario] = {
     "full_training_pt": scenario(
         "disk full at training.pt", DISKS, fills_up, seeds=2, quick=True, needs=MOUNTS, file=r"training\.pt"
     ),
-    "full_heads": scenario("disk full at the heads of a checkpoint", DISKS, fills_up, needs=MOUNTS, file=r"/rank_0_of"),
+    "full_heads": scenario("disk full at a checkpoint's heads", DISKS, fills_up, needs=MOUNTS, file=r"/rank_0_of"),
     "full_heads_rank_1": scenario(
-        "disk full at the heads of a checkpoint, rank 1", DISKS, fills_up, needs=MOUNTS, rank=1, file=r"/rank_1_of"
+        "disk full at a checkpoint's heads, rank 1", DISKS, fills_up, needs=MOUNTS, rank=1, file=r"/rank_1_of"
     ),
     "full_manifest": scenario(
         "disk full at the last file of a checkpoint", DISKS, fills_up, needs=MOUNTS, file=r"manifest|visits"

@@ -120,7 +120,7 @@ def second_run(stage: Stage, **how: bool) -> list[Row]:
 SIGNALS, FOLDERS = "Signals and launchers", "The output folder"
 assert OPTIONS["checkpoint_steps"]
 SCENARIOS: dict[str, Scenario] = {
-    "sigterm": scenario("SIGTERM of the launcher", SIGNALS, asked_to_end, seeds=3, quick=True, target=launcher),
+    "sigterm": scenario("SIGTERM of the launcher", SIGNALS, asked_to_end, seeds=3, target=launcher),
     "sigterm_rank_0": scenario("SIGTERM of rank 0 alone", SIGNALS, asked_to_end, target=rank_0),
     "sigterm_rank_1": scenario("SIGTERM of rank 1 alone", SIGNALS, asked_to_end, target=rank_1),
     "sigterm_all": scenario("SIGTERM of all processes but the launcher", SIGNALS, asked_to_end, seeds=2,

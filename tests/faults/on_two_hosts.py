@@ -183,7 +183,7 @@ NETWORK = ("network namespaces", "mounts")
 SCENARIOS: dict[str, Scenario] = {
     "hosts_equal": scenario("two hosts with two ranks, against one with four", HOSTS, equal, needs=NETWORK),
     "hosts_late": scenario("a host that comes 12 s late", HOSTS, equal, needs=NETWORK, late_s=12.0),
-    "host_killed": scenario("a host is lost: all its processes die", HOSTS, lost, seeds=2, needs=NETWORK, how="killed"),
+    "host_killed": scenario("a host is lost: its processes die", HOSTS, lost, seeds=2, needs=NETWORK, how="killed"),
     "host_unplugged": scenario("a host is lost: its link goes down", HOSTS, lost, needs=NETWORK, how="unplugged"),
     "elastic_loss": scenario("a host is lost under torchrun --nnodes=1:2", HOSTS, elastic_loss, needs=NETWORK),
     "elastic_late": scenario("a host comes late under torchrun --nnodes=1:2", HOSTS, elastic_late, needs=NETWORK),

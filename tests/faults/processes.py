@@ -1,4 +1,4 @@
-"""A launched run with all its processes, found in /proc by a mark in their environment: children, orphans, workers."""
+"""A launched run with all its processes: children, orphans, workers. A mark in their environment finds them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def ended(launch: Launch) -> Iterator[Launch]:
 
 def all_pids() -> list[int]:
     """Every process of the machine."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def environment_of(pid: int) -> bytes:
