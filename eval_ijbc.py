@@ -29,7 +29,8 @@ from eval.ijb.results import IJBReport, write_results
 from eval.ijb.run import Embedded, embedded_tree, identify_tree, tree_templates, verify_scores
 from eval.ijb.templates import FeatureMode, pair_scores
 from utils.device import choose_device, prepare_device
-from utils.distributed import get_rank, get_world_size, init_ranks, one_fate, speaks, together
+from utils.distributed import get_rank, get_world_size, init_ranks, together
+from utils.fate import one_fate, speaks
 
 _RANK_TIMEOUT_S = 86_400.0  # a rank may wait this long for one on a slower device
 

@@ -136,7 +136,7 @@ class PartialFCMHS(nn.Module):
         counts[2] = penalty.detach()
 
         def reduce_sum_(sums_2G: Tensor) -> Tensor:
-            packed = all_reduce_sum_(torch.cat((sums_2G.flatten(), counts)))
+            packed = all_reduce_sum_(torch.cat((sums_2G.flatten(), counts)), "the softmax's sums")
             counts.copy_(packed[-3:])
             return sums_2G.copy_(packed[:-3].view_as(sums_2G))
 
@@ -158,7 +158,7 @@ class PartialFCMHS(nn.Module):
                 others_GS.masked_fill_(selection.hidden_GS, -2.0)
             both_2G[0] = others_GS.amax(1)
             both_2G[1] = torch.where(here_G1, target_G1, -2.0).squeeze(1)
-        others_G, targets_G = all_reduce_max_(both_2G).unbind()
+        others_G, targets_G = all_reduce_max_(both_2G, "the largest cosines").unbind()
         return others_G, targets_G
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:

@@ -21,13 +21,16 @@ from training.metrics import MetricsWriter, check_wandb
 from training.report import Speedometer, StepReport, announce
 from training.run import TrainingRun
 from training.run_folder import check_output, open_output
+from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
 from utils.config import Config, get_config
 from utils.device import prepare_device
-from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, one_fate, speaks, together
+from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
+from utils.fate import one_fate, speaks
 from utils.log import init_logging, log
 
 
+@nothing_to_save_yet()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ``argv`` defaults to the process's own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,7 +83,9 @@ def train(run: TrainingRun, data: RunData) -> None:
         advice_on_memory(cfg, run.world_size),
         run.stop,
     ):
-        verification = Verification(verification_targets(cfg), data_folder(cfg), run.device, cfg.batch_size, metrics)
+        verification = Verification(
+            verification_targets(cfg), data_folder(cfg), run.device, cfg.batch_size, metrics, run.stop
+        )
         if run.step == 0:
             run.verify(verification)  # a broken set shows before the first step
         report = StepReport(run, data, metrics)

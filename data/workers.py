@@ -35,7 +35,7 @@ class WorkerLoader(DataLoader[T_co]):
             return super().__iter__()
         resource_tracker.ensure_running()  # started with the processes, it would let SIGTERM through again
         # New processes inherit this, and so do the threads that libraries start in them before start_worker runs.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
         try:
             return super().__iter__()
         finally:

@@ -24,6 +24,15 @@ from utils.device import to_device
 LoadBatch = Callable[[int, int], NDArray[np.uint8]]
 
 
+class Stopped(Exception):  # noqa: N818 - no error
+    """What was going on has been left off, because it was asked to stop."""
+
+
+def never() -> bool:
+    """The answer of whoever is not to be stopped."""
+    return False
+
+
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put ``module`` in eval mode without gradients, and each submodule back in its own mode afterwards."""
@@ -86,6 +95,7 @@ def embed_batches(
     device: torch.device,
     batch_size: int,
     flip: bool = True,
+    is_stopping: Callable[[], bool] = never,
 ) -> NDArray[np.float32]:
     """Embed ``n`` images, each as itself plus its mirror image.
 
@@ -99,12 +109,14 @@ def embed_batches(
         device: where ``backbone`` lives.
         batch_size: images per forward pass; with ``flip`` there are two passes.
         flip: add the embedding of the mirror image.
+        is_stopping: asked after each batch.
 
     Returns:
         (N, D), sums, not normalised; (0, 0) without images.
 
     Raises:
         ValueError: ``batch_size`` below 1, or whatever ``load`` raises.
+        Stopped: ``is_stopping`` has said so before the last batch.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -125,4 +137,6 @@ def embed_batches(
             if out_ND is None:
                 out_ND = np.empty((n, embedding_BD.shape[1]), np.float32)
             out_ND[start:end] = embedding_BD
+            if end < n and is_stopping():
+                raise Stopped
     return np.empty((0, 0), np.float32) if out_ND is None else out_ND

@@ -135,7 +135,7 @@ class HeadShard:
 
         Collectives: the all-gather of B labels, between hosts, that the forward then skips.
         """
-        selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration + len(self._announced))
+        selection = self.select(all_gather_rows(local_labels.cpu(), "labels"), self.iteration + len(self._announced))
         self._announced.append((local_labels, selection, self.storage.fetch(selection.heads_h)))
 
     @property
@@ -168,7 +168,7 @@ class HeadShard:
 
         Collectives: the all-gather of B labels.
         """
-        selection = self.select(all_gather_rows(local_labels.cpu()), self.iteration)
+        selection = self.select(all_gather_rows(local_labels.cpu(), "labels"), self.iteration)
         return selection, self._present(selection.classes_S, self.storage.take(self.storage.fetch(selection.heads_h)))
 
     def count_idle_steps(self, catch_up: Callable[[Rows, Tensor], None]) -> None:

@@ -32,6 +32,7 @@ from utils.config import Config
 from utils.device import to_device
 from utils.distributed import Ranks, broadcast_, together
 from utils.log import log
+from utils.progress import collective
 
 
 class TrainingRun:
@@ -66,7 +67,7 @@ class TrainingRun:
         self.epoch = self.step = self.step_in_epoch = 0
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
         self.damaged = DamagedSamples()
-        self.stop = StopRequest()
+        self.stop = StopRequest(output / "checkpoints")
 
     def _make_backbone(self) -> nn.Module:
         """The network with its first weights, the same on any number of ranks."""
@@ -120,7 +121,8 @@ class TrainingRun:
             images = to_network_input(self.augment(images, batch.sample_ids_B, self.epoch))
             with self._reduce_gradients(part == cfg.gradient_acc - 1):
                 loss = self.classifier(self.model(images), batch.labels_B) / cfg.gradient_acc
-                self.scaler.scale(loss).backward()
+                with collective("all-reduce", "gradients"):
+                    self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
         self._update(loss_sum)
         for optimizer in self.optimizers:

@@ -1,47 +1,146 @@
-"""A run that is asked to end saves first."""
+"""A run that is asked to end saves first; SIGUSR1 asks it to save and go on."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from training.checkpoint import list_checkpoints
 from utils.device import to_device
-from utils.distributed import all_reduce_sum_
+from utils.distributed import all_reduce_sum_, get_rank
+from utils.fate import end_stopped_peers
+
+_ONE_REQUEST_S = 3.0  # launchers and schedulers often send SIGTERM twice: within this they mean the same
+_PATIENCE_S = 25.0  # that a run has to come to its next agreement: torchrun kills after 30 s
+_OVER = b"\0"  # no signal's number
+_USR1: int | None = getattr(signal, "SIGUSR1", None)  # not on Windows
 
 
 class StopRequest:
-    """While entered, SIGTERM is remembered instead of ending the process.
+    """While entered, SIGTERM and SIGUSR1 are remembered instead of ending the process.
+
+    A second SIGTERM, some seconds after the first, ends the process at once. So does a thread if the run does not
+    come to its next agreement within 25 s of the first: it hangs.
+
+    Args:
+        checkpoints: where the run's checkpoints lie; the last is named when a process ends without saving.
 
     Attributes:
-        agreed: whether any rank had been asked when :meth:`agree` was last called; the same on every rank.
+        agreed: whether any rank had been asked to end when :meth:`agree` or :meth:`settle` was last called; the
+            same on every rank.
+        save_agreed: whether any rank was asked to save and go on between the last two calls of :meth:`agree`; the
+            same on every rank.
     """
 
-    def __init__(self) -> None:
-        self.agreed = False
-        self._asked = False
-        self._before: Any = None
+    def __init__(self, checkpoints: Path | None = None) -> None:
+        self.agreed = self.save_agreed = False
+        self._checkpoints = checkpoints
+        self._asked = self._save_asked = False
+        self._settled = threading.Event()
+        self._before: dict[int, Any] = {}
+        self._arrivals = (-1, -1)
+        self._wakeup_before = -1
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process has been asked to end."""
+        return self._asked
 
     def __enter__(self) -> StopRequest:
-        self._before = signal.signal(signal.SIGTERM, self._remember)
+        self._arrivals = os.pipe()
+        os.set_blocking(self._arrivals[1], False)
+        handlers = {signal.SIGTERM: self._remember} | ({_USR1: self._remember_save} if _USR1 else {})
+        self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        # Python runs a handler when the main thread comes back to it, which a hang prevents; this byte comes anyway.
+        self._wakeup_before = signal.set_wakeup_fd(self._arrivals[1], warn_on_full_buffer=False)
+        threading.Thread(target=self._guard, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._settled.set()
+        os.write(self._arrivals[1], _OVER)
 
     def _remember(self, *_: object) -> None:
         self._asked = True
 
-    def agree(self, bad: Tensor) -> bool:
-        """Whether ``bad`` (a scalar bool) holds on any rank; updates :attr:`agreed` with the same message.
+    def _remember_save(self, *_: object) -> None:
+        self._save_asked = True
 
-        Collective: one all-reduce of two numbers, and a wait for its result.
+    def _guard(self) -> None:
+        """Wait for the bytes of the signals; end the process when it is asked again, or does not listen."""
+        first_s: float | None = None
+        while _OVER not in (arrived := os.read(self._arrivals[0], 64)):
+            if signal.SIGTERM not in arrived:
+                continue
+            now_s = time.monotonic()
+            if first_s is None:
+                first_s = now_s
+                self._asked = True  # also where the main thread is in a long computation
+                threading.Thread(target=self._wait_for_agreement, daemon=True).start()
+            elif now_s - first_s >= _ONE_REQUEST_S:
+                self._end_now(f"SIGTERM came again after {now_s - first_s:.0f} s")
+        for end in self._arrivals:
+            os.close(end)
+
+    def _wait_for_agreement(self) -> None:
+        if not self._settled.wait(_PATIENCE_S):
+            self._end_now(f"{_PATIENCE_S:g} s after SIGTERM it has not come to the end of its step: it hangs")
+
+    def _end_now(self, why: str) -> NoReturn:
+        last = None
+        with suppress(OSError):
+            last = next(reversed(list_checkpoints(self._checkpoints)), None) if self._checkpoints else None
+        sys.stdout.flush()
+        where = f"the last checkpoint is {last}" if last else "there is no checkpoint"
+        print(f"rank {get_rank()} ends without saving, because {why}; {where}", file=sys.stderr, flush=True)
+        end_stopped_peers()
+        os._exit(143)
+
+    def agree(self, bad: Tensor) -> bool:
+        """Whether ``bad`` (a scalar bool) holds on any rank; updates both attributes with the same message.
+
+        Collective: one all-reduce of three numbers, and a wait for its result.
         """
-        flags = torch.stack((bad.float(), to_device(torch.tensor(float(self._asked)), bad.device)))
-        any_bad, self.agreed = (bool(flag) for flag in all_reduce_sum_(flags).tolist())
+        save_asked, self._save_asked = self._save_asked, False
+        asked = torch.tensor((float(self._asked), float(save_asked)))
+        flags = torch.cat((bad.float().reshape(1), to_device(asked, bad.device)))
+        any_bad, any_asked, self.save_agreed = (
+            bool(flag) for flag in all_reduce_sum_(flags, "the step's flags").tolist()
+        )
+        self.settle(any_asked)
         return any_bad
+
+    def settle(self, any_asked: bool) -> None:
+        """Note whether any rank has been asked to end, as all ranks have agreed by another message."""
+        self.agreed = any_asked
+        if any_asked:
+            self._settled.set()
+
+
+@contextmanager
+def nothing_to_save_yet() -> Iterator[None]:
+    """Let SIGUSR1, which would end the process, do nothing; for the time before there is a run that could save."""
+    if _USR1 is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(_USR1, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(_USR1, before)

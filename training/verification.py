@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from embedder.batches import Stopped
 from eval.pairs.bin_file import PairSet
 from eval.pairs.protocol import FARS, PairResult, pair_loader, thin_out, verify
 from eval.pairs.sets import find_pairs, load_pairs
 from training.metrics import MetricsWriter
+from training.sigterm import StopRequest
 from utils.distributed import all_gather_objects, get_rank, get_world_size, part_of, together
 from utils.log import log
 
@@ -33,11 +35,19 @@ class Verification:
         device: where the backbone lives.
         batch_size: images of one rank in one forward.
         metrics: receives each set's figures.
+        stop: looked at between batches; what it stops leaves no figures.
     """
 
     def __init__(
-        self, targets: Sequence[str], folder: Path, device: torch.device, batch_size: int, metrics: MetricsWriter
+        self,
+        targets: Sequence[str],
+        folder: Path,
+        device: torch.device,
+        batch_size: int,
+        metrics: MetricsWriter,
+        stop: StopRequest | None = None,
     ) -> None:
+        self.stop = stop or StopRequest()
         self.device, self.batch_size, self.metrics = device, batch_size, metrics
         self.best: dict[str, float] = {}
         loaded: dict[str, PairSet] = {}
@@ -64,7 +74,7 @@ class Verification:
                 _warn(f"verification set {target} is left out: {problem}")
 
     def __call__(self, backbone: nn.Module, step: int) -> None:
-        """Evaluate every set, log what was found and hand it to the metrics.
+        """Evaluate every set, log what was found and hand it to the metrics; none further if the run is to stop.
 
         At step 0, before training, large sets are only checked, and one with a broken image is left out from then on.
 
@@ -77,8 +87,12 @@ class Verification:
             try:
                 if step == 0 and len(pairs.issame) > WHOLE_AT_START:
                     chosen = thin_out(pairs, PAIRS_AT_START)
-                    together(lambda pairs=pairs: _decode_share(pairs))  # type: ignore[misc]
-                result = verify(backbone, chosen, self.device, self.batch_size)
+                    together(lambda pairs=pairs: _decode_share(pairs, self.stop))  # type: ignore[misc]
+                result = verify(backbone, chosen, self.device, self.batch_size, is_stopping=lambda: self.stop.asked)
+            except Stopped:  # the same on every rank
+                self.stop.settle(True)
+                log.info("%sNot finished: the run is asked to stop", tag)
+                return
             except ValueError as error:  # the same on every rank
                 if step == 0:
                     self.sets.remove(pairs)
@@ -124,12 +138,13 @@ def _figures(result: PairResult) -> dict[str, float]:
     return {name: getattr(result, name) for name in names} | tar
 
 
-def _decode_share(pairs: PairSet, at_once: int = 64) -> None:
+def _decode_share(pairs: PairSet, stop: StopRequest, at_once: int = 64) -> None:
     """Decode this rank's share of the images; ValueError for the first that does not decode or is not square."""
     load = pair_loader(pairs.encoded)
     start, end = part_of(len(pairs.encoded), get_rank(), get_world_size())
     try:
         for first in range(start, end, at_once):
-            load(first, min(first + at_once, end))
+            if not stop.asked:  # :func:`verify` tells the others
+                load(first, min(first + at_once, end))
     except ValueError as error:
         raise ValueError(f"verification set {pairs.name}, {error}") from None

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
-import threading
+import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,11 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from utils.processes import die_with_parent
+from utils.progress import collective, progress
+
 T = TypeVar("T")
 
-_FAILED, _REASON = "mhs_arcface/failed", "mhs_arcface/reason"  # keys of the store that all ranks share
-_POLL_S = 0.5  # between looks at them
-_GRACE_S = 5.0  # that a rank has to end by itself, and that a failure has to show after its connections break
+_JOIN_POLL_S = 0.05  # between looks of rank 0 at who has come
+_LATER_S = 30.0  # that NCCL, which can only abort, leaves the ranks to say who is missing
 
 # Newer torch renames the tensor forms of two collectives and warns about the old names.
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -62,6 +63,7 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
     Raises:
         ValueError: an unknown device, CUDA asked for where there is none, more local ranks than GPUs,
             or an environment that names only a part of what a launcher sets.
+        ConnectionError: the ranks have not come together, in ``timeout_s`` at the latest.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
@@ -82,12 +84,76 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
             f"WORLD_SIZE is set, but {', '.join(missing)} is not: start with torchrun or "
             "python -m torch.distributed.launch, or unset WORLD_SIZE for a single process"
         )
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if use_cuda else "gloo",
-        timeout=timedelta(seconds=timeout_s),
-        device_id=chosen if use_cuda else None,
-    )
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # never for a process that is to outlive the shell that started it
+        die_with_parent(signal.SIGTERM)
+    _join(chosen, timeout_s)
     return Ranks(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+
+
+def _join(device: torch.device, timeout_s: float) -> None:
+    """Start the process group."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    progress.timeout_s, progress.returns_early = timeout_s, device.type == "cuda"
+    options: dict[str, Any] = {}
+    try:
+        if launcher_holds_store():
+            options = {"store": _store_of_this_attempt(rank, world_size, timeout_s), "rank": rank}
+            options["world_size"] = world_size
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_s + (_LATER_S if progress.returns_early else 0)),
+            device_id=device if device.type == "cuda" else None,
+            **options,
+        )
+    except (RuntimeError, TimeoutError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        text = str(error).strip().partition("\n")[0]
+        raise ConnectionError(
+            f"rank {rank} on {platform.node()} has not met all {world_size} ranks at {where} (timeout_s = "
+            f"{timeout_s:g}): {text}. See whether every rank has started, and whether that address can be reached"
+        ) from None
+
+
+def _store_of_this_attempt(rank: int, world_size: int, timeout_s: float) -> Any:
+    """Give torchrun's store, below a name that this attempt's ranks alone know.
+
+    torchrun keeps its store when it starts the ranks anew, and an old attempt's addresses are still in it. Nothing
+    that it tells a rank is new in every attempt: its count of restarts stays when a node joins or leaves. So
+    rank 0 makes a name up, and gives it to each rank as the answer to a word that this rank has made up: old words
+    get an answer that nobody reads, and an old answer is to no word of now.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timeout,
+        wait_for_workers=False,
+    )
+    name = uuid.uuid4().hex
+    if rank > 0:
+        word = name
+        store.set(f"mhs_arcface/word/{rank}", word)
+        name = store.get(f"mhs_arcface/answer/{word}").decode()
+        store.add(f"mhs_arcface/joined/{name}", 1)
+    else:
+        _answer_all(store, name, world_size, timeout_s)
+    return dist.distributed_c10d.PrefixStore(f"mhs_arcface/attempt/{name}", store)
+
+
+def _answer_all(store: Any, name: str, world_size: int, timeout_s: float) -> None:
+    """Answer every rank's word, and each that follows, until all ranks of now have read their answers."""
+    answered: dict[int, str] = {}
+    deadline_s = time.monotonic() + timeout_s
+    while store.add(f"mhs_arcface/joined/{name}", 0) < world_size - 1:
+        for rank in range(1, world_size):
+            word = f"mhs_arcface/word/{rank}"
+            if store.check([word]) and answered.get(rank) != (text := store.get(word).decode()):
+                store.set(f"mhs_arcface/answer/{text}", name)
+                answered[rank] = text
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("not every rank has come in time")
+        time.sleep(_JOIN_POLL_S)
 
 
 def _gpu_of(local_rank: int) -> int:
@@ -124,139 +190,18 @@ def close_ranks() -> None:
         dist.destroy_process_group()
 
 
-@contextmanager
-def one_fate() -> Iterator[None]:
-    """Let an error of one rank end every rank within seconds, each with the first rank's reason.
-
-    The first rank to fail leaves its reason in the store that all ranks share, and raises. A rank whose connections
-    break then reports that reason instead of its own; one that waits where no error reaches it, as in NCCL, is ended
-    by a thread that looks at the store. The process group is left only on the clean way out: after an error its
-    destruction could wait forever for ranks that are gone.
-
-    SystemExit passes: whoever exits has made sure that every rank does.
-
-    Collectives: a barrier at the start and one at the end.
-    """
-    if get_world_size() == 1:
-        yield
-        close_ranks()
-        return
-    _forget_failures()
-    watch = _Watch()
-    try:
-        yield
-        barrier()  # still watched: a rank may fail after another has come here
-        watch.end()
-        close_ranks()
-    except (SystemExit, KeyboardInterrupt):
-        watch.end()
-        raise
-    except BaseException as error:
-        watch.end()
-        if not (_is_lost_connection(error) and watch.wait_for_reason()) and _fail(error):
-            raise
-        reason = watch.wait_for_reason()
-        if reason is None:
-            raise
-        sys.stdout.flush()
-        print(f"rank {get_rank()} ends, because {reason}", file=sys.stderr, flush=True)
-        _leave_time_to_read()
-        raise SystemExit(1) from None
+def shared_store() -> Any:
+    """The key-value store that all ranks share, None without a process group; torch has no public name for it."""
+    return dist.distributed_c10d._get_default_store() if dist.is_initialized() else None
 
 
-def _store() -> Any:
-    """The key-value store that all ranks share; torch has no public name for it."""
-    return dist.distributed_c10d._get_default_store()
+def launcher_holds_store() -> bool:
+    """Whether that store lives in torchrun, and not in rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _forget_failures() -> None:
-    """Drop what an earlier attempt has left: torchrun's store can stay when it restarts the ranks."""
-    if get_rank() == 0:
-        for key in (_FAILED, _REASON):
-            _store().delete_key(key)
-    barrier()
-
-
-def _fail(error: BaseException) -> bool:
-    """Record an error as the reason why all ranks end; False where another rank was first."""
-    if get_world_size() == 1:
-        return True
-    try:
-        is_first = bool(_store().add(_FAILED, 1) == 1)
-        if is_first:
-            text = " ".join(str(error).split())[:500]
-            _store().set(_REASON, f"rank {get_rank()} on {platform.node()} failed: {type(error).__name__}: {text}")
-    except RuntimeError:  # the store has gone with the rank that held it
-        return True
-    _leave_time_to_read()
-    return is_first
-
-
-def speaks(error: BaseException) -> bool:
-    """Record an error that every rank or only this one has met as the reason to end; True where it is to be printed.
-
-    That is on one rank: 0 if it has met the error too, else the first.
-    """
-    is_first = _fail(error)
-    if get_rank() == 0 or not is_first:
-        return get_rank() == 0
-    time.sleep(2 * _POLL_S)
-    try:
-        return bool(_store().add(_FAILED, 0) == 1)
-    except RuntimeError:
-        return False
-
-
-def _leave_time_to_read() -> None:
-    """Without torchrun rank 0 holds the store: it waits before it ends, so that the others can read the reason."""
-    if get_rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        time.sleep(4 * _POLL_S)
-
-
-class _Watch:
-    """A thread that looks whether another rank has failed, and ends this process if it does not end by itself."""
-
-    def __init__(self) -> None:
-        self._store = _store()
-        self._reason: str | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def end(self) -> None:
-        """Stop looking."""
-        self._over.set()
-        self._thread.join()
-
-    def wait_for_reason(self) -> str | None:
-        """Why the first rank failed; None if no rank says so within seconds."""
-        deadline_s = time.monotonic() + _GRACE_S
-        while self._reason is None and time.monotonic() < deadline_s and self._read():
-            time.sleep(0.1)
-        return self._reason
-
-    def _read(self) -> bool:
-        """Look once; False where there is nothing more to read."""
-        try:
-            if self._store.check([_REASON]):
-                self._reason = str(self._store.get(_REASON).decode())
-        except RuntimeError:  # the store has gone with the rank that held it
-            return False
-        return self._reason is None
-
-    def _look(self) -> None:
-        while not self._over.wait(_POLL_S) and dist.is_initialized():  # whoever has left may end when it likes
-            if self._read():
-                continue
-            if self._over.wait(_GRACE_S) or not dist.is_initialized():
-                return
-            reason = self._reason or "rank 0, which held the ranks' store, has ended"
-            print(f"rank {get_rank()} ends, because {reason}", file=sys.stderr, flush=True)
-            os._exit(1)
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    """Whether an error may be only a consequence of another rank's end."""
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error may be only a consequence of another rank's end or silence."""
     words = ("peer", "gloo", "nccl", "socket", "connection", "broken pipe")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
@@ -276,24 +221,27 @@ def get_world_size() -> int:
 def barrier() -> None:
     """Wait until every rank is here."""
     if get_world_size() > 1:
-        dist.barrier()
+        with collective("barrier"):
+            dist.barrier()
 
 
-def all_gather_rows(x: Tensor) -> Tensor:
+def all_gather_rows(x: Tensor, what: str = "rows") -> Tensor:
     """Join every rank's (N, ...) along the first dimension to (W * N, ...), ranks in order; no gradient."""
     if get_world_size() == 1:
         return x
     out = x.new_empty((get_world_size() * x.shape[0], *x.shape[1:]))
-    _all_gather(out, x.contiguous())
+    with collective("all-gather", what):
+        _all_gather(out, x.contiguous())
     return out
 
 
-def all_gather_objects(value: Any) -> list[Any]:
+def all_gather_objects(value: Any, what: str = "objects") -> list[Any]:
     """Every rank's picklable value, ranks in order."""
     if get_world_size() == 1:
         return [value]
     out: list[Any] = [None] * get_world_size()
-    dist.all_gather_object(out, value)
+    with collective("all-gather", what):
+        dist.all_gather_object(out, value)
     return out
 
 
@@ -302,7 +250,8 @@ def broadcast_object(value: Any, src: int = 0) -> Any:
     if get_world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=src)
+    with collective("broadcast", "an object"):
+        dist.broadcast_object_list(box, src=src)
     return box[0]
 
 
@@ -317,7 +266,7 @@ def together(do: Callable[[], T]) -> T:
         value = do()
     except (ValueError, OSError) as problem:
         error = problem
-    first = next((e for e in all_gather_objects(error) if e is not None), None)
+    first = next((e for e in all_gather_objects(error, "errors") if e is not None), None)
     if first is not None:
         raise first
     return value
@@ -326,21 +275,24 @@ def together(do: Callable[[], T]) -> T:
 def broadcast_(x: Tensor, src: int = 0) -> Tensor:
     """Overwrite ``x`` on every rank with rank ``src``'s."""
     if get_world_size() > 1:
-        dist.broadcast(x, src)
+        with collective("broadcast", "a tensor"):
+            dist.broadcast(x, src)
     return x
 
 
-def all_reduce_sum_(x: Tensor) -> Tensor:
+def all_reduce_sum_(x: Tensor, what: str = "sums") -> Tensor:
     """Overwrite ``x`` with its sum over ranks."""
     if get_world_size() > 1:
-        dist.all_reduce(x)
+        with collective("all-reduce", what):
+            dist.all_reduce(x)
     return x
 
 
-def all_reduce_max_(x: Tensor) -> Tensor:
+def all_reduce_max_(x: Tensor, what: str = "maxima") -> Tensor:
     """Overwrite ``x`` with its maximum over ranks."""
     if get_world_size() > 1:
-        dist.all_reduce(x, dist.ReduceOp.MAX)
+        with collective("all-reduce", what):
+            dist.all_reduce(x, dist.ReduceOp.MAX)
     return x
 
 
@@ -349,13 +301,14 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return all_gather_rows(x)
+        return all_gather_rows(x, "embeddings")
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         world_size = get_world_size()
         out = grad.new_empty((grad.shape[0] // world_size, *grad.shape[1:]))
-        _reduce_scatter(out, grad.contiguous())
+        with collective("reduce-scatter", "the embeddings' gradients"):
+            _reduce_scatter(out, grad.contiguous())
         return out.mul_(world_size)
 
 

@@ -6,7 +6,7 @@ K = 4 false accept rates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from embedder.batches import LoadBatch, embed_batches
+from embedder.batches import LoadBatch, Stopped, embed_batches, never
 from eval.pairs.bin_file import PairSet
 from utils.decode import decode_rgb, resize_square
 from utils.device import to_device
@@ -247,11 +247,12 @@ def verify(
     batch_size: int,
     folds: int = 10,
     image_size: int = 112,
+    is_stopping: Callable[[], bool] = never,
 ) -> PairResult:
     """Embed a set, the images shared out over the ranks, and evaluate it; every rank gets the same result.
 
-    Collectives: one object gather (the embedding size and an error, if any) and one all-reduce of (2n, D)
-    float32. An image that one rank cannot decode is an error on all of them, so that none is left waiting.
+    Collectives: one object gather (the embedding size, an error if any, whether to stop) and one all-reduce of
+    (2n, D) float32. An image that one rank cannot decode is an error on all of them, so that none is left waiting.
 
     Args:
         backbone: the same weights on every rank, bare or in DistributedDataParallel.
@@ -260,8 +261,10 @@ def verify(
         batch_size: images per forward pass on one rank.
         folds: see :func:`evaluate_pairs`.
         image_size: side in pixels that the network takes.
+        is_stopping: asked after each batch; a rank that is to stop leaves off, and waits for the others.
 
     Raises:
+        Stopped: any rank is to stop; raised on every rank.
         ValueError: an image of the set does not decode; the message gives the set and the index.
     """
     n_images = len(pair_set.encoded)
@@ -269,14 +272,25 @@ def verify(
     part_ND, error = np.empty((0, 0), np.float32), ""
     try:
         load = pair_loader(pair_set.encoded, image_size)
-        part_ND = embed_batches(backbone, lambda a, b: load(start + a, start + b), end - start, device, batch_size)
+        part_ND = embed_batches(
+            backbone,
+            lambda a, b: load(start + a, start + b),
+            end - start,
+            device,
+            batch_size,
+            is_stopping=is_stopping,
+        )
+    except Stopped:
+        pass  # the others hear of it
     except ValueError as problem:
         error = f"verification set {pair_set.name}, {problem}"
-    reports = all_gather_objects((part_ND.shape[1], error))
-    for _, other_error in reports:
+    reports = all_gather_objects((part_ND.shape[1], error, is_stopping()), f"reports on the set {pair_set.name}")
+    if any(stops for _, _, stops in reports):
+        raise Stopped
+    for _, other_error, _ in reports:
         if other_error:
             raise ValueError(other_error)
-    all_ND = torch.zeros((n_images, max(size for size, _ in reports)), device=device)
+    all_ND = torch.zeros((n_images, max(size for size, _, _ in reports)), device=device)
     if end > start:
         all_ND[start:end] = to_device(torch.from_numpy(part_ND), device)
-    return evaluate_embeddings(all_reduce_sum_(all_ND).cpu().numpy(), pair_set.issame, folds)
+    return evaluate_embeddings(all_reduce_sum_(all_ND, "embeddings").cpu().numpy(), pair_set.issame, folds)

@@ -1,7 +1,5 @@
 """An error of one rank ends every rank within seconds, each with the first rank's reason."""
 
-import os
-import signal
 import sys
 import time
 
@@ -9,8 +7,9 @@ import pytest
 import torch
 
 from ranks import launch_ranks
-from utils import distributed
-from utils.distributed import all_reduce_sum_, close_ranks, init_ranks, one_fate, speaks
+from utils import fate
+from utils.distributed import all_reduce_sum_, close_ranks, init_ranks
+from utils.fate import one_fate, speaks
 
 pytestmark = pytest.mark.distributed
 
@@ -18,19 +17,13 @@ pytestmark = pytest.mark.distributed
 def go_wrong(rank, what):
     """What each rank runs; ``what`` says what goes wrong."""
     init_ranks("cpu", timeout_s=600)
-    if what in ("restarted", "stopped"):
-        distributed._GRACE_S = 0.5
-    if what == "restarted" and rank == 0:  # what is left in a store that torchrun keeps for its next attempt
-        store = torch.distributed.distributed_c10d._get_default_store()
-        store.add(distributed._FAILED, 1)
-        store.set(distributed._REASON, "rank 1 failed in the attempt before")
+    if what == "stopped":
+        fate._GRACE_S = 0.5
     with one_fate():
-        if what == "restarted":
-            time.sleep(2)
         if what == "last" and rank == 1:  # after the others' last collective
             raise RuntimeError("rank one is wrong")
         if what == "last":
-            distributed.barrier = lambda: time.sleep(600)
+            fate.barrier = lambda: time.sleep(600)
             return
         if what == "stopped":  # as SIGTERM ends a run: rank 0, and the store with it, is gone before rank 1
             close_ranks()
@@ -50,8 +43,6 @@ def go_wrong(rank, what):
         if what == "all":
             error = ValueError("every rank has met this")
             sys.exit(f"error: {error}" if speaks(error) else 2)
-        if what == "killed" and rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
         for _ in range(3):
             all_reduce_sum_(torch.ones(1))
             if what != "fine":
@@ -61,11 +52,6 @@ def go_wrong(rank, what):
 def test_nothing_is_said_when_all_is_well(tmp_path):
     ends, _ = launch_ranks(go_wrong, 3, tmp_path, "fine")
     assert ends == [(0, "")] * 3
-
-
-def test_a_restart_forgets_why_the_attempt_before_failed(tmp_path):
-    ends, _ = launch_ranks(go_wrong, 2, tmp_path, "restarted")
-    assert ends == [(0, "")] * 2
 
 
 def test_a_rank_that_has_left_may_end_long_after_the_others(tmp_path):
@@ -109,10 +95,3 @@ def test_an_error_that_one_rank_alone_has_met_is_said_by_it(tmp_path):
 def test_an_error_that_all_have_met_is_said_once(tmp_path):
     ends, _ = launch_ranks(go_wrong, 3, tmp_path, "all")
     assert [errors for _, errors in ends] == ["error: every rank has met this\n", "", ""]
-
-
-def test_a_killed_rank_ends_the_others(tmp_path):
-    ends, took_s = launch_ranks(go_wrong, 3, tmp_path, "killed")
-    assert took_s < 20
-    assert [status for status, _ in ends] == [1, -9, 1]
-    assert sum("failed: " in errors or "Error" in errors for _, errors in ends) == 2
