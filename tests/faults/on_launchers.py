@@ -62,7 +62,8 @@ def asked_to_end(stage: Stage, target: Target, times: int = 1, gap_s: float = 0.
     saved, told = newest_checkpoint(stage.output), last_step(stage.output)
     found = go_on_and_compare(stage, options)
     found["lost_steps"] = told - (saved or 0)
-    return [row_of(stage, f"after step {at}", ending, "stops", "stopped by SIGTERM", saved_step=saved, **found)]
+    moment, cause = f"after step {at}", "stopped by SIGTERM"
+    return [row_of(stage, moment, ending, "stops", cause, on_last="SIGTERM", saved_step=saved, **found)]
 
 
 def launcher_is_killed(stage: Stage) -> list[Row]:

@@ -223,7 +223,16 @@ def last_lines(text: str) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-LAST_LINES:])
 
 
-def row_of(stage: Stage, moment: str, ending: Ending, expect: str, cause: str | None, **more: Any) -> Row:
+def row_of(
+    stage: Stage,
+    moment: str,
+    ending: Ending,
+    expect: str,
+    cause: str | None,
+    *,
+    on_last: str | None = None,
+    **more: Any,
+) -> Row:
     """One line of the raw data.
 
     Args:
@@ -232,10 +241,11 @@ def row_of(stage: Stage, moment: str, ending: Ending, expect: str, cause: str | 
         ending: of the run that the fault struck.
         expect: "ends", "refused", "stops" (saves, then ends), "goes on", or "skips" (a step, then goes on).
         cause: a pattern that the output must match; None where there is nothing to say.
+        on_last: a pattern for the last lines, where a launcher says the same in its own words.
         more: "equal", "lost_steps", "finite", "leftovers" and whatever else was seen.
     """
     said = cause is None or is_said(cause, ending.output)
-    said_last = cause is None or is_said(cause, last_lines(ending.output))
+    said_last = cause is None or is_said(on_last or cause, last_lines(ending.output))
     must_fail = expect in ("ends", "refused", "stops")
     right = more.get("equal") is not False and more.get("finite") is not False
     row: Row = {
