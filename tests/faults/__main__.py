@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tally", type=Path, help="write the tables to this document, from --out")
     options = parser.parse_args(argv)
     in_own_mounts()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     if options.logs:
         options.logs.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
