@@ -10,17 +10,22 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dataset import Batch
+from training.checkpoint import newest_sound
 from training.data import RunData, data_folder, open_data, verification_targets
+from training.first_centres import set_first_centres
+from training.identity import check_identity, identity_of
 from training.memory import advice_on_memory
 from training.metrics import MetricsWriter, check_wandb
 from training.report import Speedometer, StepReport, announce
 from training.run import TrainingRun
-from training.run_folder import check_output, open_output
+from training.run_folder import RunFolder, Start
 from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
 from utils.config import Config, get_config
@@ -28,6 +33,7 @@ from utils.device import prepare_device
 from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
 from utils.fate import one_fate, speaks
 from utils.log import init_logging, log
+from utils.manifest import DamagedError
 
 
 @nothing_to_save_yet()
@@ -62,17 +68,52 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
     """
     init_logging(ranks.is_main)
     together(lambda: check_wandb(cfg))
-    output, start = check_output(cfg, ranks)
+    folder = RunFolder(cfg, ranks)
+    start = folder.look()
     prepare_device(ranks.device)
     data, cfg = open_data(cfg, ranks)
     with advice_on_memory(cfg, ranks.world_size):
-        run = TrainingRun(cfg, ranks, output, data.steps_per_epoch(cfg.gradient_acc))
-        if start is not None:
-            run.load(start)
-    open_output(cfg, ranks)
-    init_logging(ranks.is_main, output)
-    announce(run, data, start)
+        run, chosen = make_run(cfg, ranks, folder.path, start, data)
+        if chosen is None:
+            set_first_centres(cfg, run.classifier.shard, run.backbone, data.faces)
+    folder.open(chosen)
+    init_logging(ranks.is_main, folder.path)
+    announce(run, data, chosen)
     return run, data
+
+
+def make_run(cfg: Config, ranks: Ranks, output: Path, start: Start, data: RunData) -> tuple[TrainingRun, Path | None]:
+    """Build the run and go on from a checkpoint, if there is one: the first sound one of those that ``start`` names.
+
+    Raises:
+        ValueError: it belongs to another run, or none is sound; says how to go on.
+    """
+    steps, identity = data.steps_per_epoch(cfg.gradient_acc), identity_of(cfg, data)
+    for checkpoint in start.checkpoints:
+        run = TrainingRun(cfg, ranks, output, steps, identity)
+        try:
+            run.load(checkpoint, partial(check_identity, checkpoint, cfg=cfg, data=data))
+        except DamagedError as error:
+            run.close()
+            if not start.falls_back:
+                raise ValueError(f"{error}. {way_on(checkpoint, ranks)}") from error
+            log.warning("%s; the checkpoint before it is tried", error)
+            continue
+        return run, checkpoint
+    if start.checkpoints:
+        raise ValueError(
+            f"none of the {len(start.checkpoints)} checkpoints in {output / 'checkpoints'} is sound: see python -m "
+            "tools.check_run; overwrite = True with resume = False starts over"
+        )
+    return TrainingRun(cfg, ranks, output, steps, identity), None
+
+
+def way_on(damaged: Path, ranks: Ranks) -> str:
+    """What to do about a damaged checkpoint; rank 0 looks at those beside it."""
+    sound = broadcast_object(newest_sound(damaged.parent, damaged) if ranks.is_main else None)
+    if sound is None:
+        return f"There is no other sound checkpoint in {damaged.parent}"
+    return f"The newest sound checkpoint is {sound}: resume = 'auto' goes on from it, or resume = {str(sound)!r}"
 
 
 def train(run: TrainingRun, data: RunData) -> None:
@@ -92,14 +133,14 @@ def train(run: TrainingRun, data: RunData) -> None:
         while run.epoch < cfg.num_epoch:
             batches = epoch_batches(run, data, report.speed)
             while run.step_in_epoch < run.steps_per_epoch:
-                report.count(run.train_step(batches))
+                run.train_step(batches)
+                report.count()
                 if run.is_due(cfg.frequent):
                     report.write()
                 with report.speed.paused():
+                    run.save_if_due()
                     if run.is_due(cfg.verbose):
                         run.verify(verification)
-                    if run.is_due(cfg.checkpoint_steps):
-                        run.save()
                 if run.stop.agreed:
                     stop_here(run)
             with report.speed.paused():
@@ -107,8 +148,8 @@ def train(run: TrainingRun, data: RunData) -> None:
                 if not run.is_due(cfg.verbose):
                     run.verify(verification)
         if not broadcast_object((run.output / "model.pt").exists()):  # resumed after a crash just before it
-            run.save_model()
-        run.classifier.shard.storage.close()
+            run.save(model=True)
+        run.close()
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
     log.info("done: %s", run.output / "model.pt")
 
@@ -139,11 +180,11 @@ def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterat
 
 def stop_here(run: TrainingRun) -> NoReturn:
     """Save what there is and end every rank's process, as SIGTERM asked."""
+    run.save(model=not run.cfg.save_all_states)
+    run.saver.finish()
     if run.cfg.save_all_states:
-        run.save()
         log.warning("stopped by SIGTERM after step %d; resume = True goes on from there", run.step)
     else:
-        run.save_model()
         log.warning(
             "stopped by SIGTERM after step %d; model.pt is written, no checkpoint (save_all_states)", run.step
         )

@@ -25,6 +25,7 @@ config.embedding_size = 512
 config.dropout = 0.0
 config.sync_bn = False
 config.init_backbone = None
+config.freeze_backbone = False
 
 # Margin loss
 config.loss = "arcface"
@@ -40,6 +41,8 @@ config.head_scope = "batch"
 config.head_storage = "device"
 config.head_folder = None
 config.sample_rate = 1.0
+config.init_centres = None
+config.centres_map = None
 
 # Optimization
 config.optimizer = "sgd"
@@ -71,7 +74,10 @@ config.verbose = 2000
 config.frequent = 10
 config.save_all_states = True
 config.checkpoint_steps = 0
+config.checkpoint_minutes = 0.0
+config.checkpoint_full_every = 5
 config.keep_checkpoints = 2
+config.keep_best = None
 
 # Weights & Biases
 config.using_wandb = False

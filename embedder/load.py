@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 
 from backbones import MODEL_NAMES, get_model
 from backbones.base import to_network_input
-from backbones.weights import read_state_dict
+from backbones.weights import WeightsFile, read_weights
 from embedder.embedder import Embedder
 from utils.device import choose_device, to_device
+from utils.distributed import get_rank
+from utils.log import log
 
 DEFAULT_NETWORK = "r50"
 
@@ -124,23 +127,27 @@ def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Modul
         ValueError: a file that holds no weights, or weights of another network.
     """
     path = _weights_file(Path(path))
-    weights = read_state_dict(path)
+    file = read_weights(path)
     config_path = path.parent / "config.json"
     config = _read_run_config(config_path)
-    vectors = [len(value) for value in weights.values() if value.ndim == 1]
-    embedding_size = config.get("embedding_size", vectors[-1] if vectors else 512)
+    name, source = _choose_network(network, config, config_path, file)
+    weights = file.of(_shape_of_network(name, 1))
+    embedding_size = config.get("embedding_size", _last_vector(name, weights.tensors))
     if isinstance(embedding_size, bool) or not isinstance(embedding_size, int) or embedding_size < 1:
         raise ValueError(f"{config_path}: embedding_size is {embedding_size!r}, not a number of at least 1")
-    name, source = _choose_network(network, config, config_path, weights, embedding_size)
     backbone = get_model(name, num_features=embedding_size)
-    mismatch = _describe_mismatch(backbone.state_dict(), weights)
+    mismatch = _describe_mismatch(backbone.state_dict(), weights.tensors)
     if mismatch:
-        fitting = _fitting_networks(weights, embedding_size)
-        way_out = f"They fit --network {' or '.join(fitting)}" if fitting else "Choose another with --network"
+        fitting = _fitting_networks(file)
+        way_out = (
+            f"They fit --network {' or '.join(fitting)}" if fitting else f"They fit none here: {file.first_names()}"
+        )
         raise ValueError(
             f"{path} does not hold the weights of network {name!r} (chosen by {source}): {mismatch}. {way_out}"
         )
-    backbone.load_state_dict(weights)
+    if weights.left_out and get_rank() == 0:
+        log.warning("%s: left out what else is in the file: %s", path, weights.left_out_text())
+    backbone.load_state_dict(weights.tensors)
     return backbone, name, embedding_size
 
 
@@ -149,7 +156,7 @@ def _weights_file(path: Path) -> Path:
 
 
 def _choose_network(
-    network: str | None, config: dict[str, Any], config_path: Path, weights: dict[str, Tensor], embedding_size: int
+    network: str | None, config: dict[str, Any], config_path: Path, file: WeightsFile
 ) -> tuple[str, str]:
     """The network's name, and where it comes from."""
     if network is not None:
@@ -158,7 +165,7 @@ def _choose_network(
         if not isinstance(config["network"], str):
             raise ValueError(f"{config_path}: network is {config['network']!r}, expected a name; give --network")
         return config["network"], str(config_path)
-    fitting = _fitting_networks(weights, embedding_size)
+    fitting = _fitting_networks(file)
     if fitting and DEFAULT_NETWORK not in fitting:
         return fitting[0], "the weights"
     return DEFAULT_NETWORK, "the default"
@@ -195,8 +202,24 @@ def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> s
     return "; ".join(parts)
 
 
-def _fitting_networks(weights: dict[str, Tensor], embedding_size: int) -> list[str]:
+def _fitting_networks(file: WeightsFile) -> list[str]:
     """Names of the networks that these weights load into; nothing is allocated."""
+    return [name for name in MODEL_NAMES if _fits(file, name)]
+
+
+def _fits(file: WeightsFile, name: str) -> bool:
+    tensors = file.match(_shape_of_network(name, 1)).tensors
+    return not _describe_mismatch(_shape_of_network(name, _last_vector(name, tensors)), tensors)
+
+
+def _last_vector(name: str, tensors: dict[str, Tensor]) -> int:
+    """The embedding size that a network's weights speak of: the length of the last vector among its names."""
+    lengths = [len(tensors[key]) for key in _shape_of_network(name, 1) if key in tensors and tensors[key].ndim == 1]
+    return lengths[-1] if lengths else 512
+
+
+@cache
+def _shape_of_network(name: str, embedding_size: int) -> dict[str, Tensor]:
+    """A network's tensors without their memory."""
     with torch.device("meta"):
-        networks = {name: get_model(name, num_features=embedding_size) for name in MODEL_NAMES}
-    return [name for name, net in networks.items() if not _describe_mismatch(net.state_dict(), weights)]
+        return get_model(name, num_features=embedding_size).state_dict()

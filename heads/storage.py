@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from heads.arrays import CENTRES, FileArrays, HeadArrays, MemoryArrays, Rows, untouched_zeros
 from heads.layout import Layout
-from utils.device import to_device
+from utils.device import single_threaded_worker, to_device
 
 Place = Literal["device", "host", "file"]
 VISITS = "visits"  # updates of a head
@@ -81,8 +81,11 @@ class HeadStorage:
         self.counts: dict[str, Tensor] = {}  # name -> (heads here,) int32, on the host
         self.count(VISITS)
         self.waited_s = 0.0  # time spent waiting in take()
+        self.before_write: Callable[[Tensor], None] | None = (
+            None  # told the heads (h,) that are about to be overwritten
+        )
         self._failed: Exception | None = None  # a write that failed; nothing is read or written after it
-        self._worker = None if place == "device" else _single_threaded_worker(device)
+        self._worker = None if place == "device" else single_threaded_worker(device, "heads")
         # Not yet run on a GPU: rows travel on a stream of their own, and the background thread waits for it.
         self._stream = torch.cuda.Stream(device) if self._worker and device.type == "cuda" else None
         self._writing: list[Future[None]] = []
@@ -258,6 +261,8 @@ class HeadStorage:
         try:
             if made is not None:
                 values = self._fetch_back(values, made)
+            if self.before_write is not None:
+                self.before_write(heads_h)
             self.arrays.write(heads_h, {name: to_device(value, self.arrays.home) for name, value in values.items()})
         except Exception as error:
             self._failed = error
@@ -275,17 +280,3 @@ class HeadStorage:
                 host[name].copy_(value.detach(), non_blocking=True)
         self._stream.synchronize()
         return host
-
-
-def _single_threaded_worker(device: torch.device) -> ThreadPoolExecutor:
-    """One background thread in which torch uses no further ones; a second team would get in training's way.
-
-    The number of OpenMP threads is per calling thread, that of the matrix library is global; hence the reset.
-    """
-    worker = ThreadPoolExecutor(1, thread_name_prefix="heads")
-    threads = torch.get_num_threads()
-    worker.submit(torch.set_num_threads, 1).result()
-    torch.set_num_threads(threads)
-    if device.type == "cuda":
-        worker.submit(torch.cuda.set_device, device).result()
-    return worker

@@ -18,26 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from heads.checkpoint import centres_dtype, merged_blocks, read_parts
-from training.checkpoint import list_checkpoints, load_training
+from training.checkpoint import find_checkpoint, open_saved_heads
 from utils.atomic import open_atomic, temporary_name
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint meant by a run's folder (its newest), by its checkpoints/ folder, or by its own.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if (path / "training.pt").is_file():
-        return path
-    for folder in (path / "checkpoints", path):
-        if found := list_checkpoints(folder):
-            return found[-1]
-    raise FileNotFoundError(
-        f"{path} holds no checkpoint: expected a run's folder with checkpoints/step_N in it, or such a step_N; a run "
-        "writes them with save_all_states = True"
-    )
 
 
 def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> tuple[int, int, int]:
@@ -59,20 +41,19 @@ def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> t
         raise ValueError(f"expected OUT as .npy or .pt and --updates as .npy, got {out}, {updates}")
     if updates is not None and updates.resolve() == out.resolve():
         raise ValueError(f"OUT and --updates are the same file, {out}: give two names")
-    settings = load_training(checkpoint)["head"]
-    parts = read_parts(checkpoint / "heads")
-    C, D = settings["num_classes"], settings["embedding_size"]
+    saved = open_saved_heads(checkpoint)
+    C, D = saved.settings["num_classes"], saved.settings["embedding_size"]
     out.parent.mkdir(parents=True, exist_ok=True)
     updated = 0
     visits_C = np.zeros(C if updates is not None else 0, np.int32)
     as_npy = out if out.suffix == ".npy" else temporary_name(out).with_suffix(".npy")
     try:
         with open_atomic(as_npy) as file:
-            descr = np.lib.format.dtype_to_descr(centres_dtype(parts))
+            descr = np.lib.format.dtype_to_descr(saved.dtype)
             header = {"descr": descr, "fortran_order": False, "shape": (C, D)}
             np.lib.format.write_array_header_1_0(file, header)
             done = 0
-            for rows_mD, visits_m in merged_blocks(parts, settings):
+            for rows_mD, visits_m in saved.blocks():
                 file.write(rows_mD.data)
                 updated += int(np.count_nonzero(visits_m))
                 if updates is not None:

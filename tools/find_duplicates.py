@@ -50,12 +50,12 @@ from pathlib import Path
 from data.faces import FaceRecords
 from data.joined import JoinedSets
 from embedder.load import load_embedder
-from tools.export_centers import find_checkpoint
 from tools.parts.duplicate_output import MAP, Output
 from tools.parts.duplicate_search import Centres, Found, Options, search
 from tools.parts.nearest import LEAST_PAIRS
 from tools.parts.run_faces import ClassImages, open_run_faces, write_unit_centres
 from tools.parts.test_people import TestPeople, open_test
+from training.checkpoint import find_checkpoint
 from utils.device import choose_device
 
 

@@ -1,164 +1,175 @@
-"""Checkpoints that are complete or absent, and the model file that a run leaves.
+"""Checkpoints as they lie in a run's folder: their names, what is in them, and whether it is what was written.
 
-``checkpoints/step_N/training.pt`` holds everything that is the same on every rank; ``checkpoints/step_N/heads/``
-holds each rank's part of the classifier.
+``checkpoints/step_N/training.pt`` holds everything that is the same on every rank, ``heads/`` each rank's part of the
+classifier (heads/saved.py), ``manifest.json`` the size and checksums of every file. It is written last, and a
+checkpoint gets its name after it. Checkpoints without a manifest are of version 0.1.0; they still load.
 """
 
 from __future__ import annotations
 
-import os
+import io
+import json
 import re
-import shutil
-from collections.abc import Callable
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from backbones.weights import read_state_dict
-from utils.atomic import open_atomic
-from utils.distributed import all_gather_objects, broadcast_object, get_rank, together
-from utils.log import log
+from heads.saved import SavedHeads, open_heads
+from utils.manifest import MANIFEST, CheckedFile, DamagedError, Manifest, read_manifest, verify
 
-_NAME = re.compile(r"step_(\d+)$")
-
-
-def save_model(backbone: nn.Module, path: Path) -> None:
-    """Write the plain state_dict, on the CPU, under a temporary name that is then renamed.
-
-    Raises:
-        OSError: the disk is full or not writable; an older file stays as it was.
-    """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    _write(state, path)
+FORMAT = 2  # of a checkpoint with a manifest
+VERSION = "0.2.0"  # of the project, as in pyproject.toml
+TRAINING, HEADS, BEST = "training.pt", "heads", "best.json"
+ASIDE = "aside_"  # before the name of a checkpoint that a run has gone back behind
+_NAME = re.compile(r"step_(\d+)")
 
 
-def save_checkpoint(
-    folder: Path, step: int, training: dict[str, Any], save_heads: Callable[[Path], None], keep: int, rng: Any = None
-) -> Path:
-    """Write ``folder/step_N`` from all ranks together, then drop all but the newest ``keep``.
-
-    Args:
-        folder: the run's checkpoints/.
-        step: optimizer steps taken.
-        training: what is equal on every rank; rank 0's is written.
-        save_heads: writes this rank's part below the folder that it is given, without collectives.
-        keep: checkpoints to keep.
-        rng: this rank's random state; all ranks' are kept.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        OSError: on every rank when any rank could not write; the older checkpoints are untouched.
-    """
-    final, partial = folder / f"step_{step}", folder / f".step_{step}.partial"
-    if broadcast_object(final.exists()):  # the end of an epoch, or a stop, right after a periodic one
-        return final
-    every_rng = all_gather_objects(rng)
-    is_main = get_rank() == 0
-    try:
-        together(lambda: _begin(partial, {**training, "rng": every_rng}) if is_main else None)
-        together(lambda: save_heads(partial / "heads"))
-        together(lambda: _finish(partial, final, keep) if is_main else None)
-    except OSError as error:
-        if is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"could not write checkpoint {final}: {error}. Make room or choose another output; the run can be "
-            "resumed from the checkpoint before"
-        ) from error
-    return final
-
-
-def _begin(partial: Path, training: dict[str, Any]) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write(training, partial / "training.pt")
-
-
-def _finish(partial: Path, final: Path, keep: int) -> None:
-    """Give a checkpoint its name, and drop the oldest ones."""
-    partial.rename(final)
-    _sync_folder(final.parent)
-    try:
-        for old in list_checkpoints(final.parent)[:-keep]:
-            old.rename(old.with_name(f".{old.name}.old"))  # never half of a checkpoint under a complete one's name
-        for left in final.parent.glob(".step_*"):
-            shutil.rmtree(left)
-    except OSError as error:  # the new one is complete all the same
-        log.warning("an old checkpoint in %s could not be removed: %s", final.parent, error)
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that a folder's name tells; -1 for another name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step_*") if (match := _NAME.search(path.name))]
-    return [path for _, path in sorted(found)]
+    """Checkpoints in a run's checkpoints/, oldest first; they were complete when they got their names."""
+    return sorted((path for path in folder.glob("step_*") if step_of(path) >= 0), key=step_of)
 
 
-def load_training(checkpoint: Path) -> dict[str, Any]:
-    """What :func:`save_checkpoint` was given as ``training``, on the CPU, with every rank's "rng".
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest one of the run whose folder it is.
 
     Raises:
-        ValueError: the file is missing or damaged, named.
+        FileNotFoundError: there is none.
     """
-    path = checkpoint / "training.pt"
+    if (path / TRAINING).exists():
+        return path
+    for folder in (path / "checkpoints", path):
+        if found := list_checkpoints(folder):
+            return found[-1]
+    raise FileNotFoundError(
+        f"{path} holds no checkpoint: expected a run's folder with checkpoints/step_N in it, or such a step_N; a run "
+        "writes them with save_all_states = True"
+    )
+
+
+def manifest_of(checkpoint: Path) -> Manifest | None:
+    """A checkpoint's manifest; None if it is of the form that had none.
+
+    Raises:
+        DamagedError: it is missing or damaged, or of a later version.
+    """
+    if not (checkpoint / MANIFEST).exists():
+        if next(checkpoint.glob(f"{HEADS}/*/layer_*"), None) is not None:
+            raise DamagedError(f"{checkpoint / MANIFEST} is missing")
+        return None
+    manifest = read_manifest(checkpoint)
+    if manifest.facts.get("format") != FORMAT:
+        raise DamagedError(
+            f"{checkpoint} has format {manifest.facts.get('format')}, this version reads {FORMAT}: use the version "
+            f"that wrote it, {manifest.facts.get('project')}"
+        )
+    return manifest
+
+
+def load_training(checkpoint: Path, manifest: Manifest | None = None) -> dict[str, Any]:
+    """What all ranks had in common, on the CPU.
+
+    Args:
+        checkpoint: a folder step_N.
+        manifest: its manifest, if it has been read.
+
+    Raises:
+        DamagedError: the file is missing or damaged, named.
+    """
+    manifest = manifest or manifest_of(checkpoint)
+    path = checkpoint / TRAINING
+    if manifest is not None and TRAINING not in manifest.files:
+        raise DamagedError(f"{checkpoint / MANIFEST} is damaged: it does not name {TRAINING}")
+    file = CheckedFile(path, manifest.files[TRAINING] if manifest else None)
+    data = io.BytesIO(file.read(0, file.size))
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); remove {checkpoint} to resume from an older one"
-        ) from error
+        if manifest is None and (damaged := zipfile.ZipFile(data).testzip()) is not None:
+            raise ValueError(f"{damaged} in it has another checksum than when it was written")
+        data.seek(0)
+        state = torch.load(data, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not isinstance(state.get("head"), dict):
+            raise ValueError("it holds no classifier's settings")
+        if manifest is None and "format" in state:
+            raise DamagedError(f"{checkpoint / MANIFEST} is missing")
+    except DamagedError:
+        raise
+    except Exception as error:  # a broken file raises nearly any type
+        text = " ".join(str(error).split())[:200]
+        raise DamagedError(f"{path} is damaged or not a checkpoint's: {type(error).__name__}: {text}") from error
     return state
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How far a file of weights fits a network."""
+def open_saved_heads(checkpoint: Path, settings: dict[str, int] | None = None) -> SavedHeads:
+    """The classifier in a checkpoint.
 
-    share: float  # of the network's tensors that were loaded
-    missing: list[str]  # tensors of the network that are not in the file
-    misshapen: list[str]  # those whose shape differs there
-    extra: list[str]  # tensors of the file that the network lacks
-
-    def warning(self) -> str:
-        """What did not fit, by name, "" if all did."""
-        kinds = {"not in the file": self.missing, "of another shape": self.misshapen, "not the network's": self.extra}
-        parts = [
-            f"{len(names)} {kind} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-            for kind, names in kinds.items()
-            if names
-        ]
-        if self.missing or self.misshapen:
-            parts.append("what the file does not give starts as in a new network")
-        return f"not all tensors fit: {'; '.join(parts)}" if parts else ""
-
-
-def start_from(backbone: nn.Module, path: Path) -> Fit:
-    """Start a backbone from a model.pt, tolerant of the prefixes that wrappers add.
+    Args:
+        checkpoint: a folder step_N.
+        settings: the classifier's, if training.pt has been read.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a file of weights, or less than half of the tensors fit.
+        DamagedError: a file is missing or damaged, named.
     """
-    named = read_state_dict(path)
-    own = backbone.state_dict()
-    fitting = {name: value for name, value in named.items() if name in own and value.shape == own[name].shape}
-    fit = Fit(
-        share=len(fitting) / len(own),
-        missing=[name for name in own if name not in named],
-        misshapen=[name for name in own if name in named and name not in fitting],
-        extra=[name for name in named if name not in own],
-    )
-    if fit.share < 0.5:
-        raise ValueError(
-            f"{path} fits {len(fitting)} of the network's {len(own)} tensors: it is another network's; set network "
-            "to the one that it was trained as"
+    manifest = manifest_of(checkpoint)
+    settings = settings or load_training(checkpoint, manifest)["head"]
+    return open_heads(checkpoint / HEADS, settings, None if manifest is None else manifest.below(HEADS))
+
+
+def check(checkpoint: Path, part: int = 0, parts: int = 1) -> Manifest | None:
+    """Read a checkpoint's files, or every ``parts``-th of them, and hold them against the manifest.
+
+    Without a manifest, what is read is held against itself: numbers of heads, shapes, and torch's own checksums.
+
+    Raises:
+        DamagedError: a file is not what was written, named.
+    """
+    manifest = manifest_of(checkpoint)
+    if manifest is not None:
+        verify(checkpoint, manifest, part, parts)
+    if part == 0:
+        open_heads(
+            checkpoint / HEADS,
+            load_training(checkpoint, manifest)["head"],
+            None if manifest is None else manifest.below(HEADS),
         )
-    backbone.load_state_dict(fitting, strict=False)
-    return fit
+    return manifest
+
+
+def newest_sound(folder: Path, other_than: Path | None = None) -> Path | None:
+    """The newest checkpoint in a run's checkpoints/ of which every byte is what was written."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        try:
+            if checkpoint != other_than:
+                check(checkpoint)
+                return checkpoint
+        except DamagedError:
+            continue
+    return None
+
+
+@dataclass(frozen=True)
+class Best:
+    """Which checkpoint was the best so far, by a metric that grows."""
+
+    step: int
+    metric: str
+    value: float
+
+
+def read_best(output: Path) -> Best | None:
+    """The best checkpoint of the run in a folder, None if none is noted or the note is damaged."""
+    try:
+        values = json.loads((output / BEST).read_text())
+        return Best(int(values["step"]), str(values["metric"]), float(values["value"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -174,19 +185,3 @@ def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _write(state: Any, path: Path) -> None:
-    with open_atomic(path) as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

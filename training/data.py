@@ -33,6 +33,7 @@ class DataSummary(NamedTuple):
     empty_classes: int  # identities without an image
     unusable: int  # images whose label is damaged, where these are skipped
     checksum: int  # of the labels in their order, and of the folders' names
+    images_of_people: int  # checksum of the number of images of each identity
 
 
 class DataFacts(NamedTuple):
@@ -48,6 +49,7 @@ class RunData:
 
     def __init__(self, loader: Loader) -> None:
         self.loader, self.faces, self.sampler = loader, loader.dataset, loader.batch_sampler
+        self.summary: DataSummary | None = None  # filled in by open_data
 
     def steps_per_epoch(self, gradient_acc: int) -> int:
         """Optimizer steps of one epoch, the same on every rank; ValueError if there is none."""
@@ -133,6 +135,7 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[RunData, Config]:
         raise ValueError(f"the hosts' data differ, copy the same to all: {'; '.join(map(str, sorted(summaries)))}")
     assert data is not None
     summary, facts = examined[0]
+    data.summary = summary
     _adopt(data.faces, facts)
     if summary.empty_classes:
         log.warning("data: %d of %d identities have no image", summary.empty_classes, summary.num_classes)
@@ -191,8 +194,9 @@ def examine(faces: FaceDataset, num_classes: int | None) -> tuple[DataSummary, D
         faces[int(index)]
     names = "\n".join(_folder_names(faces))
     checksum = zlib.crc32(names.encode(), zlib.crc32(faces.labels.tobytes(), zlib.crc32(unusable.tobytes())))
-    empty = num_classes - len(np.unique(labels))
-    return DataSummary(num_classes, len(faces), empty, len(unusable), checksum), facts
+    images_C = np.bincount(labels, minlength=num_classes)
+    people = zlib.crc32(images_C.astype(np.int64).tobytes())
+    return DataSummary(num_classes, len(faces), int((images_C == 0).sum()), len(unusable), checksum, people), facts
 
 
 def check_damaged_share(damaged: int, images: int, what: str) -> None:
@@ -240,10 +244,18 @@ def _folder_of(source: str) -> Path:
 
 
 class DamagedSamples:
-    """How many damaged images have been replaced on this rank since the process started."""
+    """How many damaged images have been replaced on this rank."""
 
     def __init__(self) -> None:
         self.damaged = self.images = 0
+
+    def counts(self) -> tuple[int, int]:
+        """Damaged images, and images in all."""
+        return self.damaged, self.images
+
+    def restore(self, counts: tuple[int, ...]) -> None:
+        """Go on from what :meth:`counts` gave."""
+        self.damaged, self.images = counts
 
     def count(self, batch: Batch) -> None:
         """Take a batch into account; log the 1st, 2nd, 4th, 8th ... damaged image.

@@ -67,6 +67,7 @@ def plan_memory(
     head_size: int,
     drawn_rows: int,
     head_storage: str,
+    freeze_backbone: bool = False,
 ) -> MemoryPlan:
     """Count what a rank allocates.
 
@@ -83,6 +84,7 @@ def plan_memory(
         head_size: L.
         drawn_rows: classes in randomly drawn heads, expected.
         head_storage: "device", "host" or "file".
+        freeze_backbone: whether the network has neither gradients nor optimizer.
     """
     states, G = STATES[optimizer], batch_size * world_size
     S, row = min(rows, G * head_size + drawn_rows), embedding_size * 4
@@ -98,12 +100,13 @@ def plan_memory(
     first_visit = waiting + S * row + 5 * block * row  # int64 hashes, angles, radii of one block
     travelling = 0 if head_storage == "device" else held  # the next step's rows
     parameters = sum(p.numel() for p in backbone.parameters())
+    copies = 1 if freeze_backbone else (3 if world_size > 1 else 2) + states
     return MemoryPlan(
         process=PROCESS,
         centres=0 if head_storage == "file" else rows * row * (1 + row_states),
         step=max(backward, update, first_visit) + travelling,
-        backbone=parameters * 4 * ((3 if world_size > 1 else 2) + states),
-        activations=activation_bytes(backbone, image_size, batch_size),
+        backbone=parameters * 4 * copies,
+        activations=(passing_bytes if freeze_backbone else activation_bytes)(backbone, image_size, batch_size),
     )
 
 
@@ -158,6 +161,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
             head_size=head_size,
             drawn_rows=round(negative_rate * rows),
             head_storage=cfg.head_storage,
+            freeze_backbone=cfg.freeze_backbone,
         )
 
 
@@ -189,3 +193,20 @@ def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_siz
 
     two, four = count(2), count(4)
     return two + (four - two) * (batch_size - 2) // 2
+
+
+def passing_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int) -> int:
+    """What a forward without backward holds: a layer's input, output and a shortcut beside them, and HOLES."""
+    network = copy.deepcopy(backbone).cpu().eval()
+    largest = 0
+
+    def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, inputs[0].nbytes + output.nbytes + max(inputs[0].nbytes, output.nbytes))
+
+    for layer in network.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(watch)
+    with torch.no_grad():
+        network(torch.zeros(1, 3, *image_size).to(memory_format=torch.channels_last))
+    return 2 * largest * batch_size  # as much again is what the allocator cannot reuse

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.atomic import open_atomic
 from utils.config import Config
+from utils.log import log
 
 
 class MetricsWriter:
@@ -61,8 +62,8 @@ class MetricsWriter:
         """The largest value written of ``name`` so far, nan without one or on a rank that keeps no file."""
         if self._jsonl is None:
             return math.nan
-        lines = (json.loads(line) for line in Path(self._jsonl.name).read_text().splitlines())
-        return max((line[name] for line in lines if line.get(name) is not None), default=math.nan)
+        lines = (values for _, values in _read_lines(Path(self._jsonl.name)))
+        return max((line[name] for line in lines if isinstance(line.get(name), int | float)), default=math.nan)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -80,10 +81,23 @@ class MetricsWriter:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
+def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines that hold a step's values, as text and read; what a crash has left half written is passed over."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if line.endswith("\n") and isinstance(values, dict) and isinstance(values.get("step"), int):
+                yield line, values
+
+
 def _keep_lines(path: Path, last_step: int) -> None:
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("}\n")]  # without the line that a killed run was writing
-    kept = [line for line in whole if json.loads(line)["step"] <= last_step]
+    kept = [line for line, values in _read_lines(path) if values["step"] <= last_step]
+    broken = sum(1 for _ in path.open("rb")) - sum(1 for _ in _read_lines(path))
+    if broken:
+        log.warning("%s: %d lines cannot be read and are dropped; a crash may have left them", path, broken)
     with open_atomic(path) as file:
         file.write("".join(kept).encode())
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from data.faces import FaceDataset, ImageFolder
 from heads.selection import expected_share
@@ -73,6 +72,8 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
         f"{negative_rate:g}; a step works on about {100 * share:.3g} % of the classes",
         f"class centres: {_rule_text(cfg, row_rule(cfg, ranks.world_size))}",
     ]
+    if cfg.freeze_backbone:
+        lines.append("backbone: frozen, as init_backbone or the checkpoint gave it; only the classifier trains")
     if share > 0.5 and negative_rate < 0.5:
         lines.append(
             "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "
@@ -104,21 +105,19 @@ class StepReport:
     def __init__(self, run: TrainingRun, data: RunData, metrics: MetricsWriter) -> None:
         self.run, self.metrics = run, metrics
         self.speed, self.hint = Speedometer(), WaitingHint(run.cfg, data.faces)
-        self._first_step = self._written_step = run.step
-        self._loss_sum = torch.zeros((), device=run.device)
+        self._first_step = run.step
 
-    def count(self, loss: Tensor) -> None:
-        """Take a step's mean loss into account; nothing waits for the device."""
-        self._loss_sum += loss
+    def count(self) -> None:
+        """Take a step's images into account."""
         self.speed.images += self.run.cfg.total_batch(self.run.world_size)
 
     def write(self) -> None:
         """Write the log line and the metrics. With ``on_bad_sample`` "skip" one all-reduce of one number."""
         run, stats = self.run, self.run.classifier.stats
         assert stats is not None
-        loss = self._loss_sum.item() / (run.step - self._written_step)
-        self._loss_sum.zero_()
-        self._written_step = run.step
+        loss = run.loss_sum.item() / (run.step - run.logged_step)
+        run.loss_sum.zero_()
+        run.logged_step = run.step
         imgs_per_s, waiting = self.speed.read()
         lr, loss_scale = run.rate(run.steps_done), run.scaler.get_scale()
         hours = self.speed.hours_left(run.step - self._first_step, run.total_steps - run.steps_done)

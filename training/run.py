@@ -5,9 +5,11 @@ One step is: the next batches, forward, backward, all ranks agree that the gradi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +20,24 @@ from backbones import get_model
 from backbones.base import to_network_input
 from data.augment import Augmentation
 from dataset import Batch
-from heads.checkpoint import load_heads, save_heads
+from heads.checkpoint import load_heads
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
+from training.running_statistics import RunningStatistics
+from training.saving import Saver, first_non_finite, write_model
 from training.schedule import PolySchedule
 from training.sigterm import StopRequest
+from training.start import start_from
 from training.sync_bn import synchronise_batch_norm
 from training.verification import Verification
 from utils.config import Config
 from utils.device import to_device
-from utils.distributed import Ranks, broadcast_, together
+from utils.distributed import Ranks, all_gather_objects, broadcast_, together
 from utils.log import log
+from utils.manifest import DamagedError
 from utils.progress import collective
 
 
@@ -43,9 +49,13 @@ class TrainingRun:
         ranks: this process among its peers.
         output: the run's folder.
         steps_per_epoch: optimizer steps of an epoch.
+        identity: what it trains on and with; checkpoints note it.
     """
 
-    def __init__(self, cfg: Config, ranks: Ranks, output: Path, steps_per_epoch: int) -> None:
+    def __init__(
+        self, cfg: Config, ranks: Ranks, output: Path, steps_per_epoch: int, identity: dict[str, Any] | None = None
+    ) -> None:
+        self.identity = identity or {}
         self.cfg, self.output, self.steps_per_epoch = cfg, output, steps_per_epoch
         self.rank, self.world_size, self.is_main = ranks.rank, ranks.world_size, ranks.is_main
         self.device = ranks.device
@@ -58,16 +68,25 @@ class TrainingRun:
         self.rate = PolySchedule(
             cfg.base_lr(ranks.world_size), self.total_steps, round(steps_per_epoch * cfg.warmup_epoch)
         )
-        self.optimizer = make_optimizer(cfg, self.backbone, self.rate.base_lr)
+        self.optimizer = None if cfg.freeze_backbone else make_optimizer(cfg, self.backbone, self.rate.base_lr)
         rule = row_rule(cfg, ranks.world_size)
         self.row_optimizer = together(lambda: make_row_optimizer(cfg, self.classifier.shard, self.rate.base_lr, rule))
-        self.row_lr = rule.lr
-        self.optimizers: tuple[Optimizer, Optimizer] = (self.optimizer, self.row_optimizer)
+        self.factors: dict[Optimizer, float] = {self.row_optimizer: rule.lr}  # on the rate, for each optimizer
+        if self.optimizer is not None:
+            self.factors[self.optimizer] = 1.0
+        self.optimizers = list(self.factors)
         self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
         self.epoch = self.step = self.step_in_epoch = 0
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
+        self.was_skipped = False  # the last step
+        self.loss_sum = torch.zeros((), device=self.device)  # since the last log line
+        self.logged_step = 0  # of that line
         self.damaged = DamagedSamples()
+        self.statistics = RunningStatistics(self.backbone)
         self.stop = StopRequest(output / "checkpoints")
+        self.saver = Saver(output, self.classifier.shard, cfg.keep_checkpoints, cfg.checkpoint_full_every)
+        self._wants_save, self._saved_at = False, (-1, -1)  # (epoch, step) of the last save
+        self._saved_s = time.monotonic()
 
     def _make_backbone(self) -> nn.Module:
         """The network with its first weights, the same on any number of ranks."""
@@ -76,17 +95,21 @@ class TrainingRun:
         backbone = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=self.amp_dtype)
         if cfg.init_backbone is not None:
             path = Path(cfg.init_backbone)
-            fit = together(lambda: checkpoint.start_from(backbone, path))
+            fit = together(lambda: start_from(backbone, path))
             log.info("init_backbone: %.1f %% of the tensors taken from %s", 100 * fit.share, path)
             if warning := fit.warning():
                 log.warning("init_backbone: %s", warning)
-        if cfg.sync_bn:
+            if fit.left_out:
+                log.info("init_backbone: left out what else is in the file: %s", fit.left_out)
+        if cfg.freeze_backbone:
+            backbone.eval().requires_grad_(False)
+        elif cfg.sync_bn:
             backbone = synchronise_batch_norm(backbone, self.device)
         torch.manual_seed(cfg.seed + self.rank)  # dropout differs between ranks
         return backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _join_ranks(self, backbone: nn.Module) -> nn.Module:
-        if self.world_size == 1:
+        if self.world_size == 1 or self.cfg.freeze_backbone:
             return backbone
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         model = DistributedDataParallel(backbone, device_ids, gradient_as_bucket_view=True, bucket_cap_mb=16)
@@ -112,15 +135,18 @@ class TrainingRun:
     def train_step(self, batches: Iterator[Batch]) -> Tensor:
         """One optimizer step over ``gradient_acc`` batches of each rank; returns the mean loss, a scalar tensor."""
         cfg, loss_sum = self.cfg, torch.zeros((), device=self.device)
-        for optimizer, factor in zip(self.optimizers, (1.0, self.row_lr), strict=True):
+        for optimizer, factor in self.factors.items():
             for group in optimizer.param_groups:
                 group["lr"] = factor * self.rate(self.steps_done)
+        self.statistics.keep()
         for part in range(cfg.gradient_acc):
             batch = next(batches)
             images = to_device(batch.images_BHW3, self.device)
             images = to_network_input(self.augment(images, batch.sample_ids_B, self.epoch))
             with self._reduce_gradients(part == cfg.gradient_acc - 1):
-                loss = self.classifier(self.model(images), batch.labels_B) / cfg.gradient_acc
+                with torch.set_grad_enabled(not cfg.freeze_backbone):
+                    embeddings_BD = self.model(images)
+                loss = self.classifier(embeddings_BD, batch.labels_B) / cfg.gradient_acc
                 with collective("all-reduce", "gradients"):
                     self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
@@ -129,6 +155,7 @@ class TrainingRun:
             optimizer.zero_grad()
         self.step += 1
         self.step_in_epoch += 1
+        self.loss_sum += loss_sum
         return loss_sum
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager[None]:
@@ -142,34 +169,44 @@ class TrainingRun:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self.cfg.clip_grad_norm or float("inf"))
         rows = torch.stack([leaf.grad.sum() for leaf in self.classifier.shard.leaves if leaf.grad is not None]).sum()
-        bad = ~(norm + rows + loss).isfinite()
-        if not self.stop.agree(bad):
+        bad = ~(norm + rows + loss + self.statistics.largest()).isfinite()
+        if self.is_main and 0 < self.cfg.checkpoint_minutes * 60 <= time.monotonic() - self._saved_s:
+            self.stop.ask_save()
+        self.was_skipped = self.stop.agree(bad, self.saver.is_writing)
+        if not self.was_skipped:
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
             self.scaler.update()
             self.skipped_in_a_row = 0
             return
+        self._skip(self._non_finite(loss))
+
+    def _skip(self, what: str) -> None:
+        """Undo what the step's forward has left, and say what was wrong; the same on every rank."""
+        self.statistics.put_back()
         self.skipped += 1
-        scale = self.scaler.get_scale()
+        scale, rate = self.scaler.get_scale(), self.rate(self.steps_done)
+        where = next((f"{one} on rank {rank}" for rank, one in enumerate(all_gather_objects(what)) if one), "a sum")
         if self.cfg.fp16:
             self.scaler.update(scale * self.scaler.get_backoff_factor())
             self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})  # as torch does
-        if scale > 1 and self.cfg.fp16:
-            return  # an overflow of the scaled loss, which a lower scale fixes
+        if scale > 1 and self.cfg.fp16:  # an overflow of the scaled loss, which a lower scale fixes
+            log.info("step %d skipped on all ranks: %s overflowed at loss scale %g", self.step, where, scale)
+            return
         self.skipped_in_a_row += 1
-        where = self._non_finite(loss)
-        rate = self.rate(self.steps_done)
         log.warning(
             "step %d skipped on all ranks: %s is not finite (lr %g, loss scale %g)", self.step, where, rate, scale
         )
         if self.skipped_in_a_row >= self.cfg.max_nonfinite:
+            self.saver.finish()
             raise FloatingPointError(
-                f"{self.skipped_in_a_row} steps in a row up to step {self.step} without finite gradients; {where} on "
-                f"rank {self.rank}, lr {rate:g}, loss scale {scale:g}. Lower lr, lengthen the warm-up, or use "
-                "bf16 in place of fp16"
+                f"{self.skipped_in_a_row} steps in a row up to step {self.step} without finite gradients; the last: "
+                f"{where}, lr {rate:g}, loss scale {scale:g}. Lower lr, lengthen the warm-up, or use bf16 in place "
+                f"of fp16; resume = 'auto' goes on from {self.saver.last()}"
             )
 
     def _non_finite(self, loss: Tensor) -> str:
+        """What is not finite on this rank, "" if all is."""
         if not loss.isfinite():
             return "the loss"
         for name, parameter in self.backbone.named_parameters():
@@ -177,81 +214,133 @@ class TrainingRun:
                 return f"the gradient of {name}"
         if any(leaf.grad is not None and not leaf.grad.isfinite().all() for leaf in self.classifier.shard.leaves):
             return "the gradient of the classifier's rows"
-        return "a gradient of another rank"
+        statistic = self.statistics.non_finite()
+        return f"the running statistic {statistic}" if statistic else ""
 
     def is_due(self, every: int) -> bool:
         """Whether something due every so many steps is due now; 0: never."""
         return every > 0 and self.step % every == 0
 
     def end_epoch(self) -> None:
-        """Move the counters past the epoch's last step; leave model.pt and a checkpoint."""
+        """Move the counters past the epoch's last step; begin to save model.pt and a checkpoint."""
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        self.save_model()
-        self.save()
-
-    def save_model(self) -> None:
-        """Write model.pt from rank 0; an error there is raised on all ranks."""
-        path = self.output / "model.pt"
-        together(lambda: checkpoint.save_model(self.backbone, path) if self.is_main else None)
+        self.save(model=True)
 
     def verify(self, verification: Verification) -> None:
-        """Run the verification sets on rank 0's running statistics, the ones that model.pt holds."""
+        """Run the verification sets on rank 0's running statistics, the ones that model.pt holds; keep the best."""
         for buffer in self.backbone.buffers():
             broadcast_(buffer)
-        verification(self.backbone, self.step)
-
-    def save(self) -> None:
-        """Write a checkpoint, if the config wants them. Collectives: the checkpoint's own."""
-        if not self.cfg.save_all_states:
+        figures = verification(self.backbone, self.step)
+        metric = self.cfg.keep_best
+        if metric is None or self.step == 0 or not figures:
             return
+        if metric not in figures:
+            log.warning("keep_best = %r is no figure of the verification; there are %s", metric, ", ".join(figures))
+        elif self.saver.best is None or figures[metric] > self.saver.best.value:
+            if self._saved_at != (self.epoch, self.step):
+                self.save()
+            self.saver.finish()
+            path, state = self.output / "model_best.pt", self.backbone.state_dict()
+            together(lambda: write_model(state, path) if self.is_main else None)
+            self.saver.note_best(checkpoint.Best(self.step, metric, figures[metric]))
+
+    def save_if_due(self) -> None:
+        """Name a checkpoint that has been written, and begin the next one where it is due, asked for or overdue.
+
+        None begins after a skipped step: while steps fail, the good ones would be pushed out.
+        """
+        if self.saver.is_pending and not self.stop.writing_agreed:
+            self.saver.finish()
+        self._wants_save |= self.is_due(self.cfg.checkpoint_steps) or self.stop.save_agreed
+        if self._wants_save and not self.was_skipped and self.step_in_epoch < self.steps_per_epoch:
+            self.save()
+
+    def save(self, model: bool = False) -> None:
+        """Begin to write a checkpoint, if the config wants them, and model.pt. Collectives: the saver's."""
+        backbone = self.backbone.state_dict()
+        training = self._state(backbone) if self.cfg.save_all_states else None
+        if training is not None or model:
+            self.saver.begin(self.step, training, backbone if model else None)
+        self._wants_save, self._saved_at, self._saved_s = False, (self.epoch, self.step), time.monotonic()
+
+    def _state(self, backbone: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What a checkpoint holds beside the heads. Collective: an object gather."""
+        own = {"rng": checkpoint.rng_state(self.device), "damaged": self.damaged.counts()}
+        ranks = all_gather_objects(own)
         images_in_epoch = self.step_in_epoch * self.cfg.total_batch(self.world_size)
-        training = {
-            "backbone": self.backbone.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+        return {
+            "format": checkpoint.FORMAT,
+            "identity": self.identity,
+            "backbone": backbone,
+            "optimizer": {} if self.optimizer is None else self.optimizer.state_dict(),
             "row_optimizer": self.row_optimizer.state_dict(),
             "head": self.classifier.shard.settings(),
             "margin": self.classifier.margin_loss.state_dict(),
             "scaler": self.scaler.state_dict(),
             "position": {"epoch": self.epoch, "step": self.step, "images_in_epoch": images_in_epoch},
             "skipped": self.skipped,
+            "logged": {"loss_sum": self.loss_sum, "step": self.logged_step},
+            "rng": [one["rng"] for one in ranks],
+            "damaged": [one["damaged"] for one in ranks],
         }
-        checkpoint.save_checkpoint(
-            self.output / "checkpoints",
-            self.step,
-            training,
-            lambda folder: save_heads(self.classifier.shard, folder),
-            self.cfg.keep_checkpoints,
-            checkpoint.rng_state(self.device),
-        )
 
     @property
     def steps_done(self) -> int:
         """Steps of this run's length since the first epoch; not ``step`` if the batch has changed."""
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, check: Callable[[dict[str, Any]], None] = lambda identity: None) -> None:
         """Resume from a checkpoint written on any number of ranks.
 
         Weights, state and place in the data are restored; rates, decay and length come from this run's config.
+
+        Args:
+            path: a folder step_N.
+            check: is given the identity noted in it, before anything is restored.
+
+        Raises:
+            DamagedError: a file is not what was written, named; this run is then of no use.
+            ValueError: it belongs to another run.
         """
         state = together(lambda: checkpoint.load_training(path))
+        together(lambda: check(state.get("identity", {})))
+        if name := first_non_finite({"backbone": state["backbone"], "optimizer": state["optimizer"]}):
+            raise DamagedError(f"{path / checkpoint.TRAINING} is of no use: {name} is not finite in it")
         self.classifier.shard.load_settings(state["head"])
-        self.classifier.margin_loss.load_state_dict(state["margin"])
-        together(lambda: load_heads(self.classifier.shard, path / "heads"))
+        together(lambda: load_heads(self.classifier.shard, checkpoint.open_saved_heads(path, state["head"])))
         try:
+            self.classifier.margin_loss.load_state_dict(state["margin"])
             self.backbone.load_state_dict(state["backbone"])
-            self.optimizer.load_state_dict(
-                {**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]}
-            )
+            if self.optimizer is not None and state["optimizer"]:  # {} where the backbone was frozen
+                self.optimizer.load_state_dict(
+                    {**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]}
+                )
             self.row_optimizer.load_state_dict(
                 {**state.get("row_optimizer", {}), **self.row_optimizer.param_groups[0]}
             )
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path} was written by another network: {error}") from error
+        except (RuntimeError, ValueError, KeyError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{path} was written by a run with another network, loss or optimizer: {text}"
+            ) from error
         if self.cfg.fp16 and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         position = state["position"]
         self.epoch, self.step, self.skipped = position["epoch"], position["step"], state["skipped"]
         self.step_in_epoch = position["images_in_epoch"] // self.cfg.total_batch(self.world_size)
+        self._saved_at = (self.epoch, self.step)
+        logged = state.get("logged", {"loss_sum": 0.0, "step": self.step})
+        self.loss_sum.fill_(logged["loss_sum"])
+        self.logged_step = logged["step"]
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)
+            self.damaged.restore(state.get("damaged", [(0, 0)] * self.world_size)[self.rank])
+        elif self.is_main:
+            self.damaged.restore(tuple(map(sum, zip(*state.get("damaged", [(0, 0)]), strict=True))))
+        best = checkpoint.read_best(self.output)
+        self.saver.best = best if best is not None and best.step <= self.step else None
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+        self.saver.close()
+        self.classifier.shard.storage.close()

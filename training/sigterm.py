@@ -41,10 +41,11 @@ class StopRequest:
             same on every rank.
         save_agreed: whether any rank was asked to save and go on between the last two calls of :meth:`agree`; the
             same on every rank.
+        writing_agreed: whether any rank still wrote a checkpoint in the last call of :meth:`agree`.
     """
 
     def __init__(self, checkpoints: Path | None = None) -> None:
-        self.agreed = self.save_agreed = False
+        self.agreed = self.save_agreed = self.writing_agreed = False
         self._checkpoints = checkpoints
         self._asked = self._save_asked = False
         self._settled = threading.Event()
@@ -112,15 +113,19 @@ class StopRequest:
         end_stopped_peers()
         os._exit(143)
 
-    def agree(self, bad: Tensor) -> bool:
-        """Whether ``bad`` (a scalar bool) holds on any rank; updates both attributes with the same message.
+    def ask_save(self) -> None:
+        """Ask all ranks to save and go on, as SIGUSR1 does."""
+        self._save_asked = True
 
-        Collective: one all-reduce of three numbers, and a wait for its result.
+    def agree(self, bad: Tensor, is_writing: bool = False) -> bool:
+        """Whether ``bad`` (a scalar bool) holds on any rank; updates the attributes with the same message.
+
+        Collective: one all-reduce of four numbers, and a wait for its result.
         """
         save_asked, self._save_asked = self._save_asked, False
-        asked = torch.tensor((float(self._asked), float(save_asked)))
+        asked = torch.tensor((float(self._asked), float(save_asked), float(is_writing)))
         flags = torch.cat((bad.float().reshape(1), to_device(asked, bad.device)))
-        any_bad, any_asked, self.save_agreed = (
+        any_bad, any_asked, self.save_agreed, self.writing_agreed = (
             bool(flag) for flag in all_reduce_sum_(flags, "the step's flags").tolist()
         )
         self.settle(any_asked)

@@ -73,14 +73,17 @@ class Verification:
             else:
                 _warn(f"verification set {target} is left out: {problem}")
 
-    def __call__(self, backbone: nn.Module, step: int) -> None:
+    def __call__(self, backbone: nn.Module, step: int) -> dict[str, float]:
         """Evaluate every set, log what was found and hand it to the metrics; none further if the run is to stop.
+
+        Returns the figures of all sets by their names in the metrics, the same on every rank; none if it was stopped.
 
         At step 0, before training, large sets are only checked, and one with a broken image is left out from then on.
 
         All ranks call it with the same weights and buffers. Collectives: those of ``eval.pairs.verify`` for each
         set, at step 0 one more object gather for a large one.
         """
+        figures: dict[str, float] = {}
         for pairs in list(self.sets):
             tag = f"[{pairs.name}][{step}]"
             chosen = pairs
@@ -92,7 +95,7 @@ class Verification:
             except Stopped:  # the same on every rank
                 self.stop.settle(True)
                 log.info("%sNot finished: the run is asked to stop", tag)
-                return
+                return {}
             except ValueError as error:  # the same on every rank
                 if step == 0:
                     self.sets.remove(pairs)
@@ -102,8 +105,11 @@ class Verification:
                 log.info("%sA look at %d of %d pairs before training", tag, len(chosen.issame), len(pairs.issame))
             else:
                 self.best[pairs.name] = float(np.fmax(self.best[pairs.name], result.accuracy))
-                self.metrics.write(step, {f"{pairs.name}/{name}": value for name, value in _figures(result).items()})
+                found = {f"{pairs.name}/{name}": value for name, value in _figures(result).items()}
+                self.metrics.write(step, found)
+                figures |= found
             self._log(tag, result, self.best[pairs.name], is_trained=step > 0)
+        return figures
 
     def _log(self, tag: str, result: PairResult, best: float, is_trained: bool) -> None:
         log.info("%sNorm of straight + mirrored: %f", tag, result.norm)

@@ -17,7 +17,7 @@ def temporary_name(path: Path) -> Path:
 
 @contextlib.contextmanager
 def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """Open for writing; the file gets its name when the block ends, and is removed if an exception leaves it.
+    """Open for writing; the file is on disk when it gets its name, and is removed if an exception leaves the block.
 
     Raises:
         OSError: the folder is missing or cannot be written, or the disk is full.
@@ -27,6 +27,8 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("w+b") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -36,3 +38,13 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write a value, complete or not at all."""
     with open_atomic(path) as file:
         file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in ``folder``, and renames, survive a power cut; where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -50,7 +50,8 @@ class Config:
     embedding_size: int  # D, the numbers of an embedding
     dropout: float  # before the last layer, in [0, 1)
     sync_bn: bool  # batch statistics over all ranks instead of each rank's own
-    init_backbone: str | None  # a model.pt to start from; None: random weights
+    init_backbone: str | None  # a file of weights to start from; None: random weights
+    freeze_backbone: bool  # keep these weights and train the classifier alone
 
     # Margin loss
     loss: LossName  # which margin; "combined" needs margin_list
@@ -66,6 +67,9 @@ class Config:
     head_storage: Literal["device", "host", "file"]  # where centres and their state live
     head_folder: str | None  # for "file": a folder on a disk of each machine; None: <output>/heads
     sample_rate: float  # PartialFC's share of classes, in (0, 1]; needs head_size None and an integer num_classes
+    init_centres: str | None  # None: random; "class_means" of init_backbone's embeddings; or a run's folder or
+    # checkpoint: the centres of its people who are here too
+    centres_map: str | None  # for a folder: JSON {"old class or name": new class or name}; None: by their names
 
     # Optimization
     optimizer: Literal["sgd", "adamw"]  # for the backbone and the classifier's rows
@@ -74,7 +78,7 @@ class Config:
     momentum: float  # SGD, in [0, 1)
     nesterov: bool  # SGD: step from where the momentum leads
     row_momentum: float | None  # SGD's momentum of class centres, in [0, 1); None: 0 if rarely visited, else momentum
-    row_lr: float  # factor on the rate of class centres
+    row_lr: float  # the rate of class centres, as a factor on lr
     row_idle: Literal["keep", "decay", "dense"] | None  # what steps without a class do to its momentum: nothing, make
     # it smaller, or move the centre as well, as a dense optimizer; None: "decay" with SGD, "keep" with AdamW
     weight_decay: float  # per step, of backbone and selected rows
@@ -89,7 +93,8 @@ class Config:
 
     # Run
     output: str | None  # folder of everything that the run leaves; None: work_dirs/<name of the config>
-    resume: bool  # go on from the newest checkpoint in output
+    resume: bool | str  # True: go on from the newest checkpoint in output; "auto": if it has a sound one, else start;
+    # a checkpoint's or another run's folder: go on from that one
     overwrite: bool  # start over in an output folder that holds another run
     seed: int  # of first weights, order of images, flips, centres and negatives
     device: Literal["auto", "cpu", "cuda"]  # "auto": CUDA where there is a GPU
@@ -98,7 +103,10 @@ class Config:
     frequent: int  # log every this many optimizer steps
     save_all_states: bool  # write checkpoints
     checkpoint_steps: int  # also every this many steps; 0: at the end of epochs only
+    checkpoint_minutes: float  # also after this many minutes; 0: never
+    checkpoint_full_every: int  # of so many checkpoints one holds all class centres, the others those changed since
     keep_checkpoints: int  # newest checkpoints that are kept
+    keep_best: str | None  # also the best by this figure of the verification, "lfw/accuracy", and model_best.pt
 
     # Weights & Biases; the key comes from WANDB_API_KEY in the environment only
     using_wandb: bool  # log there too
@@ -171,6 +179,10 @@ class Config:
         unread = [name for name in ("score",) if getattr(self, name)]
         if self.dali and self.rec == "synthetic":
             unread.append("dali")  # nothing to decode
+        if self.resume and self.init_centres is not None:
+            unread.append("init_centres")  # the checkpoint's go on
+        if self.freeze_backbone:
+            unread += [name for name in ("sync_bn", "dropout") if getattr(self, name)]
         if self.margin_list is not None and self.margin is not None:
             unread.append("margin")  # margin_list decides
         if self.optimizer != "sgd" and self.row_momentum is not None:
@@ -229,6 +241,8 @@ def make_config(values: Mapping[str, Any]) -> Config:
         rec=_home(config.rec) if isinstance(config.rec, str) else tuple(map(_home, config.rec)),
         class_map=config.class_map and _home(config.class_map),
         init_backbone=config.init_backbone and _home(config.init_backbone),
+        init_centres=config.init_centres and _home(config.init_centres),
+        centres_map=config.centres_map and _home(config.centres_map),
         head_folder=config.head_folder and _home(config.head_folder),
         val_targets=tuple(_home(target) for target in config.val_targets),
     )
@@ -320,6 +334,8 @@ def _check_ranges(c: Config) -> None:
         ("verbose", c.verbose >= 0, "at least 0"),
         ("frequent", c.frequent >= 1, "at least 1"),
         ("checkpoint_steps", c.checkpoint_steps >= 0, "at least 0"),
+        ("checkpoint_minutes", c.checkpoint_minutes >= 0, "at least 0"),
+        ("checkpoint_full_every", c.checkpoint_full_every >= 1, "at least 1"),
         ("keep_checkpoints", c.keep_checkpoints >= 1, "at least 1"),
     ]
     for key, holds, allowed in rules:
@@ -346,8 +362,19 @@ def _check_combinations(c: Config) -> None:
             f"num_classes = {list(c.num_classes)} means heads of {c.num_classes[1]} classes, but head_size = "
             f"{c.head_size}; give num_classes as one number, or leave head_size out"
         )
-    if c.checkpoint_steps and not c.save_all_states:
-        raise ValueError("checkpoint_steps asks for checkpoints, but save_all_states = False switches them off")
+    if c.freeze_backbone and c.init_backbone is None and not c.resume:
+        raise ValueError("freeze_backbone = True keeps the weights of init_backbone: give it a file of weights")
+    if c.init_centres == "class_means" and c.init_backbone is None and not c.resume:
+        raise ValueError(
+            "init_centres = 'class_means' needs init_backbone: the network whose embeddings are averaged"
+        )
+    if c.centres_map is not None and c.init_centres in (None, "class_means"):
+        raise ValueError("centres_map says who is who in the older run of init_centres: give its folder there")
+    if (c.checkpoint_steps or c.checkpoint_minutes) and not c.save_all_states:
+        raise ValueError(
+            "checkpoint_steps or checkpoint_minutes asks for checkpoints, but save_all_states = False switches them "
+            "off"
+        )
     has_heads = isinstance(c.num_classes, tuple) or c.head_size is not None
     if c.negative_rate is not None and not has_heads:
         raise ValueError("negative_rate needs head_size; PartialFC's share of classes is sample_rate")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -53,3 +54,17 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not x.is_pinned():
         x = x.pin_memory()  # torch keeps the pinned copy until the stream has read it
     return x.to(device, non_blocking=True)
+
+
+def single_threaded_worker(device: torch.device, name: str) -> ThreadPoolExecutor:
+    """One background thread in which torch uses no further ones; a second team would get in training's way.
+
+    The number of OpenMP threads is per calling thread, that of the matrix library is global; hence the reset.
+    """
+    worker = ThreadPoolExecutor(1, thread_name_prefix=name)
+    threads = torch.get_num_threads()
+    worker.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        worker.submit(torch.cuda.set_device, device).result()
+    return worker

@@ -259,12 +259,12 @@ def together(do: Callable[[], T]) -> T:
     """Call ``do``, which has no collective in it, on every rank; an error of one rank is raised on all.
 
     Raises:
-        ValueError, OSError: the first rank's; the others get its text.
+        ValueError, OSError, FloatingPointError: the first rank's; the others get its text.
     """
     error: Exception | None = None
     try:
         value = do()
-    except (ValueError, OSError) as problem:
+    except (ValueError, OSError, FloatingPointError) as problem:
         error = problem
     first = next((e for e in all_gather_objects(error, "errors") if e is not None), None)
     if first is not None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import train
-from backbones import get_model
 from ranks import launch_ranks, run_ranks
 from tiny_runs import TINY
 from training import checkpoint, memory
@@ -165,37 +164,6 @@ def test_after_an_overflow_the_scale_waits_the_whole_interval_again(tmp_path):
     assert run.scaler.get_scale() == 2.0**3, "three steps of four"
     run.train_step(batches)
     assert run.scaler.get_scale() == 2.0**4
-
-
-def test_weights_that_fit_in_part_are_named(tmp_path):
-    """init_backbone from a network with one more stage and another embedding size: more than half of it fits."""
-    state = get_model("rtiny", 32).state_dict()
-    dropped = [name for name in state if name.startswith("layer4")]
-    kept = {name: value for name, value in state.items() if name not in dropped}
-    kept["fc.weight"] = torch.zeros(16, 2048)
-    kept["head.weight"] = torch.zeros(3)
-    torch.save(kept, tmp_path / "part.pt")
-    train.prepare(get_config(TINY, [f"output={tmp_path / 'run'}", f"init_backbone={tmp_path / 'part.pt'}"]), ALONE)
-    log = (tmp_path / "run" / "training.log").read_text()
-    (warning,) = (line for line in log.splitlines() if "not all tensors fit" in line)
-    assert f"{len(dropped)} not in the file (layer4." in warning
-    assert "1 of another shape (fc.weight)" in warning
-    assert "1 not the network's (head.weight)" in warning
-
-
-def test_weights_that_fit_whole_are_no_warning(tmp_path):
-    fit = checkpoint.Fit(1.0, [], [], [])
-    assert fit.warning() == ""
-
-
-def test_weights_that_the_network_lacks_leave_nothing_new_in_it():
-    fit = checkpoint.Fit(1.0, [], [], ["head.weight"])
-    assert fit.warning() == "not all tensors fit: 1 not the network's (head.weight)"
-    assert (
-        checkpoint.Fit(0.5, ["a"], [], [])
-        .warning()
-        .endswith("(a); what the file does not give starts as in a new network")
-    )
 
 
 @pytest.mark.parametrize(

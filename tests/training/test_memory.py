@@ -48,12 +48,16 @@ print(json.dumps({"plan": plan.total, "peak": peak}))
         ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000"],
         ["network=mbf", "batch_size=48", "num_image=960", "num_classes=1000", "gradient_acc=2"],
         ["network=rtiny", "num_classes=200000", "head_size=10", "negative_rate=0.2", "head_storage=file"],
+        ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000", "freeze_backbone=True"],
     ],
-    ids=["classifier", "adamw", "r18", "mbf", "file"],
+    ids=["classifier", "adamw", "r18", "mbf", "file", "frozen"],
 )
 def test_plan_is_within_ten_percent_of_measured_peaks(tmp_path, overrides):
     def command(number):
         options = [f"output={tmp_path / str(number)}", "embedding_size=512", *overrides]
+        if "freeze_backbone=True" in overrides:
+            torch.save(get_model("r18", 512).state_dict(), tmp_path / "start.pt")
+            options.append(f"init_backbone={tmp_path / 'start.pt'}")
         return [sys.executable, "-c", MEASURE, "tests/tiny.py", *options]
 
     # Peaks of equal runs differ by up to 13 %, since the allocator's holes do.

@@ -215,7 +215,7 @@ def test_several_sets():
     assert get_config("demo", ["rec=faces,b"]).sources() == ("faces,b",), "a comma may be part of a name"
 
 
-@pytest.mark.parametrize("key", ["rec", "class_map", "init_backbone", "head_folder"])
+@pytest.mark.parametrize("key", ["rec", "class_map", "init_backbone", "init_centres", "head_folder"])
 def test_a_tilde_is_the_home_folder(key):
     assert getattr(get_config("demo", [f"{key}=~/mine"]), key) == str(Path.home() / "mine")
 

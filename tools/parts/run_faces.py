@@ -18,8 +18,7 @@ from data.joined import JoinedSets
 from dataset import join_sources
 from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, embed_with_mirrored
-from heads.checkpoint import merged_blocks, read_parts
-from training.checkpoint import load_training
+from training.checkpoint import open_saved_heads
 
 Load = Callable[[int], NDArray[np.uint8]]  # an image's number to (H, W, 3) RGB; ValueError or OSError if damaged
 
@@ -158,7 +157,8 @@ def write_unit_centres(
     Raises:
         ValueError: the checkpoint is damaged, or has fewer classes.
     """
-    settings = load_training(checkpoint)["head"]
+    saved = open_saved_heads(checkpoint)
+    settings = saved.settings
     C, num_classes = settings["num_classes"], len(has_images_C)
     if num_classes > C:
         raise ValueError(
@@ -168,7 +168,7 @@ def write_unit_centres(
     centres_CD = np.lib.format.open_memmap(out, "w+", np.float32, (C, settings["embedding_size"]))
     classes: list[NDArray[np.int64]] = []
     first = written = untouched = 0
-    for rows_mD, visits_m in merged_blocks(read_parts(checkpoint / "heads"), settings):
+    for rows_mD, visits_m in saved.blocks():
         has_images_m = np.zeros(len(rows_mD), bool)
         here = has_images_C[first : first + len(rows_mD)]
         has_images_m[: len(here)] = here

@@ -1,0 +1,267 @@
+"""Saving while training goes on: a moment's state is held on to, and a thread of each rank writes it.
+
+A save has three parts: :meth:`Saver.begin` between two steps, the writing in the threads, and :meth:`Saver.finish`,
+between two later steps, which gives the checkpoint its name once all ranks have written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from heads.checkpoint import HeadPart, HeadSave, HeadSaver
+from heads.shard import HeadShard
+from training.checkpoint import BEST, FORMAT, HEADS, TRAINING, VERSION, Best, list_checkpoints, step_of
+from utils.atomic import open_atomic, sync_folder, write_json
+from utils.device import single_threaded_worker
+from utils.distributed import all_gather_objects, get_rank, get_world_size, together
+from utils.log import log
+from utils.manifest import FileSum, Manifest, SummedFile, write_manifest
+
+T = TypeVar("T")
+
+
+class SaveError(OSError):
+    """A checkpoint or a model could not be written; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A save whose files are being written."""
+
+    partial: Path
+    final: Path | None  # the checkpoint's folder; None: the model alone is written
+    facts: dict[str, Any]
+    written: Future[tuple[FileSum | None, HeadPart | None]]  # training.pt's, this rank's heads
+
+
+class Saver:
+    """Writes a run's checkpoints and model.pt, one save at a time. All ranks call its methods at the same steps.
+
+    Args:
+        output: the run's folder.
+        shard: this rank's heads.
+        keep: newest checkpoints to keep.
+        full_every: see :class:`~heads.checkpoint.HeadSaver`.
+    """
+
+    def __init__(self, output: Path, shard: HeadShard, keep: int, full_every: int = 1) -> None:
+        self.output, self.folder, self.keep = output, output / "checkpoints", keep
+        self.best: Best | None = None  # its checkpoint is kept, too
+        self._heads = HeadSaver(shard, full_every)
+        self._worker = single_threaded_worker(shard.device, "save")
+        self._pending: _Pending | None = None
+        self._is_main = get_rank() == 0
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a save waits for :meth:`finish`; the same on every rank."""
+        return self._pending is not None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank's thread is still at it."""
+        return self._pending is not None and not self._pending.written.done()
+
+    def begin(self, step: int, training: dict[str, Any] | None, model: Mapping[str, Tensor] | None) -> None:
+        """Start to save; finishes the save before first. What is given may change once this returns.
+
+        Args:
+            step: optimizer steps taken.
+            training: for ``checkpoints/step_N``, equal on every rank; None: no checkpoint.
+            model: a network's state_dict for model.pt, whose tensors may be in ``training`` too; None: no model.
+
+        Raises:
+            SaveError: on every rank when any rank could not write, also in the save before.
+            FloatingPointError: what was to be saved before is not finite.
+        """
+        self.finish()
+        final, partial = self.folder / f"step_{step}", self.folder / f".step_{step}.partial"
+        heads = None
+        if training is not None:
+            self._or_error(final, lambda: _start_over(partial) if self._is_main else None)
+            heads = self._or_error(final, self._heads.begin)
+        copy = _Copies()
+        state, weights = (copy(value) if self._is_main else None for value in (training, model))
+        written = self._worker.submit(self._write, partial, heads, state, weights)
+        self._pending = _Pending(partial, None if training is None else final, _facts(step, training), written)
+
+    def finish(self) -> None:
+        """Wait until all ranks have written what was begun, if anything was, and give the checkpoint its name.
+
+        Collectives: two object gathers, one without a checkpoint.
+
+        Raises:
+            SaveError, FloatingPointError: as :meth:`begin`.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        target = pending.final or self.output / "model.pt"
+        training_sum, part = self._or_error(target, pending.written.result, pending.partial)
+        if pending.final is None or part is None:
+            return
+        files = {f"{HEADS}/{name}": own for name, own in part.sums.items()}
+        if training_sum is not None:
+            files[TRAINING] = training_sum
+        everyones = {name: own for one in all_gather_objects(files) for name, own in one.items()}
+        manifest = Manifest(pending.facts, everyones)
+        self._or_error(target, lambda: self._name(pending, manifest) if self._is_main else None, pending.partial)
+        self._heads.finish(part, pending.final / HEADS)
+
+    def note_best(self, best: Best) -> None:
+        """Keep the checkpoint of a step, which must be finished, until a better one comes."""
+        self.best = best
+        self._or_error(
+            self.output / BEST, lambda: write_json(self.output / BEST, asdict(best)) if self._is_main else None
+        )
+
+    def close(self) -> None:
+        """Finish, and end the thread."""
+        self.finish()
+        self._worker.shutdown(wait=True)
+
+    def _write(
+        self, partial: Path, heads: HeadSave | None, state: dict[str, Any] | None, weights: dict[str, Tensor] | None
+    ) -> tuple[FileSum | None, HeadPart | None]:
+        try:
+            for value in (state, weights):
+                if name := first_non_finite(value):
+                    raise FloatingPointError(f"{name} is not finite")
+            part = None if heads is None else heads.write(partial / HEADS)
+        finally:
+            if heads is not None:
+                heads.close()
+        training_sum = None
+        if state is not None:
+            with SummedFile(partial / TRAINING) as file:
+                _save(state, file)
+            training_sum = file.sum
+        if weights is not None:
+            write_model(weights, self.output / "model.pt")
+        return training_sum, part
+
+    def _name(self, pending: _Pending, manifest: Manifest) -> None:
+        """Complete a checkpoint with its manifest and its name, and drop the oldest ones."""
+        final = pending.final
+        assert final is not None
+        write_manifest(pending.partial, manifest)
+        sync_folder(pending.partial)
+        if final.exists():  # from a course of training that this one has left
+            final.rename(final.with_name(f".{final.name}.old"))
+        pending.partial.rename(final)
+        sync_folder(self.folder)
+        kept = {step_of(path) for path in list_checkpoints(self.folder)[-self.keep :]}
+        if self.best is not None:
+            kept.add(self.best.step)
+        try:
+            for old in list_checkpoints(self.folder):
+                if step_of(old) not in kept:
+                    old.rename(old.with_name(f".{old.name}.old"))  # never half of one under a complete one's name
+        except OSError as error:  # the new one is complete all the same
+            log.warning("an old checkpoint in %s could not be removed: %s", self.folder, error)
+        self._worker.submit(_drop_old, self.folder)
+
+    def _or_error(self, target: Path, do: Callable[[], T], partial: Path | None = None) -> T:
+        """:func:`together`, with an error that says what to do."""
+        try:
+            return together(do)
+        except OSError as error:
+            if self._is_main and partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise SaveError(
+                f"could not write {target}: {error}. Make room or choose another output; resume = 'auto' goes on "
+                f"from {self.last()}"
+            ) from error
+        except FloatingPointError as error:
+            if self._is_main and partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise FloatingPointError(
+                f"{target} is not written, because {error}: training has diverged. Lower lr, lengthen the warm-up, "
+                f"or use bf16 in place of fp16; resume = 'auto' goes on from {self.last()}"
+            ) from error
+
+    def last(self) -> str:
+        found = list_checkpoints(self.folder)
+        return str(found[-1]) if found else "the start: there is no checkpoint yet"
+
+
+def write_model(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a network's plain state_dict, complete or not at all.
+
+    Raises:
+        OSError: the disk is full or not writable; an older file stays as it was.
+    """
+    with open_atomic(path) as file:
+        _save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
+
+
+def first_non_finite(value: Any, name: str = "") -> str | None:
+    """The place of the first nan or infinity in nested dictionaries and lists of tensors, "backbone.bn1.bias"."""
+    if isinstance(value, Tensor):
+        return name if value.is_floating_point() and not value.isfinite().all() else None
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    else:
+        return None
+    found = (first_non_finite(item, f"{name}.{key}" if name else str(key)) for key, item in items)
+    return next((place for place in found if place is not None), None)
+
+
+class _Copies:
+    """Copies of nested values on the CPU; a tensor that comes twice is copied once."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in self._done:  # the tensor is kept beside its copy, so that its id stays its own
+                self._done[id(value)] = (value, value.detach().to("cpu", copy=True))
+            return self._done[id(value)][1]
+        if isinstance(value, Mapping):
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self(item) for item in value)
+        return value
+
+
+def _facts(step: int, training: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "project": VERSION,
+        "torch": torch.__version__,
+        "step": step,
+        "ranks": get_world_size(),
+        "classifier": {} if training is None else training["head"],
+    }
+
+
+def _start_over(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / HEADS).mkdir(parents=True)
+
+
+def _drop_old(folder: Path) -> None:
+    for old in folder.glob(".step_*.old"):
+        shutil.rmtree(old, ignore_errors=True)  # tried again after the next save
+
+
+def _save(value: Any, file: Any) -> None:
+    """torch.save, which hides why it cannot write."""
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:
+        hidden: BaseException | None = error
+        while hidden is not None and not isinstance(hidden, OSError):
+            hidden = hidden.__cause__ or hidden.__context__
+        raise (hidden or error) from None
