@@ -10,12 +10,13 @@ from faults.processes import ended
 from faults.scenario import Scenario, scenario
 from faults.stage import (
     LIMIT_S,
-    OPTIONS,
     RUN_S,
     Row,
     Stage,
     differences,
+    due_step,
     end_of,
+    every_of,
     go_on_and_compare,
     is_finite,
     last_step,
@@ -34,7 +35,6 @@ TIMEOUT_S = 8
 def kill_again_and_again(stage: Stage, rank: int) -> list[Row]:
     """One run, killed at many moments and resumed after each; at its end it must equal the uninterrupted one."""
     rows: list[Row] = []
-    every = int(OPTIONS["checkpoint_steps"])
     resume: dict[str, Any] = {}
     for number in range(60):
         told = last_step(stage.output)
@@ -50,8 +50,7 @@ def kill_again_and_again(stage: Stage, rank: int) -> list[Row]:
             break
         what = stage.mark.with_suffix(".what").read_text()
         moment = f"rank {rank}, step {last_step(stage.output)}: {what}"
-        told = last_step(stage.output)
-        due = max(0, told - 1) // every * every
+        told, due = last_step(stage.output), due_step(stage.output, every_of(LONG))
         rows.append(row_of(stage, moment, ending, "ends", KILLED, told_step=told, due=due))
         resume = {"resume": True} if newest_checkpoint(stage.output) is not None else {"overwrite": True}
     settle(stage, rows, ending.status == 0, ending.output)
@@ -164,12 +163,7 @@ def nan(stage: Stage, kind: str, cause: str, rank: int | None = None) -> list[Ro
     finite = is_finite(stage.output) if (stage.output / "model.pt").exists() else None
     found: Row = {"finite": finite, "leftovers": leftovers(stage.output)}
     expect = "skips" if ending.status == 0 else "ends"
-    row = row_of(stage, f"rank {rank}, step {step}", ending, expect, None, **found)
-    row["said"] = cause in ending.output
-    if not row["said"]:
-        row["silent"] = finite is not True
-        row["problems"].append("silent" if row["silent"] else "the cause is not said")
-    return [row]
+    return [row_of(stage, f"rank {rank}, step {step}", ending, expect, cause, **found)]
 
 
 def clock(stage: Stage) -> list[Row]:

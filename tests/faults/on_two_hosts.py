@@ -149,9 +149,9 @@ def elastic_late(stage: Stage) -> list[Row]:
 
 
 def after_a_restart(end: Ending, told: int) -> Row:
-    """Whether the run has gone on from the newest checkpoint."""
+    """Whether the run has gone on from the newest checkpoint, of which one may have been in the making."""
     at = resumed_at(end.output)
-    lost_steps = None if at is None else max(0, (told - 1) // 2 * 2 - at)
+    lost_steps = None if at is None else max(0, (told - 1) // 2 * 2 - 2 - at)
     return {"resumed_step": at, "lost_steps": lost_steps, "more_problems": ["not resumed"] if at is None else []}
 
 

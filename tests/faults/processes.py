@@ -62,6 +62,13 @@ class Launch:
         parent = self.ranks()[rank]
         return [pid for pid in self.pids() if parent_of(pid) == parent and "resource_tracker" not in command_of(pid)]
 
+    def role_of(self, pid: int) -> str:
+        """What a process is to the run: "launcher", "rank 0", "child of rank 0" (a loader's process)."""
+        rank = value_of(pid, "RANK")
+        if rank is None:
+            return "launcher"
+        return f"rank {rank}" if pid in self.ranks().values() else f"child of rank {rank}"
+
     def output(self) -> str:
         """What all processes have printed so far."""
         return self.log.read_text(errors="replace")

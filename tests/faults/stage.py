@@ -43,6 +43,7 @@ class Ending:
     status: int | None  # the launcher's; None: it had to be killed
     gone_s: float | None  # from the fault until every process was gone; None: they were not
     output: str
+    left: tuple[str, ...] = ()  # the processes that were not gone
 
     @property
     def hung(self) -> bool:
@@ -145,7 +146,8 @@ def end_of(launch: Launch, since_s: float, limit_s: float) -> Ending:
     """Wait until all processes are gone, at most until ``limit_s`` after ``since_s``."""
     is_gone = launch.wait_until_gone(max(0.0, since_s + limit_s - time.monotonic()))
     gone_s = round(time.monotonic() - since_s, 2) if is_gone else None
-    return Ending(launch.process.poll() if is_gone else None, gone_s, launch.output())
+    left = () if is_gone else tuple(map(launch.role_of, launch.pids()))
+    return Ending(launch.process.poll() if is_gone else None, gone_s, launch.output(), left)
 
 
 def last_step(output: Path) -> int:
@@ -161,15 +163,16 @@ def newest_checkpoint(output: Path) -> int | None:
     return max(steps, default=None)
 
 
-def lost_steps(output: Path, every: int, started_at: int | None) -> int | None:
-    """Steps that a checkpoint which must have been complete would have kept.
+def due_step(output: Path, every: int) -> int | None:
+    """The step of a checkpoint that must be complete, after a fault.
 
-    A checkpoint is due every so many steps; when a later step has been told of, it must be complete.
+    That is the newest that has its name, but not an older one than the last but one that was due: a checkpoint is
+    written while training goes on, and is complete before the next one begins.
     """
     if not every:
-        return None
-    due = max(0, last_step(output) - 1) // every * every
-    return max(0, due - (started_at or 0))
+        return newest_checkpoint(output)
+    last_due = max(0, last_step(output) - 1) // every * every
+    return max(newest_checkpoint(output) or 0, last_due - every)
 
 
 def resumed_at(text: str) -> int | None:
@@ -209,6 +212,11 @@ def is_finite(output: Path) -> bool:
     return all(bool(value.isfinite().all()) for value in state.values())
 
 
+def every_of(options: Mapping[str, Any] | None) -> int:
+    """The run's ``checkpoint_steps``."""
+    return int({**OPTIONS, **(options or {})}["checkpoint_steps"])
+
+
 def leftovers(output: Path) -> list[str]:
     """Temporary files and half checkpoints that nothing will ever remove."""
     found = [*output.glob(".*"), *(output / "checkpoints").glob(".*")]
@@ -245,8 +253,8 @@ def row_of(
         more: "equal", "lost_steps", "finite", "leftovers" and whatever else was seen.
     """
     said = cause is None or is_said(cause, ending.output)
-    said_last = cause is None or is_said(on_last or cause, last_lines(ending.output))
     must_fail = expect in ("ends", "refused", "stops")
+    said_last = is_said(on_last or cause, last_lines(ending.output)) if must_fail and cause is not None else said
     right = more.get("equal") is not False and more.get("finite") is not False
     row: Row = {
         "seed": stage.seed,
@@ -255,6 +263,7 @@ def row_of(
         "status": ending.status,
         "gone_s": ending.gone_s,
         "hung": ending.hung,
+        "left": sorted(ending.left),
         "said": said,
         "said_last": said_last,
         "silent": not said and (must_fail or not right),
@@ -269,7 +278,7 @@ def problems_of(row: Row, must_fail: bool, said: bool, said_last: bool) -> list[
     """Everything about a row that is not as it should be, in words."""
     problems = []
     if row["hung"]:
-        problems.append("processes are left after the limit")
+        problems.append(f"left after the limit: {', '.join(row['left'])}")
     elif must_fail and row["status"] == 0:
         problems.append("exit status 0")
     elif not must_fail and row["status"] != 0:
@@ -293,15 +302,13 @@ def problems_of(row: Row, must_fail: bool, said: bool, said_last: bool) -> list[
 
 def go_on_and_compare(stage: Stage, options: Mapping[str, Any] | None = None, ranks: int = 2) -> Row:
     """Resume after a fault, and hold the end against the uninterrupted run."""
-    every = int({**OPTIONS, **(options or {})}["checkpoint_steps"])
-    told = last_step(stage.output)
-    due = max(0, told - 1) // every * every if every else 0
+    told, due = last_step(stage.output), due_step(stage.output, every_of(options))
     ending = stage.resume(options, ranks)
     started_at = resumed_at(ending.output)
     found: Row = {
         "told_step": told,
         "resumed_step": started_at,
-        "lost_steps": max(0, due - (started_at or 0)) if every else None,
+        "lost_steps": None if due is None else max(0, due - (started_at or 0)),
         "leftovers": leftovers(stage.output),
     }
     if ending.status != 0:

@@ -15,10 +15,10 @@ from faults.stage import (
     Ending,
     Stage,
     differences,
+    due_step,
     end_of,
     last_step,
     leftovers,
-    lost_steps,
     newest_checkpoint,
     resumed_at,
     row_of,
@@ -63,7 +63,7 @@ def test_a_clean_end_is_seen_with_its_status(tmp_path):
     ("ending", "expect", "more", "problem"),
     [
         (Ending(1, 2.0, "the disk is full"), "ends", {"equal": True}, None),
-        (Ending(None, None, "the disk is full"), "ends", {}, "processes are left after the limit"),
+        (Ending(None, None, "the disk is full", ("rank 0",)), "ends", {}, "left after the limit: rank 0"),
         (Ending(0, 2.0, "the disk is full"), "ends", {}, "exit status 0"),
         (Ending(1, 2.0, "Traceback"), "ends", {}, "silent"),
         (Ending(1, 2.0, "the disk is full\n" + "noise\n" * 30), "ends", {}, "the cause is not on the last lines"),
@@ -87,10 +87,12 @@ def test_steps_are_lost_only_where_a_checkpoint_was_due(tmp_path):
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 8)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "lo')
     assert last_step(tmp_path) == 7
-    assert lost_steps(tmp_path, 2, 6) == 0
-    assert lost_steps(tmp_path, 2, 4) == 2
-    assert lost_steps(tmp_path, 2, None) == 6
-    assert lost_steps(tmp_path, 0, None) is None
+    assert due_step(tmp_path, 2) == 4, "one may have been in the making"
+    (tmp_path / "checkpoints" / "step_6").mkdir(parents=True)
+    assert due_step(tmp_path, 2) == 6
+    assert due_step(tmp_path, 0) == 6
+    assert due_step(tmp_path / "new", 0) is None
+    assert due_step(tmp_path / "new", 2) == 0
     assert resumed_at("x\nTraining: resumed from /a/step_4: epoch 0, step 4\n") == 4
     assert resumed_at("a new run") is None
 
