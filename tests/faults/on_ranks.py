@@ -134,8 +134,7 @@ def stop_a_rank(stage: Stage) -> list[Row]:
         stage.strike()
         launch.signal(signal.SIGSTOP, [launch.ranks()[rank]])
         ending = end_of(launch, stage.struck_s() or 0, TIMEOUT_S + LIMIT_S)
-    cause = rf"rank {rank}\b.*(not|stopped|stuck|waits|longer)|timed? ?out|Timed out"
-    return [row_of(stage, f"rank {rank}", ending, "ends", cause, **go_on_and_compare(stage))]
+    return [row_of(stage, f"rank {rank}", ending, "ends", HANGS, **go_on_and_compare(stage))]
 
 
 def worker(stage: Stage, number: int, cause: str) -> list[Row]:
@@ -193,8 +192,8 @@ def torchrun_restarts(stage: Stage) -> list[Row]:
 
 
 ALONE = r"injected: "
-HANGS = r"rank \d.*(not|stuck|waits|waited|longer|answer).*|[Tt]imed? ?out"
-LOADER = r"[Ll]oader|worker"
+HANGS = r"rank \d+\b.*(has not joined|stopped|stuck|[Tt]imed out)"
+LOADER = r"[Ll]oader"
 NOT_FINITE = "is not finite"
 RANKS, NUMBERS = "A rank or a loader's process", "Numbers and clocks"
 SCENARIOS: dict[str, Scenario] = {

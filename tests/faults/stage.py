@@ -224,7 +224,9 @@ def leftovers(output: Path) -> list[str]:
 
 
 def is_said(cause: str, text: str) -> bool:
-    return re.search(cause, text) is not None
+    """Whether the output matches a pattern; the list of settings at the start says nothing."""
+    said = [line for line in text.splitlines() if not re.match(r"Training: \S+ \S+-: ", line)]
+    return re.search(cause, "\n".join(said)) is not None
 
 
 def last_lines(text: str) -> str:

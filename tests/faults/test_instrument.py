@@ -83,6 +83,12 @@ def test_what_is_not_as_it_should_be_is_a_problem(stage, ending, expect, more, p
         assert any(text.startswith(problem) for text in row["problems"]), row["problems"]
 
 
+def test_a_setting_with_the_name_of_a_cause_does_not_name_it(stage):
+    banner = "Training: 2026-01-01 10:00:00,000-: timeout_s                       8"
+    assert row_of(stage, "now", Ending(1, 2.0, banner), "ends", "timeout")["silent"]
+    assert not row_of(stage, "now", Ending(1, 2.0, f"{banner}\na timeout"), "ends", "timeout")["silent"]
+
+
 def test_steps_are_lost_only_where_a_checkpoint_was_due(tmp_path):
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 8)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "lo')
