@@ -63,21 +63,21 @@ def asked_to_end(stage: Stage, target: Target, times: int = 1, gap_s: float = 0.
     found = go_on_and_compare(stage, options)
     found["lost_steps"] = told - (saved or 0)
     moment, cause = f"after step {at}", "stopped by SIGTERM"
-    return [row_of(stage, moment, ending, "stops", cause, on_last="SIGTERM", saved_step=saved, **found)]
+    return [row_of(stage, moment, ending, "stops", cause, on_last=r"SIGTERM|signal: 15", saved_step=saved, **found)]
 
 
 def launcher_is_killed(stage: Stage) -> list[Row]:
     """Without their launcher the ranks must end too, and soon."""
     at = stage.random.randint(5, 12)
-    options = {"num_epoch": 100, "frequent": 1}
+    options = {"num_epoch": 4}
     launch = stage.start(options, pace_s=0.05)
     with ended(launch):
         assert launch.wait_until(lambda: last_step(stage.output) >= at), launch.output()[-2000:]
         stage.strike()
         launch.signal(signal.SIGKILL, [launch.process.pid])
         ending = end_of(launch, stage.struck_s() or 0, LIMIT_S)
-    row = row_of(stage, f"after step {at}", ending, "ends", r"launcher|parent|orphan|ranks' store, has ended")
-    return [row]
+    cause = r"stopped by SIGTERM|launcher"
+    return [row_of(stage, f"after step {at}", ending, "ends", cause, **go_on_and_compare(stage, options))]
 
 
 def asked_to_save(stage: Stage, target: Target) -> list[Row]:

@@ -94,8 +94,8 @@ def by(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
 def long_runs(rows: Sequence[Row]) -> str:
     """The table of a long run's processes."""
     headings = (
-        "process", "samples", "PSS at the end (MiB)", "PSS, KiB more in 1,000 steps", "RSS, KiB more in 1,000 steps",
-        "file handles", "threads", "processes of the run",
+        "process", "samples", "PSS at the end (MiB)", "PSS, KiB more in 1,000 steps", "the same, second half",
+        "RSS, KiB more in 1,000 steps", "file handles", "more in 1,000 steps", "threads", "processes of the run",
     )  # fmt: skip
 
     def span(values: Sequence[int]) -> str:
@@ -106,7 +106,8 @@ def long_runs(rows: Sequence[Row]) -> str:
         (
             [
                 row["moment"], row["samples"], f"{row['pss_kib'] / 1024:.0f}", row["pss_slope_per_1000"],
-                row["rss_slope_per_1000"], span(row["handles"]), span(row["threads"]), span(row["processes"]),
+                row["pss_slope_of_second_half"], row["rss_slope_per_1000"], span(row["handles"]),
+                row["handles_slope_per_1000"], span(row["threads"]), span(row["processes"]),
             ]
             for row in rows
         ),
