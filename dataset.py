@@ -57,6 +57,7 @@ def get_dataloader(
     shuffle_chunk: int = 0,
     on_bad_sample: OnBadSample = "stop",
     dali: bool = False,
+    timeout_s: float = 1800.0,
 ) -> Loader:
     """A loader of :class:`Batch` whose ``batch_sampler`` is an :class:`EpochSampler`.
 
@@ -76,6 +77,7 @@ def get_dataloader(
         shuffle_chunk: see :class:`EpochSampler`.
         on_bad_sample: whether a damaged image is an error or is replaced; a data set given here keeps its own.
         dali: decode with nvidia-dali; "synthetic" has nothing to decode.
+        timeout_s: how long a batch of the worker processes may take to come.
 
     Raises:
         FileNotFoundError: there is no such source.
@@ -101,6 +103,7 @@ def get_dataloader(
     options: dict[str, Any] = {
         "batch_sampler": sampler,
         "num_workers": num_workers,
+        "timeout_s": timeout_s,
         "persistent_workers": num_workers > 0,
         "generator": torch.Generator().manual_seed(seed),  # else each epoch would draw from torch's global state
     }

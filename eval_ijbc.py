@@ -31,6 +31,7 @@ from eval.ijb.templates import FeatureMode, pair_scores
 from utils.device import choose_device, prepare_device
 from utils.distributed import get_rank, get_world_size, init_ranks, together
 from utils.fate import one_fate, speaks
+from utils.text import complain
 
 _RANK_TIMEOUT_S = 86_400.0  # a rank may wait this long for one on a slower device
 
@@ -67,6 +68,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         ("--detector-score", "weigh an image by the face detector's score"),
         ("--cache", "keep embeddings for the next run"),
         ("--report", "write an HTML report with pictures"),
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="read images outside loose_crop if the lists or links say so"
     )
     for name, meaning in switches:
         parser.add_argument(name, action=BooleanOptionalAction, default=True, help=f"{meaning} (default: on)")
@@ -138,7 +142,7 @@ def _prepare(options: argparse.Namespace, device: torch.device | None) -> tuple[
     device = device or choose_device(options.device)
     embedder = load_embedder(options.model_prefix, options.network, device, options.bf16)
     prepare_device(device)
-    return embedder, read_ijb(options.image_path, options.target, options.protocol)
+    return embedder, read_ijb(options.image_path, options.target, options.protocol, options.allow_outside)
 
 
 def _open_result_folder(folder: Path) -> None:
@@ -195,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "WORLD_SIZE" in os.environ:  # a launcher's child
             device = init_ranks(options.device, _RANK_TIMEOUT_S, options.local_rank).device
     except (ValueError, OSError) as error:
-        print(f"eval_ijbc.py: error: {error}", file=sys.stderr)
+        complain("eval_ijbc.py", error)
         return 2
     try:
         with one_fate():
@@ -211,7 +215,7 @@ def _evaluate_or_say(options: argparse.Namespace, device: torch.device | None) -
         evaluate(options, device)
     except (ValueError, OSError) as error:  # on all ranks, or on this one alone
         if speaks(error):
-            print(f"eval_ijbc.py: error: {error}", file=sys.stderr)
+            complain("eval_ijbc.py", error)
         sys.exit(2)
 
 

@@ -24,6 +24,7 @@ from embedder.embedder import Embedder, embed_with_mirrored
 from embedder.load import load_embedder
 from utils.atomic import open_atomic, write_json
 from utils.decode import decode_rgb, resize_square
+from utils.text import complain
 
 LANDMARKS = "ten numbers x1,y1,...,x5,y5, or a file of them (.json: also [[x, y], ...])"
 
@@ -201,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except (ValueError, OSError) as error:
-        print(f"inference.py: error: {error}", file=sys.stderr)
+        complain("inference.py", error)
         return 2
     return 0
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from backbones.base import INPUT_SHAPE, Backbone
 from embedder.load import file_sha256, load_network
 from utils.atomic import temporary_name
+from utils.text import complain
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 DEFAULT_OPSET = 18
@@ -235,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         output, difference = convert(options.model, options.output, options.network, options.opset)
     except (ValueError, OSError) as error:
-        print(f"torch2onnx.py: error: {error}", file=sys.stderr)
+        complain("torch2onnx.py", error)
         return 2
     batches = " and ".join(map(str, CHECKED_BATCHES))
     print(f"{output}: differs from torch by at most {difference:.1e} of the largest output, at batch {batches}")

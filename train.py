@@ -34,6 +34,7 @@ from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, 
 from utils.fate import one_fate, speaks
 from utils.log import init_logging, log
 from utils.manifest import DamagedError
+from utils.text import plain
 
 
 @nothing_to_save_yet()
@@ -48,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = get_config(args.config, args.overrides)
         ranks = init_ranks(cfg.device, cfg.timeout_s, args.local_rank)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"train.py: {error}\n")
+        parser.exit(2, f"train.py: {plain(str(error))}\n")
     with one_fate():
         try:
             run, data = prepare(cfg, ranks)
         except (ValueError, OSError) as error:  # on all ranks, or on this one alone
-            parser.exit(2, f"train.py: {error}\n" if speaks(error) else None)
+            parser.exit(2, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
         train(run, data)
 
 
@@ -77,6 +78,7 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
         if chosen is None:
             set_first_centres(cfg, run.classifier.shard, run.backbone, data.faces)
     folder.open(chosen)
+    run.lock = folder.lock
     init_logging(ranks.is_main, folder.path)
     announce(run, data, chosen)
     return run, data

@@ -7,6 +7,7 @@ has a part of such a name.
 
 from __future__ import annotations
 
+import argparse
 import re
 import warnings
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,7 +200,8 @@ def _load(path: Path) -> Any:
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about files that end in an error anyway
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_plain_data()):
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a broken file raises nearly any type
             name, text = type(error).__name__, str(error)
     if "TorchScript" in text:
@@ -210,6 +213,16 @@ def _load(path: Path) -> Any:
             f"network; they can run any code and are refused: {_WAY_OUT}"
         )
     raise ValueError(f"{path} is no file of torch.save, or it is damaged or cut short ({name}); copy it again")
+
+
+def _plain_data() -> list[Any]:
+    """What checkpoints hold beside tensors and cannot run code: numbers of numpy, by its old and new names; settings.
+
+    numpy's numbers come as a type, and as bytes for it.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *(type(np.dtype(kind)) for kind in "efdilq?"), argparse.Namespace]
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

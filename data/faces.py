@@ -5,7 +5,6 @@ Shapes: B batch, N images of a set, C classes; images are height x width x RGB.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -18,13 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.folders import IMAGE_SUFFIXES, identity_folders, image_names
+from data.folders import IMAGE_SUFFIXES, OutsideLinks, identity_folders, image_names
 from data.records.check import RecordCheck, check_records, is_whole, no_identity
 from data.records.images import find_images
 from data.records.layout import unpack
 from data.records.reader import RecordReader
 from utils.decode import decode_rgb
 from utils.hashing import key
+from utils.text import parse_json
 
 Size = tuple[int, int]  # (height, width) in pixels
 OnBadSample = Literal["stop", "skip"]
@@ -51,6 +51,7 @@ class FaceDataset(Dataset[Batch]):
     on_bad_sample: OnBadSample = "stop"  # a damaged sample raises, or is replaced by another one and named
     is_encoded = True  # the images are files of some kind, which ``read`` gives
     warning = ""  # what is wrong with the set as a whole but does not keep it from being used
+    note = ""  # what is unusual about it, without being wrong
     unusable: NDArray[np.int64] = np.empty(0, np.int64)  # increasing: never delivered, because the label is damaged
     _labels: NDArray[np.int64]
 
@@ -273,8 +274,10 @@ class ImageFolder(FaceDataset):
 
     def __init__(self, root: str | Path, image_size: Size = (112, 112), on_bad_sample: OnBadSample = "stop") -> None:
         self.root, self.image_size, self.on_bad_sample = Path(root), image_size, on_bad_sample
-        self.classes: list[str] = identity_folders(self.root)
-        names = [image_names(self.root / identity) for identity in self.classes]
+        links = OutsideLinks(self.root, most=1000)
+        self.classes: list[str] = identity_folders(self.root, links)
+        names = [image_names(self.root / identity, links) for identity in self.classes]
+        self.note = links.note()
         empty = [identity for identity, found in zip(self.classes, names, strict=True) if not found]
         if empty or not self.classes:
             raise ValueError(
@@ -337,7 +340,7 @@ def read_class_names(rec_path: Path) -> list[str | None] | None:
     if not path.is_file():
         return None
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: no JSON ({error}): pack the faces again, or remove the file") from None
     if not isinstance(names, list) or not all(isinstance(name, str | None) for name in names):

@@ -6,7 +6,6 @@ Shapes: N images and C classes of all sets together.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.faces import Encoded, FaceDataset, OnBadSample
+from utils.text import parse_json
 
 T = TypeVar("T")
 Person = dict[int, list[int]]  # number of a set -> that person's classes in it
@@ -197,7 +197,7 @@ def read_class_map(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; class_map is a JSON list of people with several labels")
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: no JSON: {error}") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

@@ -2,35 +2,72 @@
 
 Launchers and schedulers send SIGTERM to the whole group. The training process then still needs its workers to finish
 the step and save, so that only its own SIGTERM ends them. That takes a system which tells who sent a signal: Linux;
-on macOS and Windows anybody's ends a worker.
+on macOS and Windows anybody's ends a worker. On Linux they end with the training process, however that ends.
+
+No wait is without a limit: a worker that does not deliver, stopped or hanging, is an error that names it.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import multiprocessing
 import os
 import signal
 import threading
-from multiprocessing import resource_tracker
+import time
+import weakref
+from multiprocessing import queues, resource_tracker
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from utils.opencv import cv2
+from utils.processes import die_with_parent, process_of
 
 T_co = TypeVar("T_co", covariant=True)
 
+BATCHES_AHEAD = 2  # of each worker, torch's own choice
+_IN_HAND = 2  # batches that the training process still holds
+_SHARE = 0.8  # of timeout_s
+_LOOK_S = 5.0  # between looks whether the workers are alive
+_REMEDY = "give the container more (docker run --shm-size=8g, or --ipc=host), or set num_workers = 0"
+_SHM = Path("/dev/shm")
+
 
 class WorkerLoader(DataLoader[T_co]):
-    """torch's loader, with the processes of this module; it takes batches as the data set makes them."""
+    """torch's loader, with the processes of this module; it takes batches as the data set makes them.
 
-    def __init__(self, dataset: Any, **options: Any) -> None:
+    Args:
+        dataset: as torch's.
+        timeout_s: how long a collective of the ranks may take; a batch may take four fifths of it to come, so that
+            the rank which lacks it says so before the others say that this rank is late.
+        options: torch's.
+    """
+
+    def __init__(self, dataset: Any, timeout_s: float = 1800.0, **options: Any) -> None:
+        self.timeout_s = timeout_s
         if options.get("num_workers"):
             options = {"multiprocessing_context": start_method(), "worker_init_fn": start_worker, **options}
         super().__init__(dataset, collate_fn=_as_it_is, **options)
 
     def __iter__(self) -> Any:
+        if self.num_workers == 0:
+            return super().__iter__()
+        if self.worker_init_fn is start_worker:
+            # The system ends a worker when the thread that started it ends, so that one has to be the last.
+            is_main = threading.current_thread() is threading.main_thread()
+            self.worker_init_fn = functools.partial(start_worker, dies_with_parent=is_main)
+        arriving = self._start()
+        atexit.unregister(_end_stopped_workers)  # again below, to be called before torch's and Python's own
+        atexit.register(_end_stopped_workers)
+        _limit_waiting(arriving, _SHARE * self.timeout_s)
+        return arriving
+
+    def _start(self) -> Any:
         if not _tells_senders():
             return super().__iter__()
         resource_tracker.ensure_running()  # started with the processes, it would let SIGTERM through again
@@ -48,8 +85,12 @@ def start_method() -> str:
     return "spawn" if method == "forkserver" else method
 
 
-def start_worker(worker_id: int) -> None:
+def start_worker(worker_id: int, dies_with_parent: bool = False) -> None:
     """Prepare a loader's process: one thread for each library; see the module for SIGTERM."""
+    if dies_with_parent and hasattr(signal, "SIGKILL"):
+        die_with_parent(signal.SIGKILL)
+    signal.set_wakeup_fd(-1)  # a fork has the training process's own
+    queues.Queue._on_queue_feeder_error = _hand_over_error  # type: ignore[attr-defined]
     if _tells_senders():
         _end_for_the_parent_only()
     cv2.setNumThreads(0)
@@ -75,3 +116,100 @@ def _tells_senders() -> bool:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def check_shared_memory(num_workers: int, batch_bytes: int, ranks_here: int = 1) -> None:
+    """Raise ValueError if the batches that loader workers hand over do not fit into this machine's /dev/shm.
+
+    Args:
+        num_workers: of one rank.
+        batch_bytes: of the images of one rank's batch.
+        ranks_here: ranks that share the machine.
+    """
+    if num_workers == 0 or not _SHM.is_dir():
+        return
+    need = ranks_here * (num_workers * BATCHES_AHEAD + _IN_HAND) * batch_bytes
+    system = os.statvfs(_SHM)
+    free = system.f_bavail * system.f_frsize
+    if need > free:
+        raise ValueError(
+            f"{_SHM} has {free / 2**20:.0f} MiB free, and the loader workers need {need / 2**20:.0f} MiB there "
+            f"({ranks_here} ranks x {num_workers * BATCHES_AHEAD + _IN_HAND} batches of {batch_bytes / 2**20:.1f} "
+            f"MiB): {_REMEDY}"
+        )
+
+
+def _hand_over_error(queue: Any, error: Exception, work: Any) -> None:
+    """Send the error with which a batch could not be handed over in its place; by itself Python drops the batch."""
+    text = str(error)
+    if "No space left" in text or "shared memory" in text:
+        text = f"{_SHM} is full, and loader workers hand their batches over in it: {_REMEDY} ({text})"
+    try:
+        raise RuntimeError(text) from None
+    except RuntimeError:
+        queue.put((work[0], ExceptionWrapper(where="in a loader worker")))
+
+
+def _limit_waiting(arriving: Any, limit_s: float) -> None:
+    """Let torch's iterator raise an error when a batch has not come in time."""
+    if getattr(arriving, "is_limited", False):  # torch keeps one for all epochs
+        return
+    look, overseer = type(arriving)._try_get_data, _Overseer(arriving, limit_s)
+
+    def look_in_time(timeout: float = _LOOK_S) -> tuple[bool, Any]:
+        overseer.deadline_s = overseer.deadline_s or time.monotonic() + limit_s
+        try:
+            came, data = look(overseer.owner(), timeout)
+        except Exception:
+            if overseer.reason:
+                raise RuntimeError(overseer.reason) from None
+            raise
+        if came:
+            overseer.deadline_s = None
+        return came, data
+
+    arriving.is_limited, arriving._try_get_data = True, look_in_time
+    overseer.start()
+
+
+class _Overseer(threading.Thread):
+    """Ends the worker that owes an overdue batch, which ends the wait for it.
+
+    It takes a thread: who waits may be past the queue, and in a socket of a worker that is stopped.
+    """
+
+    def __init__(self, arriving: Any, limit_s: float) -> None:
+        super().__init__(daemon=True)
+        self.owner = weakref.ref(arriving)  # whose end ends the workers
+        self.limit_s = limit_s
+        self.deadline_s: float | None = None
+        self.reason = ""
+
+    def run(self) -> None:
+        """Look at the deadline until it has passed, or nobody waits any more."""
+        while self.owner() is not None:
+            time.sleep(min(1.0, self.limit_s / 8))
+            arriving, deadline_s = self.owner(), self.deadline_s
+            if arriving is not None and deadline_s is not None and time.monotonic() > deadline_s:
+                worker, self.reason = _late(arriving, self.limit_s)
+                worker.kill()
+                return
+            del arriving
+
+
+def _late(arriving: Any, limit_s: float) -> tuple[Any, str]:
+    """The worker that owes the batch which is waited for, and the error that says so."""
+    number, processes = arriving._rcvd_idx, [process_of(worker.pid) for worker in arriving._workers]
+    stopped = [worker for worker, process in enumerate(processes) if process.state() == "T"]
+    worker = arriving._task_info.get(number, [*stopped, 0])[0]  # no entry: at an epoch's start, each has to answer
+    return arriving._workers[worker], (
+        f"loader worker {worker} on {processes[worker]} has not delivered batch {number} of the epoch within "
+        f"{limit_s:g} s ({_SHARE:g} of timeout_s){': its process is stopped (SIGSTOP)' if worker in stopped else ''}"
+    )
+
+
+def _end_stopped_workers() -> None:
+    """End workers that are stopped: Python would wait for them for ever before it ends itself."""
+    for child in multiprocessing.active_children():
+        if child.pid is not None and process_of(child.pid).state() == "T":
+            child.kill()

@@ -6,7 +6,6 @@ Shapes: B batch, H height, W width, D embedding size.
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,15 @@ from backbones import MODEL_NAMES, get_model
 from backbones.base import to_network_input
 from backbones.weights import WeightsFile, read_weights
 from embedder.embedder import Embedder
+from embedder.onnx_files import external_files
 from utils.device import choose_device, to_device
 from utils.distributed import get_rank
 from utils.log import log
+from utils.text import parse_json
+from utils.torch_file import check_unfolding
 
 DEFAULT_NETWORK = "r50"
+_MOST_NUMBERS = 1 << 20  # of an embedding
 
 
 class TorchEmbedder(Embedder):
@@ -91,9 +94,16 @@ def load_embedder(
             raise ValueError(f"{path} holds its own network; leave --network out")
         if bf16:
             raise ValueError(f"{path} fixes its own number format; leave --bf16 out")
-        return OnnxEmbedder(path, file_sha256(path), device)
+        return OnnxEmbedder(path, _onnx_sha256(path), device)
     backbone, name, embedding_size = load_network(path, network)
     return TorchEmbedder(backbone, name, embedding_size, file_sha256(_weights_file(path)), device, bf16)
+
+
+def _onnx_sha256(path: Path) -> str:
+    """The file's hash or, where weights lie in files beside it, that of all their hashes."""
+    own = file_sha256(path)
+    others = external_files(path)
+    return hashlib.sha256("".join([own, *map(file_sha256, others)]).encode()).hexdigest() if others else own
 
 
 def file_sha256(path: Path) -> str:
@@ -127,26 +137,35 @@ def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Modul
         ValueError: a file that holds no weights, or weights of another network.
     """
     path = _weights_file(Path(path))
+    if path.is_file():
+        check_unfolding(path)
     file = read_weights(path)
     config_path = path.parent / "config.json"
     config = _read_run_config(config_path)
-    name, source = _choose_network(network, config, config_path, file)
+    name, chosen_by = _choose_network(network, config, config_path, file)
     weights = file.of(_shape_of_network(name, 1))
     embedding_size = config.get("embedding_size", _last_vector(name, weights.tensors))
-    if isinstance(embedding_size, bool) or not isinstance(embedding_size, int) or embedding_size < 1:
-        raise ValueError(f"{config_path}: embedding_size is {embedding_size!r}, not a number of at least 1")
-    backbone = get_model(name, num_features=embedding_size)
-    mismatch = _describe_mismatch(backbone.state_dict(), weights.tensors)
+    if (
+        isinstance(embedding_size, bool)
+        or not isinstance(embedding_size, int)
+        or not 1 <= embedding_size <= _MOST_NUMBERS
+    ):
+        source = config_path if "embedding_size" in config else path
+        raise ValueError(f"{source}: embedding_size is {embedding_size!r}, not a number of 1 to {_MOST_NUMBERS:,}")
+    with torch.device("meta"):  # no memory for what a file says before it is known to be so
+        wanted = get_model(name, num_features=embedding_size).state_dict()
+    mismatch = _describe_mismatch(wanted, weights.tensors)
     if mismatch:
         fitting = _fitting_networks(file)
         way_out = (
             f"They fit --network {' or '.join(fitting)}" if fitting else f"They fit none here: {file.first_names()}"
         )
         raise ValueError(
-            f"{path} does not hold the weights of network {name!r} (chosen by {source}): {mismatch}. {way_out}"
+            f"{path} does not hold the weights of network {name!r} (chosen by {chosen_by}): {mismatch}. {way_out}"
         )
     if weights.left_out and get_rank() == 0:
         log.warning("%s: left out what else is in the file: %s", path, weights.left_out_text())
+    backbone = get_model(name, num_features=embedding_size)
     backbone.load_state_dict(weights.tensors)
     return backbone, name, embedding_size
 
@@ -175,7 +194,7 @@ def _read_run_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text())
+        config = parse_json(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); mend it, or move it away and give --network") from None
     return config if isinstance(config, dict) else {}

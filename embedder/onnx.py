@@ -5,6 +5,7 @@ Shapes: B batch, H height, W width, D embedding size.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedder.embedder import Embedder
+from embedder.onnx_files import external_files
 
 _FIRST_NODES = 8  # where a graph that normalises its own input does so
 
@@ -76,6 +78,7 @@ class OnnxEmbedder(Embedder):
 def _open_session(path: Path, device: torch.device) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    external_files(path)  # older runtimes follow a path out of the model's folder
     try:
         import onnxruntime
     except ImportError:
@@ -101,10 +104,10 @@ def _normalisation(path: Path, metadata: dict[str, str]) -> tuple[np.float32, np
             mean, std = float(metadata["input_mean"]), float(metadata["input_std"])
         except ValueError:
             mean, std = 0.0, 0.0
-        if not std > 0:
+        if not (0 < std < math.inf and math.isfinite(mean)):
             raise ValueError(
-                f"{path}: its metadata say input_mean {metadata['input_mean']!r} and input_std "
-                f"{metadata['input_std']!r}, expected numbers"
+                f"{path}: its metadata say input_mean {metadata['input_mean'][:40]!r} and input_std "
+                f"{metadata['input_std'][:40]!r}, expected numbers"
             )
         return np.float32(mean), np.float32(std)
     names = _first_node_names(path)

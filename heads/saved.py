@@ -172,7 +172,7 @@ def open_heads(folder: Path, settings: Mapping[str, int], files: Mapping[str, Fi
 
 def _files_in(folder: Path) -> list[str]:
     try:
-        return sorted(path.relative_to(folder).as_posix() for path in folder.glob("rank_*_of_*/*.npy"))
+        return sorted(path.relative_to(folder).as_posix() for path in folder.glob("rank_*_of_*/**/*.npy"))
     except OSError as error:
         raise DamagedError(f"{folder} cannot be read: {error}") from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import utils.opencv  # noqa: F401  (before any test imports cv2, which reads its limits then)
 from model_files import save_random_model
 from paths import data_path
 

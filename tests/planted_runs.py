@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from embedder.embedder import Embedder
-from heads.checkpoint import save_heads
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
+from saved_heads import write_checkpoint
 from tools import find_duplicates
 
 D, CLASSES = 64, 60
@@ -67,8 +67,7 @@ def write_centres(run, num_classes=CLASSES, left_out=()):
         centre = torch.from_numpy(vector(SAME.get(c, c))).float()[None]
         values = dict.fromkeys(classifier.shard.storage.names, centre)
         classifier.shard.storage.store(torch.tensor([c]), values)
-    save_heads(classifier.shard, folder / "heads")
-    torch.save({"head": classifier.shard.settings()}, folder / "training.pt")
+    write_checkpoint(folder, classifier.shard)
 
 
 def run(*argv):

@@ -200,3 +200,9 @@ def test_the_changelog_names_modules_that_are_there():
             if name != "to_network_input" and name not in MODULES and name not in DEPARTMENTS:
                 missing.append(name)
     assert not missing
+
+
+def test_no_wait_and_no_rate_follows_a_clock_that_may_jump():
+    """time.monotonic() and time.perf_counter() do not; time.time() and its kin do."""
+    wrong = [str(path) for path in CODE if re.search(r"\btime\.time(_ns)?\(|\bfrom time import", path.read_text())]
+    assert not wrong

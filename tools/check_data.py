@@ -30,6 +30,7 @@ from tools.parts.data_scan import scan
 from tools.parts.face_sources import open_source
 from tools.parts.record_output import print_config
 from utils.atomic import open_atomic, write_json
+from utils.text import complain, plain
 
 SHOWN = 5  # problems of one kind that are printed
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _check(args)
     except (ValueError, OSError) as error:
-        print(f"check_data: error: {error}", file=sys.stderr)
+        complain("check_data", error)
         return 2
     except KeyboardInterrupt:
         print("check_data: interrupted", file=sys.stderr)
@@ -85,7 +86,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _table(findings: Findings) -> PrettyTable:
     table = PrettyTable(["what", "found"], align="l")
-    table.add_rows([list(row) for row in findings.rows.items()])
+    table.add_rows([[what, plain(found)] for what, found in findings.rows.items()])
     return table
 
 
@@ -93,7 +94,7 @@ def _print_problems(problems: list[Problem]) -> None:
     for kind, count in Counter(problem.kind for problem in problems).items():
         print(f"\n{kind}: {count}")
         for problem in [p for p in problems if p.kind == kind][:SHOWN]:
-            print(f"    {problem}")
+            print(f"    {plain(str(problem))}")
         if count > SHOWN:
             print(f"    and {count - SHOWN} more (all of them in problems.jsonl with --out)")
 

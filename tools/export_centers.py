@@ -10,7 +10,6 @@ Shapes: C classes, D embedding size, L classes per head, n updated heads of one 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 from training.checkpoint import find_checkpoint, open_saved_heads
 from utils.atomic import open_atomic, temporary_name
+from utils.text import complain, parse_json
 
 
 def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> tuple[int, int, int]:
@@ -75,10 +75,10 @@ def names_of_classes(checkpoint: Path, count: int) -> Path | None:
     """The run's classes.json, if it has one that names ``count`` identities."""
     path = checkpoint.resolve().parent.parent / "classes.json"
     try:
-        names = json.loads(path.read_text())
+        names = parse_json(path.read_text())
     except (OSError, ValueError):
         return None
-    return path if len(names) == count else None
+    return path if isinstance(names, list) and len(names) == count else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint = find_checkpoint(options.source)
         C, D, updated = write_centres(checkpoint, options.out, options.updates)
     except (ValueError, OSError) as error:
-        print(f"export_centers: error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain("export_centers", error)
         return 2
     print(f"{options.out}: {C:,} x {D} centres of {checkpoint}; {updated:,} updated, {C - updated:,} as they started")
     if names := names_of_classes(checkpoint, C):

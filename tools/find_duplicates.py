@@ -57,6 +57,7 @@ from tools.parts.run_faces import ClassImages, open_run_faces, write_unit_centre
 from tools.parts.test_people import TestPeople, open_test
 from training.checkpoint import find_checkpoint
 from utils.device import choose_device
+from utils.text import complain, plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _any_name_can_be_printed():
             _find(args)
     except (ValueError, OSError) as error:
-        print(f"find_duplicates: error: {error}", file=sys.stderr)
+        complain("find_duplicates", error)
         return 2
     except KeyboardInterrupt:
         print("find_duplicates: interrupted", file=sys.stderr)
@@ -223,7 +224,7 @@ def _print(
     elif centres.untouched:
         print(f"{centres.untouched:,} centres were never updated and are left out")
     if found.damaged:
-        print(f"{len(found.damaged):,} damaged images are left out, the first: {found.damaged[0]}")
+        print(f"{len(found.damaged):,} damaged images are left out, the first: {plain(found.damaged[0])}")
     largest = f", the largest of {len(groups[0])} classes" if groups else ""
     if found.threshold == math.inf:
         print(f"one person under several labels: {_no_limit(found.compared)}")
@@ -255,7 +256,7 @@ def _print(
             lost = len(test.people) - look.people
             print(
                 f"    {len(look.damaged):,} damaged images are left out, and {lost:,} people who have no others; the "
-                f"first: {look.damaged[0]}"
+                f"first: {plain(look.damaged[0])}"
             )
     print(f"written: {people.parent}")
 
@@ -273,7 +274,7 @@ def _print_use(people: Path, sources: Sequence[str], num_classes: int) -> None:
     print(f"    config.class_map = {str(people.resolve())!r}    # and config.num_classes = {num_classes}")
     if sources:
         command = ["python", "-m", "tools.merge_rec", *sources, "OUT", "--class-map", str(people)]
-        print(f"    {shlex.join(command)}")
+        print(f"    {plain(shlex.join(command))}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import MODEL_NAMES, get_model
 from backbones.base import INPUT_SHAPE, Backbone
+from utils.text import complain
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cost = cost_of(get_model(name, options.embedding_size))
             table.add_row([name, f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e9:.3f}"])
     except ValueError as error:
-        print(f"flops: error: {error}", file=sys.stderr)
+        complain("flops", error)
         return 2
     print(table)
     print("One multiplication with its addition counts once; convolutions and matrix products only.")

@@ -35,8 +35,13 @@ from tools.parts.pair_sampling import Pair, sample_pairs
 from tools.parts.record_output import pair_config_lines, print_config
 from utils.atomic import open_atomic
 from utils.decode import fit_face
+from utils.paths import ListedPaths
+from utils.text import complain
 
 _SHOWN = 3  # missing images that are named
+_WAY_OUT = "give the folder that holds all images with --root or, if you trust the list, --allow-outside"
+
+LfwImage = tuple[str, int]  # name and number
 
 
 @dataclass(frozen=True)
@@ -77,21 +82,23 @@ class _RecordImages:
         return bytes(self.reader.read_face(self.start + index)[1])
 
 
-def from_lfw_list(path: Path, root: Path) -> EncodedPairs:
+def from_lfw_list(path: Path, root: Path, allow_outside: bool = False) -> EncodedPairs:
     """Read pairs in LFW's form, and their images.
 
     Raises:
         FileNotFoundError: the list is missing, or images are; names the first of them.
-        ValueError: a line of another form, or the first line announces another number of pairs.
+        ValueError: a line of another form or that leads out of ``root``, or the first line announces another number
+            of pairs.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; --root is the folder that holds <name>/<name>_0001.jpg")
     named, announced = _parse_lfw_list(path)
     files: dict[tuple[str, int], Path | None] = {}
-    for first, second in named:
-        for image in (first, second):
+    paths = ListedPaths(path, root, _WAY_OUT, allow_outside)
+    for line, *pair in named:
+        for image in pair:
             if image not in files:
-                files[image] = _lfw_file(root, *image)
+                files[image] = _lfw_file(paths, line, *image)
     missing = [image for image, file in files.items() if file is None]
     if missing:
         names = ", ".join(f"{name}/{name}_{number:04d}" for name, number in missing[:_SHOWN])
@@ -106,12 +113,13 @@ def from_lfw_list(path: Path, root: Path) -> EncodedPairs:
         )
     encoded = {image: file.read_bytes() for image, file in files.items() if file is not None}
     return EncodedPairs(
-        [encoded[image] for pair in named for image in pair], [first[0] == second[0] for first, second in named]
+        [encoded[image] for _, *pair in named for image in pair],
+        [first[0] == second[0] for _, first, second in named],
     )
 
 
-def _parse_lfw_list(path: Path) -> tuple[list[tuple[tuple[str, int], tuple[str, int]]], int | None]:
-    """The (name, number) of each pair's images, and what the first line announces: folds times pairs of a kind."""
+def _parse_lfw_list(path: Path) -> tuple[list[tuple[int, LfwImage, LfwImage]], int | None]:
+    """Each pair's line and images, and what the first line announces: folds times pairs of a kind."""
     pairs = []
     announced: int | None = None
     try:
@@ -133,15 +141,16 @@ def _parse_lfw_list(path: Path) -> tuple[list[tuple[tuple[str, int], tuple[str, 
                 f"{path}: line {number} is {line[:80]!r}, expected `name i j` or `name1 i name2 j` with i and j "
                 "whole numbers; correct or remove it"
             )
-        pairs.append(((fields[0], int(fields[1])), (fields[2], int(fields[3]))))
+        pairs.append((number, (fields[0], int(fields[1])), (fields[2], int(fields[3]))))
     if not pairs:
         raise ValueError(f"{path}: no pairs in it, expected lines `name i j` or `name1 i name2 j`")
     return pairs, announced
 
 
-def _lfw_file(root: Path, name: str, number: int) -> Path | None:
-    paths = (root / name / f"{name}_{number:04d}{suffix}" for suffix in IMAGE_SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
+def _lfw_file(paths: ListedPaths, line: int, name: str, number: int) -> Path | None:
+    stem = f"{name}/{name}_{number:04d}"
+    found = (paths.join(stem + suffix, line) for suffix in IMAGE_SUFFIXES)
+    return next((path for path in found if path.is_file()), None)
 
 
 def drawn(source: Path, pairs: int, seed: int) -> EncodedPairs:
@@ -199,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pairs = _pairs(args)
         resized = write_bin(args.out, pairs, args.size, args.quality)
     except (ValueError, OSError) as error:
-        print(f"make_bin: error: {error}", file=sys.stderr)
+        complain("make_bin", error)
         return 2
     same = sum(pairs.issame)
     print(f"{args.out}: {len(pairs.issame):,} pairs, {same:,} genuine and {len(pairs.issame) - same:,} impostor")
@@ -224,6 +233,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels per side (default: 112)")
     parser.add_argument(
         "--quality", type=int, default=95, metavar="N", help="JPEG quality of resized images (default: 95)"
+    )
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read images outside --root, or the csv's folder, if a list says so",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
     return parser.parse_args(argv)
@@ -254,13 +268,13 @@ def _pairs(args: argparse.Namespace) -> EncodedPairs:
             raise ValueError("--pairs N is missing: how many pairs to draw")
         return drawn(args.source, args.pairs, args.seed)
     if args.source.suffix == ".csv":
-        listed = load_csv(args.source)
+        listed = load_csv(args.source, args.allow_outside)
         if not listed.encoded:
             raise ValueError(f"{args.source}: no pairs in it, expected lines path1,path2,issame")
         return EncodedPairs(listed.encoded, listed.issame.tolist())
     if args.root is None:
         raise ValueError("--root FACES is missing: the folder that holds <name>/<name>_0001.jpg")
-    return from_lfw_list(args.source, args.root)
+    return from_lfw_list(args.source, args.root, args.allow_outside)
 
 
 if __name__ == "__main__":

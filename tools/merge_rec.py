@@ -28,6 +28,7 @@ from data.records.layout import EXACT_LABELS, pack, unpack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, range_record, write_property
 from tools.parts.record_output import check_out, config_lines, print_config, write_classes
+from utils.text import complain, plain
 
 _READ_AT_ONCE = 256  # records
 
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         joined = JoinedSets(sets, [_name(path) for path in args.sets], args.class_map)
         merge_records(joined, [one.reader for one in sets], args.out)
     except (ValueError, OSError) as error:
-        print(f"merge_rec: error: {error}", file=sys.stderr)
+        complain("merge_rec", error)
         return 2
     except KeyboardInterrupt:
         print("merge_rec: interrupted, nothing is written", file=sys.stderr)
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table.align = "r"
     for part in joined.parts():
         classes = f"{part.classes.start} to {part.classes.stop - 1}" if part.classes else "none"
-        table.add_row([part.name, f"{len(part.images):,}", classes, f"{part.shared:,}"])
+        table.add_row([plain(part.name), f"{len(part.images):,}", classes, f"{part.shared:,}"])
     print(table)
     seconds = time.perf_counter() - start
     print(f"{args.out}: {len(joined):,} images of {joined.num_classes:,} classes in {seconds:.1f} s")

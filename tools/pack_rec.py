@@ -34,6 +34,7 @@ from tools.parts.record_output import check_out, config_lines, print_config, wri
 from tools.shuffle_rec import shuffle_records
 from utils.atomic import open_atomic
 from utils.decode import FittedFace, fit_face
+from utils.text import complain, plain
 
 _FILES_A_TASK = 32
 _PROGRESS_S = 10.0
@@ -135,8 +136,11 @@ def _fit_files(task: list[tuple[int, str]], coding: Coding) -> list[tuple[int, s
 
 
 def _fit_file(path: str, coding: Coding) -> FittedFace | str:
+    file = Path(path)
+    if not file.is_file() and file.exists() and not file.is_dir():
+        return "a pipe or a device, which may never end: expected a file"
     try:
-        encoded = Path(path).read_bytes()
+        encoded = file.read_bytes()
     except OSError as error:
         return error.strerror or str(error)
     try:
@@ -152,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         coding = Coding(args.size, args.encoding, args.quality, args.copy)
         _check(args)
-        files = FolderFiles(args.src) if args.list is None else ListFiles(args.list, args.src)
+        files = FolderFiles(args.src) if args.list is None else ListFiles(args.list, args.src, args.allow_outside)
         if args.shuffle is None:
             packed = pack_files(files, args.out, coding, args.workers)
         else:
@@ -165,12 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if (Path(folder) / name).exists():
                         (Path(folder) / name).replace(args.out / name)
     except (ValueError, OSError) as error:
-        print(f"pack_rec: error: {error}", file=sys.stderr)
+        complain("pack_rec", error)
         return 2
     except KeyboardInterrupt:
         print("pack_rec: interrupted, nothing is written", file=sys.stderr)
         return 130
     _report(packed, args.out, time.perf_counter() - start)
+    if isinstance(files, FolderFiles) and files.links.count:
+        print(plain(files.links.note()))
     return 0
 
 
@@ -189,6 +195,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="lines `path identity`, path<TAB>identity, im2rec's index<TAB>label<TAB>path, or insightface's "
         "1<TAB>path<TAB>label",
+    )
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="take paths of the list that lead out of SRC, or are links out of it",
     )
     parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels per side (default: 112)")
     parser.add_argument("--encoding", choices=(".jpg", ".png"), default=".jpg", help="default: .jpg")
@@ -231,12 +242,12 @@ def _report(packed: Packed, out: Path, seconds: float) -> None:
     if packed.n_unreadable:
         where = out / "unreadable.txt"
         print(f"{packed.n_unreadable:,} files are unreadable and left out, all in {where}; the first:")
-        print("\n".join(f"    {line}" for line in packed.unreadable))
+        print("\n".join(f"    {plain(line)}" for line in packed.unreadable))
     if packed.empty:
         more = f" and {len(packed.empty) - _SHOWN} more" if len(packed.empty) > _SHOWN else ""
         print(
             f"{len(packed.empty):,} identities have no readable image and no label: "
-            f"{', '.join(packed.empty[:_SHOWN])}{more}"
+            f"{plain(', '.join(packed.empty[:_SHOWN]))}{more}"
         )
     print_config(config_lines(out, len(packed.classes), packed.images))
 

@@ -10,6 +10,7 @@ from prettytable import PrettyTable
 
 from training.memory import MIB, MemoryPlan, plan_of
 from utils.config import get_config
+from utils.text import plain
 
 
 def main(argv: Sequence[str] | None = None) -> MemoryPlan:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> MemoryPlan:
         cfg = get_config(args.config, args.overrides)
         plan = plan_of(cfg, args.ranks)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"plan_memory: {error}\n")
+        parser.exit(2, f"plan_memory: {plain(str(error))}\n")
     table = PrettyTable(["part", "MiB a rank"])
     table.align = "r"
     for field in fields(plan):

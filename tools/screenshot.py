@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.text import complain
+
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         screenshot(options.page, options.out, options.width, options.height, options.dark)
     except (OSError, ValueError) as error:
-        print(f"screenshot.py: error: {error}", file=sys.stderr)
+        complain("screenshot.py", error)
         return 2
     return 0
 

@@ -27,6 +27,7 @@ from tools.parts.contact_sheet import FACE, Row, check_png, contact_sheet, write
 from tools.parts.face_sources import open_source
 from utils.decode import decode_rgb
 from utils.device import prepare_device
+from utils.text import complain
 
 BATCH = 128
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         faces = read_faces(args.source, BATCH)
         write_png(args.out, contact_sheet(draw_rows(faces, args.columns, args.seed)))
     except (ValueError, OSError) as error:
-        print(f"show_augment: error: {error}", file=sys.stderr)
+        complain("show_augment", error)
         return 2
     prepare_device(torch.device("cpu"))  # as training does
     print(_table(time_all(faces, 5 if args.quick else 40)))

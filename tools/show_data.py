@@ -20,6 +20,7 @@ from data.records.images import find_images, read_labels
 from tools.parts.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.parts.face_sources import AnySource, FolderSource, PairSource, RecordSource, open_source
 from utils.decode import decode_rgb
+from utils.text import complain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = draw_rows(source, args.identities, args.per_identity)
         write_png(args.out, contact_sheet(rows))
     except (ValueError, OSError) as error:
-        print(f"show_data: error: {error}", file=sys.stderr)
+        complain("show_data", error)
         return 2
     print(f"{args.out}: {len(rows)} rows")
     return 0

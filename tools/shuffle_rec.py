@@ -31,6 +31,7 @@ from data.records.images import find_images, first_image_size, read_labels
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_property
 from tools.parts.record_output import check_out, config_lines, print_config, write_classes
+from utils.text import complain
 
 _SPILLED = struct.Struct("<QQ")  # place in the new order, length
 _READ_AT_ONCE = 256  # records
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         n, classes = shuffle_records(source, args.out, args.seed, args.memory_mb)
         write_classes(args.out, names)
     except (ValueError, OSError) as error:
-        print(f"shuffle_rec: error: {error}", file=sys.stderr)
+        complain("shuffle_rec", error)
         return 2
     except KeyboardInterrupt:
         print("shuffle_rec: interrupted, nothing is written", file=sys.stderr)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from data.faces import Batch, FaceDataset, ImageFolder, check_labels
 from data.joined import JoinedSets
+from data.workers import check_shared_memory
 from dataset import Loader, get_dataloader
 from utils.config import Config
 from utils.device import to_device
@@ -119,6 +122,9 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[RunData, Config]:
     data: RunData | None = None
     try:
         data = RunData(_open_loader(cfg, ranks))
+        if not cfg.dali:  # its workers hand over files, which are small
+            batch_bytes = cfg.batch_size * math.prod(cfg.image_size) * 3
+            check_shared_memory(cfg.num_workers, batch_bytes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         if ranks.local_rank == 0:
             found = examine(data.faces, cfg.class_count())
     except FileNotFoundError as problem:
@@ -171,6 +177,7 @@ def _open_loader(cfg: Config, ranks: Ranks) -> Loader:
         shuffle_chunk=cfg.shuffle_chunk,
         on_bad_sample=cfg.on_bad_sample,
         dali=cfg.dali,
+        timeout_s=cfg.timeout_s,
     )
 
 
@@ -188,7 +195,7 @@ def examine(faces: FaceDataset, num_classes: int | None) -> tuple[DataSummary, D
     except ValueError as error:
         raise ValueError(f"{error}; the first is that of {_first(faces, faces.find_unusable(num_classes))}") from None
     counts = faces.class_counts if isinstance(faces, JoinedSets) else ()
-    facts = DataFacts(counts, unusable, tuple(one.warning for one in faces.sets if one.warning))
+    facts = DataFacts(counts, unusable, tuple(text for one in faces.sets for text in (one.warning, one.note) if text))
     _adopt(faces, facts)
     for index in np.linspace(0, len(faces) - 1, 8).astype(int):
         faces[int(index)]

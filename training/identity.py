@@ -62,8 +62,8 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], cfg: Config, data: R
     images = f"{saved['images']} images before, {own['images']} now"
     if not have_names and saved["images_of_people"] != own["images_of_people"]:
         raise ValueError(
-            f"the data differ from those that {checkpoint} was trained on ({images}, other numbers of images for some "
-            f"people): {way_out}"
+            f"the data differ from those that {checkpoint} was trained on ({images}, other numbers of images for "
+            f"some people): {way_out}"
         )
     log.warning("data: the same people, other images or another order (%s): the epoch goes on roughly there", images)
 

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from utils.atomic import open_atomic
 from utils.config import Config
 from utils.log import log
+from utils.text import parse_json
 
 
 class MetricsWriter:
@@ -40,6 +41,8 @@ class MetricsWriter:
             path = output / "metrics.jsonl"
             if path.exists():
                 _keep_lines(path, start_step)
+            else:
+                path.unlink(missing_ok=True)  # a link to nowhere would make us write where it leads
             self._jsonl = path.open("a")
             self._tensorboard = SummaryWriter(
                 str(output / "tensorboard"), purge_step=start_step + 1 if start_step else None
@@ -62,8 +65,9 @@ class MetricsWriter:
         """The largest value written of ``name`` so far, nan without one or on a rank that keeps no file."""
         if self._jsonl is None:
             return math.nan
-        lines = (values for _, values in _read_lines(Path(self._jsonl.name)))
-        return max((line[name] for line in lines if isinstance(line.get(name), int | float)), default=math.nan)
+        lines = map(_parse_line, Path(self._jsonl.name).read_text().splitlines())
+        values = (line.get(name) for line in lines if line is not None)
+        return max((value for value in values if isinstance(value, int | float)), default=math.nan)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -81,25 +85,26 @@ class MetricsWriter:
             self._wandb.finish(exit_code=0 if kind is None else 1)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines that hold a step's values, as text and read; what a crash has left half written is passed over."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if line.endswith("\n") and isinstance(values, dict) and isinstance(values.get("step"), int):
-                yield line, values
-
-
 def _keep_lines(path: Path, last_step: int) -> None:
-    kept = [line for line, values in _read_lines(path) if values["step"] <= last_step]
-    broken = sum(1 for _ in path.open("rb")) - sum(1 for _ in _read_lines(path))
-    if broken:
-        log.warning("%s: %d lines cannot be read and are dropped; a crash may have left them", path, broken)
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("}\n")]  # without the line that a killed run was writing
+    parsed = list(map(_parse_line, whole))
+    if damaged := parsed.count(None):
+        log.warning("%s: %d lines hold no step's metrics and are dropped", path, damaged)
+    kept = [
+        line for line, found in zip(whole, parsed, strict=True) if found is not None and found["step"] <= last_step
+    ]
     with open_atomic(path) as file:
         file.write("".join(kept).encode())
+
+
+def _parse_line(line: str) -> dict[str, Any] | None:
+    """The metrics of a step; None where a line holds something else."""
+    try:
+        found = parse_json(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def check_wandb(cfg: Config) -> None:

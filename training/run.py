@@ -26,6 +26,7 @@ from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
+from training.run_lock import FolderLock
 from training.running_statistics import RunningStatistics
 from training.saving import Saver, first_non_finite, write_model
 from training.schedule import PolySchedule
@@ -83,6 +84,7 @@ class TrainingRun:
         self.logged_step = 0  # of that line
         self.damaged = DamagedSamples()
         self.statistics = RunningStatistics(self.backbone)
+        self.lock: FolderLock | None = None  # on the run's folder
         self.stop = StopRequest(output / "checkpoints")
         self.saver = Saver(output, self.classifier.shard, cfg.keep_checkpoints, cfg.checkpoint_full_every)
         self._wants_save, self._saved_at = False, (-1, -1)  # (epoch, step) of the last save
@@ -344,3 +346,5 @@ class TrainingRun:
         """Let go of files and threads."""
         self.saver.close()
         self.classifier.shard.storage.close()
+        if self.lock is not None:
+            self.lock.release()

@@ -37,7 +37,7 @@ class RunFolder:
     def __init__(self, cfg: Config, ranks: Ranks) -> None:
         self.path = cfg.output_dir()
         self._cfg, self._ranks = cfg, ranks
-        self._lock = FolderLock(self.path)
+        self.lock = FolderLock(self.path)
         self._is_restart = any(
             os.environ.get(name, "0").isdigit() and int(os.environ.get(name, "0")) > 0
             for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -81,7 +81,7 @@ class RunFolder:
 
     def _look(self) -> Start:
         if self.path.is_dir() and os.access(self.path, os.W_OK):
-            self._lock.take()
+            self.lock.take()
         own = list_checkpoints(self.path / "checkpoints")[::-1]
         resume = self._cfg.resume
         if (resume == "auto" or self._is_restart) and own:
@@ -110,7 +110,7 @@ class RunFolder:
         is_own = chosen is not None and chosen.resolve().parent == self.path / "checkpoints"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.take()
+            self.lock.take()
             token.touch()
             for left in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.step_*")):
                 _remove(left)  # of a process that was killed while it wrote

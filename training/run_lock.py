@@ -6,8 +6,8 @@ import json
 import os
 import platform
 import time
+import weakref
 from pathlib import Path
-from typing import Any
 
 from utils.log import log
 
@@ -20,7 +20,7 @@ LOCK = ".lock"
 
 
 class FolderLock:
-    """Held from :meth:`take` until the process ends.
+    """Held from :meth:`take` until :meth:`release`, or until the process ends.
 
     Args:
         folder: the run's.
@@ -28,7 +28,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
-        self._file: Any = None  # open for as long as the lock is held
+        self._release: weakref.finalize[..., FolderLock] | None = None
 
     def take(self, wait_s: float = 3.0) -> None:
         """Take the lock, unless this object holds it.
@@ -40,33 +40,38 @@ class FolderLock:
             ValueError: another process holds it, named.
             OSError: the folder cannot be written.
         """
-        if fcntl is None or self._file is not None:
+        if fcntl is None or self._release is not None:
             return
-        file = self.path.open("a+")
-        deadline_s = time.monotonic() + wait_s
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._wait(file, time.monotonic() + wait_s)
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): see to it that no other run uses the folder", self.path, error)
+        except BaseException:
+            os.close(file)
+            raise
+        about = {"host": platform.node(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(about).encode() + b"\n", 0)
+        self._release = weakref.finalize(self, os.close, file)
+
+    def release(self) -> None:
+        """Let others use the folder."""
+        if self._release is not None:
+            self._release()
+
+    def _wait(self, file: int, deadline_s: float) -> None:
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                return
             except (BlockingIOError, PermissionError):
                 if time.monotonic() > deadline_s:
-                    holder = _describe(self.path)
-                    file.close()
                     raise ValueError(
-                        f"{self.path.parent} is in use by {holder}: wait until it ends, stop it, or choose another "
-                        f"output. If it is gone and its host too, remove {self.path}"
+                        f"{self.path.parent} is in use by {_describe(self.path)}: wait until it ends, stop it, or "
+                        f"choose another output. If it is gone and its host too, remove {self.path}"
                     ) from None
                 time.sleep(0.1)
-            except OSError as error:
-                log.warning("%s cannot be locked (%s): see to it that no other run uses the folder", self.path, error)
-                file.close()
-                return
-        file.seek(0)
-        file.truncate()
-        about = {"host": platform.node(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        file.write(json.dumps(about) + "\n")
-        file.flush()
-        self._file = file
 
 
 def _describe(path: Path) -> str:

@@ -189,6 +189,7 @@ class Saver:
             ) from error
 
     def last(self) -> str:
+        """The newest checkpoint, in words."""
         found = list_checkpoints(self.folder)
         return str(found[-1]) if found else "the start: there is no checkpoint yet"
 

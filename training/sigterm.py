@@ -18,7 +18,7 @@ from torch import Tensor
 
 from training.checkpoint import list_checkpoints
 from utils.device import to_device
-from utils.distributed import all_reduce_sum_, get_rank
+from utils.distributed import all_reduce_sum_, get_rank, get_world_size
 from utils.fate import end_stopped_peers
 
 _ONE_REQUEST_S = 3.0  # launchers and schedulers often send SIGTERM twice: within this they mean the same
@@ -74,6 +74,8 @@ class StopRequest:
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, Exception) and get_world_size() > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway, and has its last line still to write
         self._settled.set()
         os.write(self._arrivals[1], _OVER)
 

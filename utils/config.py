@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 
+from utils.config_secrets import refuse_secrets
 from utils.typed_values import typed
 
 LossName = Literal["arcface", "cosface", "combined", "adaface", "magface", "curricularface"]
@@ -213,7 +214,7 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator:
-            raise ValueError(f"an override is key=value, such as lr=0.05; got {text!r}")
+            raise ValueError(f"an override is key=value, such as lr=0.05; got {text.partition(':')[0]!r}")
         if key.strip() == "name":
             raise ValueError("name is the recipe's file name; suffix_run_name and output can be set")
         values[key.strip()] = _literal(value.strip())
@@ -232,6 +233,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
                 + (f"; did you mean {near[0]!r}?" if near else "")
                 + " All settings and their meaning stand in utils/config.py"
             )
+    refuse_secrets(values)  # before any message shows a value
     missing = [key for key in hints if key not in values]
     if missing:
         raise ValueError(f"configs/base.py must give a value to {', '.join(missing)}")
@@ -352,11 +354,6 @@ def _check_combinations(c: Config) -> None:
         raise ValueError("fp16 and bf16 exclude each other: set one of them to False")
     if c.dali_aug and c.augment not in (None, "insightface"):
         raise ValueError(f"dali_aug = True means augment = 'insightface', but augment = {c.augment!r}: give only one")
-    if c.wandb_key and set(c.wandb_key) != {"X"}:
-        raise ValueError(
-            "wandb_key holds a key: secrets do not belong in a config file. Set the environment variable "
-            "WANDB_API_KEY instead and remove the line"
-        )
     if isinstance(c.num_classes, tuple) and c.head_size not in (None, c.num_classes[1]):
         raise ValueError(
             f"num_classes = {list(c.num_classes)} means heads of {c.num_classes[1]} classes, but head_size = "

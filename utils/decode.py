@@ -19,12 +19,17 @@ def decode_rgb(encoded: bytes | memoryview | NDArray[np.uint8]) -> NDArray[np.ui
         (H, W, 3) uint8, grey images repeated over the channels.
 
     Raises:
-        ValueError: the bytes are no image that OpenCV reads.
+        ValueError: the bytes are no image that OpenCV reads, or one of more pixels than it may decode.
     """
     data = np.frombuffer(encoded, np.uint8)
     try:
         image = _imdecode_rgb(data) if len(data) else None
-    except cv2.error:  # a damaged header that announces more pixels than OpenCV takes
+    except cv2.error as error:
+        if "MAX_IMAGE" in str(error):
+            raise ValueError(
+                "its header announces more pixels than are decoded here (2^27, or what the environment variable "
+                "OPENCV_IO_MAX_IMAGE_PIXELS says)"
+            ) from None
         image = None
     if image is None:
         raise ValueError(f"not a decodable image: {len(data)} bytes starting {data[:8].tobytes().hex(' ')!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from utils.distributed import (
 )
 from utils.processes import Process, this_process
 from utils.progress import progress
+from utils.text import plain
 
 T = TypeVar("T")
 
@@ -73,6 +75,7 @@ def one_fate() -> Iterator[None]:
         end_stopped_peers()
         raise
     except BaseException as error:
+        _let_nothing_interrupt()
         reason = watch.explain(error)
         watch.end()
         if reason is not None:
@@ -107,8 +110,20 @@ def end_stopped_peers() -> None:
             peer.kill()
 
 
+def _let_nothing_interrupt() -> None:
+    """Let this process write its last line: it ends by itself within seconds.
+
+    A launcher that sees another rank end sends SIGTERM at once, and torch raises an error for each of a loader's
+    workers that ends.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def _failure(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:500]
+    text = plain(" ".join(str(error).split()))[:500]
     return f"rank {get_rank()} on {platform.node()} failed: {type(error).__name__}: {text}"
 
 

@@ -7,7 +7,16 @@ import sys
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from utils.text import plain
+
 log = logging.getLogger("mhs_arcface")
+
+
+class _PlainFormatter(logging.Formatter):
+    """Shows control characters in names of files instead of sending them to the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record), keep="\n\t")
 
 
 def init_logging(is_main: bool, output: Path | None = None) -> None:
@@ -15,6 +24,8 @@ def init_logging(is_main: bool, output: Path | None = None) -> None:
 
     With ``output`` rank 0's go to ``output/training.log`` too, including those logged before there was one.
     """
+    if is_main and output is not None and (output / "training.log").is_symlink():
+        (output / "training.log").unlink()  # a run's folder from elsewhere must not make us write outside it
     early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if is_main:
@@ -24,7 +35,7 @@ def init_logging(is_main: bool, output: Path | None = None) -> None:
             else logging.FileHandler(output / "training.log")
         )
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
+        handler.setFormatter(_PlainFormatter("Training: %(asctime)s-%(message)s"))
     for before in early if output is not None and is_main else []:
         before.setTarget(handlers[-1])
         before.flush()

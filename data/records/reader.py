@@ -282,6 +282,10 @@ class RecordReader:
 
     def _exactly(self, length: int, position: int, offset: int) -> bytes:
         start = offset + PART.size
+        if start + length > self._size:  # before memory is taken for what a damaged length asks for
+            raise self._damaged(
+                position, f"truncated: expected {length} bytes at byte {start}, got {max(0, self._size - start)}"
+            )
         data = _pread(self._open(), length, start)
         if len(data) < length:
             raise self._damaged(position, f"truncated: expected {length} bytes at byte {start}, got {len(data)}")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.atomic import open_atomic
+from utils.npy import load_npy
 
 IMAGES_PER_PART = 256
 _FORMAT = 1  # goes up when embeddings of the same key would differ: alignment, input, layout of a part
@@ -112,7 +113,7 @@ class EmbeddingCache:
             path = self._paths.get(f"{first:09d}-{last:09d}")
             if path is None:
                 raise OSError(f"the embeddings {first} to {last - 1} have gone from {self.folder}; start again")
-            part = np.load(path)
+            part = load_npy(path)
             if out is None:
                 out = np.empty((end - start, part.shape[1]), np.float32)
             low, high = max(first, start), min(last, end)
@@ -132,7 +133,7 @@ def _check(path: Path) -> tuple[int, int, int] | None:
         data = path.read_bytes()
         if zlib.crc32(data) != int(checksum, 16):
             return None
-        halves = np.load(io.BytesIO(data))
+        halves = load_npy(data)
         sound = halves.dtype == np.float32 and halves.ndim == 2 and len(halves) == int(end) - int(start)
         return (int(start), int(end), halves.shape[1]) if sound else None
     except (ValueError, OSError, EOFError):

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from eval.ijb.templates import template_rows
 from eval.ijb.text_lists import read_csv_numbers, read_named_lines, read_number_columns
+from utils.paths import ListedPaths
 
 TARGETS = ("IJBC", "IJBB")
 PROTOCOLS = ("11", "1n", "both")
 GALLERIES = {"IJBC": ("G1", "G2"), "IJBB": ("S1", "S2")}
 _NAMED = 5  # errors that a message shows, of many
+_WAY_OUT = "copy the images into that folder or, if you trust the lists, give --allow-outside"
 
 T = TypeVar("T")
 
@@ -90,23 +92,25 @@ class _Problems:
         raise FileNotFoundError(text) if self.missing else ValueError(text)
 
 
-def read_ijb(root: str | Path, target: str = "IJBC", protocol: str = "11") -> IJBTree:
+def read_ijb(root: str | Path, target: str = "IJBC", protocol: str = "11", allow_outside: bool = False) -> IJBTree:
     """Read and check the lists of an IJB tree, and that every image is there.
 
     Args:
         root: the folder that holds ``meta`` and ``loose_crop``.
         target: "IJBC" or "IJBB".
         protocol: "11" reads the list of pairs, "1n" galleries and probes, "both" all of them.
+        allow_outside: take images whose names or links lead out of ``loose_crop``.
 
     Raises:
         FileNotFoundError: a list, the image folder or an image is missing.
-        ValueError: an unknown target or protocol, a malformed line, or lists that disagree. An error of either
-            kind lists everything that is wrong, the first few of many.
+        ValueError: an unknown target or protocol, a malformed line, a name that leads out of ``loose_crop``, or lists
+            that disagree. An error of either kind lists everything that is wrong, the first few of many.
     """
     paths = _check_layout(Path(root), target, protocol)
     problems = _Problems()
     names, tree = _read_lists(paths, target, problems)
-    stamps = problems.call(lambda: _check_images(paths.folder, names))
+    listed = ListedPaths(paths.images, paths.folder, _WAY_OUT, allow_outside)
+    stamps = problems.call(lambda: _check_images(listed, names))
     problems.report()
     assert tree is not None
     assert stamps is not None
@@ -271,22 +275,23 @@ def _check_known(path: Path, ids: NDArray[np.integer[Any]], known: NDArray[np.in
         ) from None
 
 
-def _check_images(folder: Path, names: list[str]) -> NDArray[np.int64]:
+def _check_images(listed: ListedPaths, names: list[str]) -> NDArray[np.int64]:
     """Size in bytes and modification time of each image, (N, 2).
 
     Raises:
         FileNotFoundError: images are missing.
+        ValueError: a name leads out of the folder.
     """
-    wanted = set(names)
+    folder, wanted = listed.root, set(names)
     found: dict[str, tuple[int, int]] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name in wanted and entry.is_file():
+            if entry.name in wanted and entry.is_file() and not entry.is_symlink():
                 status = entry.stat()
                 found[entry.name] = (status.st_size, status.st_mtime_ns)
-    for name in wanted - found.keys():  # those in folders of their own
-        if (folder / name).is_file():
-            status = (folder / name).stat()
+    for line, name in enumerate(names, 1):  # links, and those in folders of their own
+        if name not in found and (path := listed.join(name, line)).is_file():
+            status = path.stat()
             found[name] = (status.st_size, status.st_mtime_ns)
     if len(found) < len(wanted):
         missing = [name for name in names if name not in found]

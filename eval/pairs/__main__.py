@@ -21,6 +21,7 @@ from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_load
 from eval.pairs.report import PairsReport
 from eval.pairs.sets import ENDINGS, find_pairs, load_pairs
 from utils.atomic import write_json
+from utils.text import complain, plain
 
 PUBLIC_SETS = ("lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw")
 
@@ -44,6 +45,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--network", help="its name (default: from config.json next to model.pt, else from the weights)"
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="read images outside the folder of the .csv that lists them"
     )
     parser.add_argument("--no-flip", action="store_true", help="embed images without their mirror images")
     parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation (default 10)")
@@ -84,7 +88,7 @@ def embed_set(embedder: Embedder, pairs: PairSet, batch_size: int, flip: bool = 
     load = pair_loader(pairs.encoded, embedder.image_size)
     blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     out_ND = np.empty((n, embedder.embedding_size), np.float32)
-    for start, end, embedding_BD in embedded_blocks(embed, load, blocks, progress=pairs.name):
+    for start, end, embedding_BD in embedded_blocks(embed, load, blocks, progress=plain(pairs.name)):
         out_ND[start:end] = embedding_BD
     return out_ND
 
@@ -115,7 +119,7 @@ def evaluate(
     left_out: dict[str, str] = {}
     for target in targets:
         try:
-            pairs = load_pairs(find_pairs(target, Path(options.data)))
+            pairs = load_pairs(find_pairs(target, Path(options.data)), options.allow_outside)
             embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip)
             name = pairs.name if pairs.name not in results else target  # two files of one name
             results[name] = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
@@ -139,7 +143,7 @@ def results_table(results: dict[str, PairResult]) -> PrettyTable:
     for name, result in results.items():
         table.add_row(
             [
-                name,
+                plain(name),
                 result.pairs,
                 shown(result.accuracy, 100, 3),
                 shown(result.accuracy_std, 100, 3),
@@ -183,9 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table)
         for name, result in results.items():
             for note in result.notes():
-                print(f"{name}: {note}")
+                print(f"{plain(name)}: {note}")
         for target, problem in left_out.items():
-            print(f"{target} is left out: {problem}")
+            print(plain(f"{target} is left out: {problem}"))
         if options.out is not None:
             report = {
                 "model": str(options.model),
@@ -203,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             page.write(options.report, options.model, embedder, not options.no_flip, table)
             print(f"Report: {options.report}")
     except (ValueError, OSError) as error:
-        print(f"eval.pairs: error: {error}", file=sys.stderr)
+        complain("eval.pairs", error)
         return 2
     return 1 if left_out else 0
 

@@ -8,11 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from eval.pairs.bin_file import PairSet, load_bin
+from utils.paths import ListedPaths
 
 __all__ = ["ENDINGS", "find_pairs", "load_csv", "load_pairs"]
 
 ENDINGS = (".bin", ".csv")
 _FLAGS = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
+_WAY_OUT = (
+    "put the list into the folder that holds all its images or, if you trust it, give --allow-outside to eval.pairs, "
+    "or to tools.make_bin, which makes a .bin of it"
+)
 
 
 def find_pairs(target: str, folder: Path) -> Path:
@@ -26,25 +31,27 @@ def find_pairs(target: str, folder: Path) -> Path:
     return next((path for path in paths if path.is_file()), paths[0])
 
 
-def load_pairs(path: Path) -> PairSet:
+def load_pairs(path: Path, allow_outside: bool = False) -> PairSet:
     """Read a verification set by its ending; raises as :func:`load_csv` and ``eval.pairs.bin_file.load_bin`` do."""
-    return load_csv(path) if path.suffix == ".csv" else load_bin(path)
+    return load_csv(path, allow_outside) if path.suffix == ".csv" else load_bin(path)
 
 
-def load_csv(path: Path) -> PairSet:
+def load_csv(path: Path, allow_outside: bool = False) -> PairSet:
     """Read a list of pairs; the images stay encoded, one that is named twice is read once.
 
     Args:
         path: lines ``path1,path2,issame`` of aligned faces; relative paths start at the list's folder; issame is 1
             or 0, true or false, same or different. A first line that names the columns is skipped.
+        allow_outside: read images outside the list's folder too.
 
     Raises:
         FileNotFoundError: no such list, or an image of it is missing; the message gives the line.
         OSError: a file cannot be read.
-        ValueError: a line of another form, named.
+        ValueError: a line of another form, or a path that leads out of the list's folder, named.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no verification set {path}")
+    paths = ListedPaths(path, path.parent, _WAY_OUT, allow_outside)
     files: dict[Path, bytes] = {}
     encoded: list[bytes] = []
     flags: list[bool] = []
@@ -63,7 +70,7 @@ def load_csv(path: Path) -> PairSet:
                         f"found {','.join(row)[:80]!r}"
                     )
                 for name in row[:2]:
-                    image = path.parent / name.strip()
+                    image = paths.join(name.strip(), rows.line_num)
                     if image not in files:
                         files[image] = _read(image, f"{path}, line {rows.line_num}")
                     encoded.append(files[image])

@@ -41,6 +41,7 @@ from eval.report.operating import (
 from eval.report.page import FaceSheet, PageSection, Picture, Table, Tile, render_page
 from eval.roc import FAR_GRID, Roc
 from utils.atomic import open_atomic
+from utils.text import plain
 
 __all__ = ["PairScores", "Section", "Table", "Tile", "model_facts", "write_report"]
 
@@ -172,10 +173,16 @@ def _prepare(section: Section, worst: int, worst_at_far: float) -> tuple[PageSec
                 sheet = _face_sheet(pairs, at, genuine, worst, pairs.image_of)
                 face_sheets.append(sheet)
                 kind = "false_rejects" if genuine else "false_accepts"
-                heading = f"{section.name}: {sheet.title}, threshold {_score(at.threshold)} at FAR {far_name(at.far)}"
+                heading = f"{sheet.title}, threshold {_score(at.threshold)} at FAR {far_name(at.far)}"
+                heading = f"{_drawable(section.name)}: {heading}"
                 sheets[kind] = png_bytes(draw_sheet(heading, sheet.pairs, pairs.id_word))
     page = PageSection(section.name, "; ".join(about), tiles, notes, pictures, tables, face_sheets)
     return page, sheets
+
+
+def _drawable(name: str) -> str:
+    """A name for a picture, without what matplotlib has no letter for or takes for a formula (between two $)."""
+    return plain(name).replace("$", r"\$")
 
 
 def _score(threshold: float) -> str:
@@ -230,18 +237,19 @@ def _charts(name: str, pairs: PairScores, points: Sequence[OperatingPoint]) -> l
     edges, genuine, impostor = score_histogram(pairs.scores, pairs.labels)
     middle = (edges[:-1] + edges[1:]) / 2
     means = f"centred on {float(genuine @ middle):.3f} and {float(impostor @ middle):.3f}"
-    histogram = plot_score_histogram(name, edges, genuine, impostor, points)
+    drawn = _drawable(name)
+    histogram = plot_score_histogram(drawn, edges, genuine, impostor, points)
     return [
         Picture(
             "roc",
-            png_bytes(plot_roc_points(name, pairs.curve, points)),
+            png_bytes(plot_roc_points(drawn, pairs.curve, points)),
             f"ROC curve of {name}. True accept rate: {values}.",
             "Filled marks are operating points with their TAR in percent, hollow ones are not resolved. A mark is "
             "the curve's nearest point and may lie beside the line.",
         ),
         Picture(
             "det",
-            png_bytes(plot_det(name, pairs.curve, points)),
+            png_bytes(plot_det(drawn, pairs.curve, points)),
             f"DET curve of {name}: false reject rate against false accept rate on logarithmic axes. Equal error "
             f"rate {percent(equal_error_rate(pairs.curve))}.",
             "The same curve by its errors: lower is better, and no error at all lies on the lower edge. It meets the "

@@ -1,9 +1,11 @@
+import argparse
 import os
 import pickle
 import sys
 import warnings
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -154,6 +156,23 @@ def test_pickled_objects_are_refused(tmp_path, zipped):
         with pytest.raises(ValueError, match="other objects than tensors") as caught:
             read_weights(path)
         assert "weights_only" not in str(caught.value)  # torch advises to set it to False
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "beside", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True), argparse.Namespace(lr=0.1, name="x")]
+)
+def test_numbers_and_settings_beside_the_network_do_no_harm(tmp_path, beside):
+    wanted = network().state_dict()
+    weights = read_weights(saved(tmp_path / "a.pt", {"state_dict": wanted, "best": beside})).of(NAMES)
+    assert equal(weights.tensors, wanted)
+    assert weights.left_out == ["best"]
+
+
+def test_settings_cannot_hold_an_attack(tmp_path):
+    settings = argparse.Namespace(x=Attack(tmp_path / "ran"))
+    with pytest.raises(ValueError, match=r"other objects than tensors \(posix\.mkdir\)"):
+        read_weights(saved(tmp_path / "a.pt", {"weight": torch.ones(1), "x": settings}))
     assert not (tmp_path / "ran").exists()
 
 

@@ -1,13 +1,16 @@
 """Who may end a loader's process, however it was started."""
 
 import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 
+from data import workers
 from paths import ROOT
 
 METHODS = multiprocessing.get_all_start_methods()
@@ -97,5 +100,62 @@ def test_a_system_that_does_not_tell_senders(tmp_path):
         worker.terminate()
         worker.join(20)
         assert not worker.is_alive()
+        """,
+    )
+
+
+def test_batches_that_do_not_fit_into_shared_memory_are_an_error_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_SHM", tmp_path)
+    monkeypatch.setattr(workers.os, "statvfs", lambda _: types.SimpleNamespace(f_bavail=64, f_frsize=2**20))
+    workers.check_shared_memory(2, 2**20, ranks_here=10)
+    workers.check_shared_memory(0, 2**40)
+    expected = (
+        r"has 64 MiB free, .* need 66 MiB there \(11 ranks x 6 batches of 1.0 MiB\): .*--shm-size=8g.*num_workers"
+    )
+    with pytest.raises(ValueError, match=expected):
+        workers.check_shared_memory(2, 2**20, ranks_here=11)
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="a small /dev/shm takes the command unshare")
+def test_shared_memory_that_fills_up_is_an_error_of_the_loader(tmp_path):
+    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*small, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    script = tmp_path / "script.py"
+    script.write_text(START + "    running()" + END)
+    done = subprocess.run(
+        [*small, sys.executable, script],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "docker run --shm-size=8g, or --ipc=host" in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_worker_that_hangs_is_named(tmp_path):
+    in_a_process_of_its_own(
+        tmp_path,
+        """
+        class Endless(SyntheticFaces):
+            def __getitems__(self, indices):
+                while 40 in indices:
+                    pass
+                return super().__getitems__(indices)
+
+        order = EpochSampler(64, 4)
+        at = next(n for n, indices in enumerate(order) if 40 in indices)
+        loader = WorkerLoader(Endless(5, 64), batch_sampler=order, num_workers=2, timeout_s=2.5)
+        got = 0
+        try:
+            for _ in loader:
+                got += 1
+        except RuntimeError as error:
+            said = str(error)
+        assert got == at, (got, at)
+        assert said.startswith(f"loader worker {at % 2} on "), said
+        assert said.endswith(f"has not delivered batch {at} of the epoch within 2 s (0.8 of timeout_s)"), said
         """,
     )

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from heads.checkpoint import load_heads, save_heads
+from heads.checkpoint import save_heads
 from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace
 from ranks import run_ranks
+from saved_heads import load
 from test_partial_fc_mhs import dense_loss, make_classifier, visible_classes
 from utils.log import log
 
@@ -149,7 +150,7 @@ def half(rank, world_size, name, folder, resume):
         return classifier.shard.settings(), optimizer.state_dict()
     settings, state = resume
     classifier.shard.load_settings(settings)
-    load_heads(classifier.shard, folder)
+    load(classifier.shard, folder)
     optimizer.load_state_dict(state)
     train(classifier, optimizer, rank, world_size, range(STEPS // 2, STEPS))
     return present(classifier)
@@ -185,7 +186,7 @@ def test_momentum_may_end_or_begin_in_the_middle(before, after, line, tmp_path, 
         caplog.clear()
         log.propagate = True
         second.shard.load_settings(first.shard.settings())
-        load_heads(second.shard, tmp_path)
+        load(second.shard, tmp_path)
     assert line in caplog.text
     in_memory.load_state_dict(first.state_dict())
     for shard in (second.shard, in_memory.shard):
@@ -205,7 +206,7 @@ def test_another_optimizer_is_refused(before, after, tmp_path):
     save_heads(first.shard, tmp_path)
     OPTIMIZERS[after](second.shard)
     with pytest.raises(ValueError, match="written with another optimizer"):
-        load_heads(second.shard, tmp_path)
+        load(second.shard, tmp_path)
     with pytest.raises(ValueError, match="trained with another optimizer"):
         second.load_state_dict(first.state_dict())
 
@@ -217,7 +218,11 @@ def test_a_row_without_state_stores_none(tmp_path):
     assert list(classifier.shard.tensors()) == ["weight"]
     assert list(classifier.shard.storage.counts) == ["visits"]
     save_heads(classifier.shard, tmp_path)
-    assert sorted(p.name for p in (tmp_path / "rank_0_of_1").iterdir()) == ["heads.npy", "visits.npy", "weight.npy"]
+    assert sorted(p.name for p in (tmp_path / "rank_0_of_1" / "layer_0").iterdir()) == [
+        "heads.npy",
+        "visits.npy",
+        "weight.npy",
+    ]
 
 
 @pytest.mark.parametrize("make", [lambda s: RowSGD(s, 0.1, idle="wait"), lambda s: RowAdamW(s, 0.1, idle="dense")])

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heads import storage as head_storage
-from heads.checkpoint import load_heads, save_heads
+from heads.checkpoint import save_heads
 from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace, get_margin
 from partial_fc_mhs import PartialFCMHS
 from pretend_device import NAME, PretendDevice
+from saved_heads import load
 
 C, L, D, B = 23, 4, 4, 3
 PLACES = ("device", "host", "file")
@@ -76,12 +77,12 @@ class Run:
         self.classifier.shard.storage.close()
         self.make()
         self.classifier.shard.load_settings(counted)
-        load_heads(self.classifier.shard, self.folder / f"{self.place}_{self.saved}")
+        load(self.classifier.shard, self.folder / f"{self.place}_{self.saved}")
 
     def back(self, labels):
         """To the last checkpoint, in the midst of a run: heads that it does not hold stay as they are."""
         if self.saved:
-            load_heads(self.classifier.shard, self.folder / f"{self.place}_{self.saved}")
+            load(self.classifier.shard, self.folder / f"{self.place}_{self.saved}")
 
 
 CALLS = ("prefetch", "forward", "step", "evaluate", "skip", "forget", "look", "resume", "back")
@@ -139,7 +140,7 @@ class AtOnce:
 )
 def test_on_a_device_of_its_own(tmp_path, monkeypatch, loss, scope, optimizer, place):
     """The same bits as on the CPU, nothing that a GPU would refuse, and no waiting for the device."""
-    monkeypatch.setattr(head_storage, "_single_threaded_worker", lambda device: AtOnce())
+    monkeypatch.setattr(head_storage, "single_threaded_worker", lambda device, name: AtOnce())
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: nullcontext())  # it knows real devices only
     results, waits = [], []
     for device in ("cpu", NAME):
@@ -175,7 +176,7 @@ def test_on_a_device_of_its_own(tmp_path, monkeypatch, loss, scope, optimizer, p
                 found += [value.detach().cpu(), x_BD.grad.cpu()]
             save_heads(classifier.shard, tmp_path / f"saved_{device}")
             classifier.shard.prefetch(batches[0])
-            load_heads(classifier.shard, tmp_path / f"saved_{device}")
+            load(classifier.shard, tmp_path / f"saved_{device}")
             found += [classifier(x[0].to(device).requires_grad_(), batches[0]).detach().cpu()]
             found += [classifier.shard.centres(torch.arange(C)).cpu(), classifier.shard.visits.clone()]
             results.append(found)

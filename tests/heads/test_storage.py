@@ -10,10 +10,11 @@ import torch
 
 from heads import storage as head_storage
 from heads.arrays import MemoryArrays
-from heads.checkpoint import load_heads, save_heads
+from heads.checkpoint import save_heads
 from heads.optim import RowAdamW, RowSGD
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
+from saved_heads import load
 
 C, L, D, STEPS = 53, 4, 8, 12
 OPTIMIZERS = {
@@ -197,24 +198,24 @@ def test_checkpoints_hold_the_updated_heads_only(tmp_path, place):
     save_heads(classifier.shard, tmp_path / "saved")
     visited = int((classifier.shard.visits > 0).sum())
     (part,) = (tmp_path / "saved").iterdir()
-    assert (part / "weight.npy").stat().st_size <= 128 + visited * L * D * 4
+    assert (part / "layer_0" / "weight.npy").stat().st_size <= 128 + visited * L * D * 4
     assert visited < classifier.shard.layout.num_heads
     for other in PLACES:
         copy = make(other, tmp_path / "copy")
         RowAdamW(copy.shard, 0.05)
-        load_heads(copy.shard, tmp_path / "saved")
+        load(copy.shard, tmp_path / "saved")
         assert all(torch.equal(a, b) for a, b in zip(everything(copy), everything(classifier), strict=True))
 
 
 def test_a_missing_part_of_a_checkpoint_is_an_error(tmp_path):
     classifier = make("device", tmp_path)
     RowSGD(classifier.shard, 0.1, 0.9)
-    with pytest.raises(ValueError, match="holds 0 ranks' heads, not all"):
-        load_heads(classifier.shard, tmp_path / "nothing")
+    with pytest.raises(ValueError, match="holds the heads of ranks \\[\\], not of all"):
+        load(classifier.shard, tmp_path / "nothing")
     save_heads(classifier.shard, tmp_path / "saved")
     (tmp_path / "saved" / "rank_0_of_1").rename(tmp_path / "saved" / "rank_0_of_2")
-    with pytest.raises(ValueError, match="holds 1 ranks' heads, not all"):
-        load_heads(classifier.shard, tmp_path / "saved")
+    with pytest.raises(ValueError, match="holds the heads of ranks \\[0\\], not of all"):
+        load(classifier.shard, tmp_path / "saved")
 
 
 def test_labels_other_than_announced_are_an_error(tmp_path):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-import heads.checkpoint
+import heads.saved
+import saved_heads
 import train
-from heads.checkpoint import save_heads
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from paths import ROOT
@@ -38,9 +38,7 @@ def write_checkpoint(rank, world_size, folder, updated, dtype=torch.float32):
             values = {name: trained(classes).to(dtype) for name in classifier.shard.storage.names}
             for _ in range(updates):
                 classifier.shard.storage.store(torch.tensor([number]), values)
-    save_heads(classifier.shard, folder / "heads")
-    if rank == 0:
-        torch.save({"head": classifier.shard.settings()}, folder / "training.pt")
+    saved_heads.write_checkpoint(folder, classifier.shard)
 
 
 def expected(updated=UPDATED, dtype=torch.float32):
@@ -56,7 +54,6 @@ def expected(updated=UPDATED, dtype=torch.float32):
 @pytest.fixture
 def checkpoint(tmp_path):
     folder = tmp_path / "run" / "checkpoints" / "step_12"
-    folder.mkdir(parents=True)
     write_checkpoint(0, 1, folder, UPDATED)
     return folder
 
@@ -64,8 +61,7 @@ def checkpoint(tmp_path):
 @pytest.mark.distributed
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_any_number_of_ranks_gives_the_same_centres(tmp_path, world_size, checkpoint):
-    folder = tmp_path / "ranks"
-    folder.mkdir()
+    folder = tmp_path / "checkpoints" / "step_1"
     run_ranks(write_checkpoint, world_size, folder, UPDATED)
     assert export_centers.main([str(checkpoint), str(tmp_path / "one.npy")]) == 0
     assert export_centers.main([str(folder), str(tmp_path / "many.npy")]) == 0
@@ -76,7 +72,7 @@ def test_any_number_of_ranks_gives_the_same_centres(tmp_path, world_size, checkp
 def test_updated_and_untouched_centres(checkpoint, tmp_path, capsys, monkeypatch, blocks):
     head_bytes = L * D * 4
     monkeypatch.setattr(
-        heads.checkpoint, "MERGED_BLOCK_BYTES", {"one": 1 << 20, "a head each": 1, "uneven": 4 * head_bytes}[blocks]
+        heads.saved, "MERGED_BLOCK_BYTES", {"one": 1 << 20, "a head each": 1, "uneven": 4 * head_bytes}[blocks]
     )
     out, updates = tmp_path / "deep" / "centres.npy", tmp_path / "updates.npy"
     assert export_centers.main([str(checkpoint), str(out), "--updates", str(updates)]) == 0
@@ -104,14 +100,14 @@ def test_a_torch_file(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("updated", [{}, {0: 1}, {5: 1}])
 def test_few_updates(tmp_path, updated):
-    write_checkpoint(0, 1, tmp_path, updated)
+    write_checkpoint(0, 1, tmp_path / "checkpoints" / "step_1", updated)
     assert export_centers.main([str(tmp_path), str(tmp_path / "c.npy")]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "c.npy"), expected(updated)[0])
 
 
 def test_double_precision_stays(tmp_path):
-    write_checkpoint(0, 1, tmp_path, UPDATED, torch.float64)
-    export_centers.write_centres(tmp_path, tmp_path / "c.npy")
+    write_checkpoint(0, 1, tmp_path / "checkpoints" / "step_1", UPDATED, torch.float64)
+    export_centers.write_centres(tmp_path / "checkpoints" / "step_1", tmp_path / "c.npy")
     found = np.load(tmp_path / "c.npy")
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, expected(dtype=torch.float64)[0])
@@ -162,12 +158,13 @@ def test_what_the_user_got_wrong_is_one_line(checkpoint, tmp_path, capsys):
     assert "holds no checkpoint" in fails(capsys, tmp_path / "nowhere", out)
     assert "expected OUT as .npy or .pt" in fails(capsys, checkpoint, tmp_path / "c.txt")
     assert "are the same file" in fails(capsys, checkpoint, out, "--updates", out)
-    (checkpoint / "heads" / "rank_0_of_1").rename(checkpoint / "heads" / "rank_0_of_2")
-    assert "holds 1 ranks' heads, not all" in fails(capsys, checkpoint, out)
-    (checkpoint / "heads" / "rank_0_of_2").rename(checkpoint / "heads" / "rank_0_of_1")
-    weight = checkpoint / "heads" / "rank_0_of_1" / "weight.npy"
+    part = checkpoint / "heads" / "rank_0_of_1"
+    part.rename(checkpoint / "heads" / "away")
+    assert "heads.npy is missing" in fails(capsys, checkpoint, out)
+    (checkpoint / "heads" / "away").rename(part)
+    weight = part / "layer_0" / "weight.npy"
     weight.write_bytes(weight.read_bytes()[:-1])
-    assert "cannot be read" in fails(capsys, checkpoint, out)
+    assert "weight.npy is damaged" in fails(capsys, checkpoint, out)
     (checkpoint / "training.pt").write_bytes(b"cut")
-    assert "training.pt cannot be read" in fails(capsys, checkpoint, out)
+    assert "training.pt is damaged: 3 bytes" in fails(capsys, checkpoint, out)
     assert not out.exists()

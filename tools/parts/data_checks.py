@@ -76,7 +76,7 @@ def find_problems(
         if isinstance(source, RecordSource):
             problems += _index(source, seen) + _header(source, seen, found) + _property(source, found, image_size)
         else:
-            problems += _folder(source)
+            problems += _folder(source, found)
         is_usual = source.path.name == "train.rec"
         rec = source.path.parent if is_usual else source.path
         found.config_lines = config_lines(rec, num_classes or found.num_classes, found.images)
@@ -188,7 +188,9 @@ def _pairs(source: PairSource, seen: Seen, found: Findings) -> list[Problem]:
     return problems
 
 
-def _folder(source: FolderSource) -> list[Problem]:
+def _folder(source: FolderSource, found: Findings) -> list[Problem]:
+    links = source.links
+    found.rows["links out of the folder"] = f"{links.count:,}, followed: {links.first}" if links.count else "none"
     problems = [
         Problem(
             "identity without images", "fill or remove it: training refuses it", (Place(str(source.path / name)),)

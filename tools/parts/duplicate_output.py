@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tools.parts.duplicate_search import Found
 from tools.parts.run_faces import ClassImages
 from tools.parts.test_people import TestPeople
 from utils.atomic import open_atomic, write_json
+from utils.text import parse_json
 
 MAP, NEW_MAP = "class_map.json", "class_map.new.json"
 A_SIDE = 4  # pictures of each of the two in a row of a sheet
@@ -152,6 +152,6 @@ def _drawn(name: str) -> str:
 def _holds(path: Path, value: object) -> bool:
     """Whether a JSON file holds this value."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")) == value)
+        return bool(parse_json(path.read_text(encoding="utf-8")) == value)
     except ValueError:
         return False

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.folders import identity_folders, image_names
+from data.folders import OutsideLinks, identity_folders, image_names
 from data.records.layout import split, unpack
 from data.records.reader import RecordReader
 from eval.pairs.bin_file import load_bin
@@ -84,8 +84,9 @@ class FolderSource:
 
     def __init__(self, path: Path) -> None:
         self.path, self.form = path, "image folder"
-        self.classes = identity_folders(path)
-        names = [image_names(path / identity) for identity in self.classes]
+        self.links = OutsideLinks(path)
+        self.classes = identity_folders(path, self.links)
+        names = [image_names(path / identity, self.links) for identity in self.classes]
         self.others = [
             _others(path / identity, len(images)) for identity, images in zip(self.classes, names, strict=True)
         ]

@@ -10,7 +10,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from data.folders import IMAGE_SUFFIXES, identity_folders, image_names
+from data.folders import IMAGE_SUFFIXES, OutsideLinks, identity_folders, image_names
+from utils.paths import ListedPaths
+
+_WAY_OUT = "give the folder that holds all images as SRC or, if you trust the list, --allow-outside"
 
 Form = Literal["path identity", "path\tidentity", "im2rec", "insightface"]
 
@@ -35,8 +38,8 @@ class FolderFiles:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; expected <identity>/<image> in it")
-        self.root = root
-        self.names = identity_folders(root)
+        self.root, self.links = root, OutsideLinks(root)
+        self.names = identity_folders(root, self.links)
         if not self.names:
             found = len(image_names(root))
             what = f"{found} images and no folder" if found else "no folder"
@@ -49,7 +52,7 @@ class FolderFiles:
         """Yield the paths of each identity's images, sorted by name."""
         for name in self.names:
             folder = self.root / name
-            yield [str(folder / os.fsdecode(image)) for image in image_names(folder)]
+            yield [str(folder / os.fsdecode(image)) for image in image_names(folder, self.links)]
 
 
 class ListFiles:
@@ -65,16 +68,18 @@ class ListFiles:
     Args:
         list_path: the file.
         root: where relative paths start.
+        allow_outside: take paths that lead out of ``root``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: there is no line, or one of another form; names file and line.
+        ValueError: there is no line, or one of another form or that leads out of ``root``; names file and line.
     """
 
-    def __init__(self, list_path: Path, root: Path) -> None:
+    def __init__(self, list_path: Path, root: Path, allow_outside: bool = False) -> None:
         if not list_path.is_file():
             raise FileNotFoundError(f"{list_path}: no such list; expected lines such as path<TAB>identity")
         self.list_path, self.root = list_path, root
+        listed = ListedPaths(list_path, root, _WAY_OUT, allow_outside)
         self._form: Form | None = None
         numbers: dict[str, int] = {}
         offsets, identities = array("q"), array("q")
@@ -82,7 +87,8 @@ class ListFiles:
             at = 0
             for number, line in enumerate(file, 1):
                 if line.strip(b"\r\n \t\xef\xbb\xbf"):
-                    _, identity = self._fields(line, number)
+                    path, identity = self._fields(line, number)
+                    listed.join(path, number)
                     offsets.append(at)
                     identities.append(numbers.setdefault(identity, len(numbers)))
                 at += len(line)

@@ -5,7 +5,6 @@ Shapes: N images, C classes, D embedding size, B batch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from dataset import join_sources
 from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, embed_with_mirrored
 from training.checkpoint import open_saved_heads
+from utils.text import parse_json
 
 Load = Callable[[int], NDArray[np.uint8]]  # an image's number to (H, W, 3) RGB; ValueError or OSError if damaged
 
@@ -41,12 +41,12 @@ def open_run_faces(run: Path, rec: Sequence[str] | None = None) -> tuple[JoinedS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder that a run of train.py leaves")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         sources = [config["rec"]] if isinstance(config["rec"], str) else list(config["rec"])
         size, on_bad_sample = tuple(config["image_size"]), config["on_bad_sample"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: not the settings of a run ({error!r}): give a folder that train.py wrote"
+            f"{path}: not the settings of a run ({type(error).__name__}: {error}): give a folder that train.py wrote"
         ) from None
     if sources == ["synthetic"]:
         raise ValueError(f"{path}: the run was trained on noise (rec = 'synthetic'), in which there are no people")

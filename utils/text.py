@@ -1,0 +1,46 @@
+"""Text that came from files: what may be shown of it, and reading JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from typing import Any
+
+
+def plain(text: str, keep: str = "") -> str:
+    r"""Text as one line that a terminal shows and does not obey: ``\x1b`` instead of an escape character.
+
+    Other control characters, characters that turn the direction of writing, line ends and the stand-ins for bytes
+    that are no UTF-8 are written in the same way.
+
+    Args:
+        text: any text.
+        keep: characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep or unicodedata.category(c) == "Zs" else _escaped(c) for c in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def complain(program: str, error: BaseException) -> None:
+    """Print on stderr, in one line, why a command ends."""
+    print(f"{program}: error: {plain(str(error))}", file=sys.stderr)
+
+
+def parse_json(text: str) -> Any:
+    """``json.loads``, for texts that others may have written.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
