@@ -99,6 +99,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, rule):
     batches = train.epoch_batches(state, loader, train.Speedometer())
     for _ in range(7):
         state.train_step(batches)
+        state.mean_loss()
     state.save()
     state.saver.finish()
     torch.manual_seed(99)
@@ -159,21 +160,26 @@ def test_non_finite_steps_are_skipped_and_counted(tmp_path):
     state, loader = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
     batches = train.epoch_batches(state, loader, train.Speedometer())
     state.train_step(batches)
+    state.mean_loss()
     before = {k: v.clone() for k, v in state.backbone.state_dict().items() if "running" not in k and "num_b" not in k}
     centres = state.classifier.shard.weight.clone()
     poison = state.backbone.conv1.weight.register_hook(lambda grad: grad * torch.nan)
     state.train_step(batches)
+    state.mean_loss()
     state.train_step(batches)
+    state.mean_loss()
     assert state.skipped == 2
     after = state.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(state.classifier.shard.weight, centres)
     with pytest.raises(FloatingPointError, match=r"3 steps in a row .* the gradient of conv1.weight on rank 0, lr"):
         state.train_step(batches)
+        state.mean_loss()
     poison.remove()
     state.optimizer.zero_grad()
     state.row_optimizer.zero_grad()
     state.train_step(batches)
+    state.mean_loss()
     assert state.skipped_in_a_row == 0
     assert not torch.equal(state.classifier.shard.weight, centres)
 
@@ -184,6 +190,7 @@ def test_fp16_overflow_lowers_the_scale_and_goes_on(tmp_path):
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=100)
     batches = train.epoch_batches(state, loader, train.Speedometer())
     state.train_step(batches)
+    state.mean_loss()
     assert state.skipped == 1
     assert state.scaler.get_scale() == 2.0**39
 
@@ -365,7 +372,7 @@ def test_refuses_weights_that_are_not_torchs(tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     run(tmp_path)
-    refused(tmp_path, "was written by another network", "resume=True", "num_epoch=2", "network=mbf")
+    refused(tmp_path, "trained with network 'rtiny', this run has 'mbf'", "resume=True", "num_epoch=2", "network=mbf")
 
 
 def test_a_failed_start_changes_nothing_and_blocks_nothing(tmp_path):

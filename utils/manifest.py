@@ -204,13 +204,13 @@ def read_manifest(folder: Path) -> Manifest:
         body = parse_json(data.decode())
         body.pop("checksum")
         if _text(body) != data:
-            raise ValueError("its text is not what was written")
+            raise ValueError("another checksum, or another form")
         files = {str(name): FileSum.of_json(own) for name, own in body["files"].items()}
         if any(name.startswith("/") or "\\" in name or ".." in name.split("/") for name in files):
             raise ValueError("it names files outside of its folder")
         return Manifest(dict(body["facts"]), files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise DamagedError(f"{path} is damaged: its text is not what was written") from error
 
 
 def verify(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> None:

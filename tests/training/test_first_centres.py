@@ -93,6 +93,7 @@ def test_a_run_starts_from_them_and_resumes_bit_for_bit(tmp_path, start, options
     batches = train.epoch_batches(state, data, train.Speedometer())
     for _ in range(5):
         state.train_step(batches)
+        state.mean_loss()
     state.save()
     state.saver.finish()
     (tmp_path / "b" / "training.log").write_text("")

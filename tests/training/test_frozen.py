@@ -80,6 +80,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path, start):
     batches = train.epoch_batches(state, data, train.Speedometer())
     for _ in range(5):
         state.train_step(batches)
+        state.mean_loss()
     state.save()
     state.saver.finish()
     rest = run(tmp_path / "b", *frozen(start, "num_epoch=2", "resume=True"))
