@@ -87,6 +87,7 @@ def fail_to_rename(rank, world_size, output):
         Path.rename = refuse
     try:
         run.save()
+        run.saver.finish()
     except OSError as error:
         return str(error)
     return None
@@ -113,6 +114,8 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, monkeyp
 
             monkeypatch.setattr("shutil.rmtree", refuse)
         run.save()
+        run.saver.finish()
+    run.close()
     assert "could not be removed" in capsys.readouterr().out
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == ["step_2"]
 

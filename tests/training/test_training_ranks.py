@@ -3,12 +3,10 @@
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import uuid
 
 import cv2
 import numpy as np
@@ -17,6 +15,8 @@ import torch
 
 import train
 from backbones import get_model
+from faults.hosts import two_hosts
+from faults.scenario import why_not
 from float64 import compute_in_float64
 from heads import checkpoint as head_checkpoint
 from paths import ROOT, data_path
@@ -77,6 +77,7 @@ def save_and_return_centres(rank, world_size, overrides):
     for _ in range(3):
         run.train_step(batches)
     run.save()
+    run.saver.finish()
     return everything(run)
 
 
@@ -114,6 +115,7 @@ def fail_to_write(rank, world_size, overrides):
     batches = train.epoch_batches(run, loader, train.Speedometer())
     run.train_step(batches)
     run.save()
+    run.saver.finish()
     run.train_step(batches)
     if rank == 1:
 
@@ -123,6 +125,7 @@ def fail_to_write(rank, world_size, overrides):
         head_checkpoint._write_npy = full
     try:
         run.save()
+        run.saver.finish()
     except OSError as error:
         return str(error)
     return None
@@ -284,52 +287,21 @@ def test_sigterm_to_one_rank_stops_all_and_saves(tmp_path):
 
 
 @pytest.fixture
-def two_hosts():
-    """Two network namespaces joined by a veth pair: (name, address, interface) of each host."""
-    tag = uuid.uuid4().hex[:6]
-    names = [f"mhs{tag}a", f"mhs{tag}b"]
-    if shutil.which("ip") is None:
-        pytest.skip("two hosts need the command ip (Debian: iproute2)")
-    made = []
-
-    def ip(*words):
-        return subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-
-    try:
-        for name in names:
-            result = ip("netns", "add", name)
-            if result.returncode:
-                pytest.skip(f"network namespaces are not permitted here: {result.stderr.strip()}")
-            made.append(name)
-        result = ip(
-            "link", "add", f"v{tag}a", "netns", names[0], "type", "veth", "peer", f"v{tag}b", "netns", names[1]
-        )
-        if result.returncode:
-            pytest.skip(f"veth pairs are not permitted here: {result.stderr.strip()}")
-        hosts = []
-        for i, (name, end) in enumerate(zip(names, "ab", strict=True)):
-            for words in (
-                ("addr", "add", f"10.77.0.{i + 1}/24", "dev", f"v{tag}{end}"),
-                ("link", "set", f"v{tag}{end}", "up"),
-                ("link", "set", "lo", "up"),
-            ):
-                assert ip("-n", name, *words).returncode == 0
-            hosts.append((name, f"10.77.0.{i + 1}", f"v{tag}{end}"))
+def both_hosts():
+    if reason := why_not("network namespaces"):
+        pytest.skip(reason)
+    with two_hosts() as hosts:
         yield hosts
-    finally:
-        for name in made:
-            ip("netns", "del", name)
 
 
-def test_two_hosts_end_with_the_model_of_two_ranks_on_one(tmp_path, two_hosts):
+def test_two_hosts_end_with_the_model_of_two_ranks_on_one(tmp_path, both_hosts):
     """The README's two-node lines, one process a node, each in a network of its own."""
-    address = two_hosts[0][1]
     processes = []
-    for node, (name, _, interface) in enumerate(two_hosts):
-        command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.launch"]
-        command += ["--nproc_per_node=1", "--nnodes=2", f"--node_rank={node}", f"--master_addr={address}"]
+    for node, host in enumerate(both_hosts):
+        command = [*host.started_by(), sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=1"]
+        command += ["--nnodes=2", f"--node_rank={node}", f"--master_addr={both_hosts[0].address}"]
         command += ["--master_port=12581", "train.py", TINY, f"output={tmp_path / 'hosts'}", "batch_size=4"]
-        env = {**os.environ, "GLOO_SOCKET_IFNAME": interface, "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, **host.env(), "OMP_NUM_THREADS": "1"}
         processes.append(
             subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )

@@ -1,0 +1,124 @@
+"""A long run: memory, file handles, threads and processes of every rank and loader process, step by step."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from faults.processes import Launch, ended
+from faults.scenario import Scenario, scenario
+from faults.stage import Row, Stage, last_step
+
+STEPS = 3000
+WARM_UP = 500  # steps until allocators, caches and the first checkpoints have had their share
+EVERY_S = 2.0
+LIMIT_S = 1800.0
+# Slopes that a tiny run may show by noise alone; a leak of one batch (150 KiB) a step is 1,000 times as much.
+MAX_SLOPE_KIB = 1024.0
+MAX_SLOPE_HANDLES = 1.0  # batches on their way hold some, so that the number is never quite constant
+COUNTS = ("handles", "threads")
+Sample = dict[str, float]
+
+
+def sample(pid: int) -> Sample | None:
+    """What a process holds now, memory in KiB; None if it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        handles = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except OSError:
+        return None
+
+    def number(name: str, text: str) -> float:
+        found = re.search(rf"^{name}:\s+(\d+)", text, re.M)
+        return float(found[1]) if found else float("nan")
+
+    return {
+        "rss_kib": number("VmRSS", status),
+        "pss_kib": number("Pss", rollup),
+        "threads": number("Threads", status),
+        "handles": float(handles),
+    }
+
+
+def watch(launch: Launch, output: Path) -> tuple[dict[str, list[Sample]], list[int]]:
+    """Samples of every rank and worker by name, and the number of processes at each time, until the run ends."""
+    samples: dict[str, list[Sample]] = {}
+    counts: list[int] = []
+    end_s = time.monotonic() + LIMIT_S
+    while launch.process.poll() is None and time.monotonic() < end_s:
+        step = last_step(output)
+        if step >= WARM_UP:
+            ranks = launch.ranks()
+            named = {f"rank {rank}": pid for rank, pid in ranks.items()}
+            for rank in ranks:
+                named |= {f"loader {i} of rank {rank}": pid for i, pid in enumerate(launch.workers(rank))}
+            if step <= STEPS - 50:
+                counts.append(len(launch.pids()))
+                for name, pid in named.items():
+                    if found := sample(pid):
+                        samples.setdefault(name, []).append({"step": step, **found})
+        time.sleep(EVERY_S)
+    return samples, counts
+
+
+def slope(samples: list[Sample], name: str) -> float:
+    """Growth for each 1,000 steps, by least squares."""
+    steps, values = (np.array([one[key] for one in samples]) for key in ("step", name))
+    return float(np.polyfit(steps / 1000, values, 1)[0])
+
+
+def series(samples: list[Sample]) -> list[list[float]]:
+    """Step, PSS in KiB, file handles, of about forty samples."""
+    return [[one[key] for key in ("step", "pss_kib", "handles")] for one in samples[:: max(1, len(samples) // 40)]]
+
+
+def long_run(stage: Stage) -> list[Row]:
+    """Three thousand steps with 31 checkpoints and 30 epochs; a row for each process."""
+    options = {"num_image": 800, "num_epoch": STEPS // 100, "checkpoint_steps": 1000, "timeout_s": 120}
+    launch = stage.start(options)
+    with ended(launch):
+        samples, counts = watch(launch, stage.output)
+        gone = launch.wait_until_gone(30)
+    assert gone, "the long run does not end"
+    assert launch.process.returncode == 0, launch.output()[-2000:]
+    rows: list[Row] = []
+    for name, found in sorted(samples.items()):
+        row: Row = {
+            "seed": stage.seed,
+            "moment": name,
+            "samples": len(found),
+            "steps": STEPS,
+            **{f"{key}_slope_per_1000": round(slope(found, f"{key}_kib"), 1) for key in ("rss", "pss")},
+            "rss_kib": found[-1]["rss_kib"],
+            "pss_kib": found[-1]["pss_kib"],
+            **{key: sorted({int(one[key]) for one in found}) for key in COUNTS},
+            "handles_slope_per_1000": round(slope(found, "handles"), 2),
+            "pss_slope_of_second_half": round(slope(found[len(found) // 2 :], "pss_kib"), 1),
+            "processes": sorted(set(counts)),
+            "series": series(found),
+        }
+        row["problems"] = problems_of(row)
+        rows.append(row)
+    assert {row["moment"] for row in rows} >= {"rank 0", "rank 1", "loader 0 of rank 0", "loader 0 of rank 1"}
+    return rows
+
+
+def problems_of(row: Row) -> list[str]:
+    """What grows."""
+    problems = []
+    if row["handles_slope_per_1000"] > MAX_SLOPE_HANDLES:
+        problems.append(f"file handles grow by {row['handles_slope_per_1000']} in 1,000 steps")
+    if len(row["threads"]) > 2:  # a thread that writes checkpoints may come and go
+        problems.append(f"threads are not constant: {row['threads']}")
+    if len(row["processes"]) > 1:
+        problems.append(f"processes are not constant: {row['processes']}")
+    if row["pss_slope_of_second_half"] > MAX_SLOPE_KIB:
+        problems.append(f"memory grows by {row['pss_slope_of_second_half']} KiB in 1,000 steps of the second half")
+    return problems
+
+
+SCENARIOS: dict[str, Scenario] = {"long": scenario("3,000 steps", "Long runs", long_run)}
