@@ -157,7 +157,7 @@ def test_a_wrong_map_is_explained(tmp_path, older, faces, entries, message):
 def test_what_does_not_fit_is_explained(tmp_path, older, faces):
     run, _ = older
     old = f"init_centres={run}"
-    assert "neither class_means nor a checkpoint: class_mean holds no checkpoint" in refusal(
+    assert "init_centres is neither class_means nor a checkpoint: class_mean holds no checkpoint" in refusal(
         options(faces, tmp_path / "run", "init_centres=class_mean")
     )
     assert "have 32 numbers, this run's have 64; set embedding_size = 32" in refusal(
