@@ -107,9 +107,8 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, monkeyp
     for step in range(2):
         run.train_step(batches)
         if step:
-            rename = Path.rename
 
-            def refuse(path, target):
+            def refuse(path, target, rename=Path.rename):
                 if path.name == "step_1":
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
                 return rename(path, target)
