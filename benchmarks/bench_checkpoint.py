@@ -67,6 +67,8 @@ def cases_of(args: argparse.Namespace) -> list[CheckpointCase]:
                 args.dim,
                 args.steps,
                 str(args.folder),
+                args.quiet_steps,
+                args.threads,
             )
             need, free = DISK_FACTOR * case.row_bytes, shutil.disk_usage(args.folder).free
             if need > free:
@@ -197,10 +199,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--dim", type=int)
     p.add_argument("--steps", type=int, help="between a full checkpoint and an incremental one, default 200")
+    p.add_argument("--quiet-steps", type=int, help="before each save during training, default 60")
+    p.add_argument("--threads", type=int, default=0, help="of the products; default torch's choice")
     p.add_argument("--rounds", type=int, help="over all configurations, default 3")
     args = p.parse_args(argv)
-    usual = {"classes": 1e6, "storage": list(STORAGES), "row_momentum": [0.0, 0.9], "dim": 512, "steps": 200}
-    quick = {"classes": 6e3, "storage": ["device"], "row_momentum": [0.9], "dim": 64, "steps": 1}
+    usual = {
+        "classes": 1e6,
+        "storage": list(STORAGES),
+        "row_momentum": [0.0, 0.9],
+        "dim": 512,
+        "steps": 200,
+        "quiet_steps": 60,
+    }
+    quick = {"classes": 6e3, "storage": ["device"], "row_momentum": [0.9], "dim": 64, "steps": 1, "quiet_steps": 5}
     for name, value in (quick | {"rounds": 1} if args.quick else usual | {"rounds": 3}).items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -32,6 +32,7 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.classifier_case import Case, Record, Rig, Storage
+from benchmarks.machine import usable_cores
 from heads.arrays import Rows
 from heads.checkpoint import load_heads
 from heads.shard import HeadShard
@@ -42,7 +43,6 @@ from utils.device import prepare_device
 from utils.manifest import CHUNK
 
 PIECE = 8 * 2**20  # bytes of one plain read or write
-QUIET_STEPS = 60  # before a save during training; their median is what steps take without one
 MOST_STEPS = 20_000  # during one save
 SAVES = 2  # during training
 
@@ -60,6 +60,8 @@ class CheckpointCase:
     dim: int
     steps: int  # from a full checkpoint to an incremental one
     folder: str  # where everything is written
+    quiet_steps: int  # before a save during training; their median is what steps take without one
+    threads: int  # of the products; 0: torch's choice
     dcp_first: bool = False  # a disk is not equally fast all the time: which of the two comes first
 
     @property
@@ -107,12 +109,14 @@ class Visited:
 def measure(case: CheckpointCase) -> Record:
     """Run one configuration in this process; what is measured more than once is a list."""
     prepare_device(torch.device("cpu"))
+    torch.set_num_threads(case.threads or torch.get_num_threads())
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", module="torch.distributed")  # it says that there is one process
     visited, rig = Visited(case), case.rig()
     rig.run(visited.once())
     record: Record = {**asdict(case), "row_bytes": case.row_bytes, "plain_write_s": [], "plain_read_s": []}
     del record["folder"]
+    record |= {"threads": torch.get_num_threads(), "cores": usable_cores()}
     with tempfile.TemporaryDirectory(dir=case.folder, prefix="checkpoint_") as name:
         folder = Path(name)
 
@@ -227,7 +231,7 @@ def during_training(case: CheckpointCase, visited: Visited, rig: Rig, folder: Pa
     saver = Saver(folder / "during", shard, keep=1)
     found: dict[str, list[float]] = {}
     for step in range(SAVES):
-        step_s = note_steps(found, "", rig.run(visited.draw(QUIET_STEPS)), None)
+        step_s = note_steps(found, "", rig.run(visited.draw(case.quiet_steps)), None)
         began = time.perf_counter()
         begin_s = seconds(partial(saver.begin, step, {"head": shard.settings()}, None))
         note_steps(found, "busy_", rig.run(visited.draw(MOST_STEPS), lambda: saver.is_writing), step_s)
@@ -237,7 +241,7 @@ def during_training(case: CheckpointCase, visited: Visited, rig: Rig, folder: Pa
         for name, value in {"during_s": written_s, **held}.items():
             found.setdefault(name, []).append(value)
 
-        step_s = note_steps(found, "", rig.run(visited.draw(QUIET_STEPS)), None)
+        step_s = note_steps(found, "", rig.run(visited.draw(case.quiet_steps)), None)
         arguments = (folder / "plain", case.row_bytes, found.setdefault("plain_during_s", []))
         writer = threading.Thread(target=write_plainly, args=arguments)
         writer.start()
