@@ -26,6 +26,7 @@ from training.metrics import MetricsWriter, check_wandb
 from training.report import Speedometer, StepReport, announce
 from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
+from training.saving import SaveError
 from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
 from utils.config import Config, get_config
@@ -55,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             run, data = prepare(cfg, ranks)
         except (ValueError, OSError) as error:  # on all ranks, or on this one alone
             parser.exit(2, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
-        train(run, data)
+        try:
+            train(run, data)
+        except (SaveError, FloatingPointError) as error:
+            parser.exit(1, f"train.py: {error}\n" if speaks(error) else None)
+        finally:
+            run.saver.abandon()
 
 
 def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:

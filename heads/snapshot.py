@@ -8,6 +8,7 @@ Shapes: n heads of the snapshot, h heads of one block or update, S their classes
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -38,6 +39,7 @@ class Snapshot:
         places_n = storage.layout.places_of(heads_n)
         self._counts = {name: count[places_n].numpy() for name, count in storage.counts.items()}
         self._lock = threading.Lock()  # held while a block is read, and while old rows are kept
+        self._is_closed = False
         self._next = 0  # heads before it are read
         self._kept: dict[int, Rows] = {}  # number in the snapshot -> its (L, D) rows
         self._classes_per_head = storage.layout.head_size
@@ -70,9 +72,9 @@ class Snapshot:
             self.close()
 
     def close(self) -> None:
-        """Let go of the storage."""
+        """Let go of the storage; what is still being written ends with an error."""
         with self._lock:
-            self._next = len(self._heads_n)
+            self._is_closed, self._next = True, len(self._heads_n)
             self._kept.clear()
         if self._storage.before_write == self._keep:
             self._storage.before_write = None
@@ -101,6 +103,8 @@ class Snapshot:
         for start in range(0, len(self._heads_n), at_once):
             heads_h = self._heads_n[start : start + at_once]
             with self._lock:
+                if self._is_closed:
+                    raise OSError(errno.ECANCELED, "given up")
                 rows = {name: value.cpu() for name, value in arrays.read(heads_h, arrays.names).items()}
                 kept = [
                     (number, self._kept.pop(number))

@@ -5,6 +5,7 @@ One step is: the next batches, forward, backward, all ranks agree that the gradi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -80,8 +81,8 @@ class TrainingRun:
         self.epoch = self.step = self.step_in_epoch = 0
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
         self.was_skipped = False  # the last step
-        self.loss_sum = torch.zeros((), device=self.device)  # since the last log line
-        self.logged_step = 0  # of that line
+        self.loss_sum = torch.zeros((), device=self.device)  # over the steps since the last log line
+        self.loss_steps = 0  # those that were not skipped
         self.damaged = DamagedSamples()
         self.statistics = RunningStatistics(self.backbone)
         self.lock: FolderLock | None = None  # on the run's folder
@@ -157,14 +158,16 @@ class TrainingRun:
             optimizer.zero_grad()
         self.step += 1
         self.step_in_epoch += 1
-        self.loss_sum += loss_sum
+        if not self.was_skipped:
+            self.loss_sum += loss_sum
+            self.loss_steps += 1
         return loss_sum
 
     def mean_loss(self) -> float:
-        """Over the steps since this was last called; waits for the device."""
-        mean = self.loss_sum.item() / (self.step - self.logged_step)
+        """Over the steps since this was last called, nan if all were skipped; waits for the device."""
+        mean = self.loss_sum.item() / self.loss_steps if self.loss_steps else math.nan
         self.loss_sum.zero_()
-        self.logged_step = self.step
+        self.loss_steps = 0
         return mean
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager[None]:
@@ -288,7 +291,7 @@ class TrainingRun:
             "scaler": self.scaler.state_dict(),
             "position": {"epoch": self.epoch, "step": self.step, "images_in_epoch": images_in_epoch},
             "skipped": self.skipped,
-            "logged": {"loss_sum": self.loss_sum, "step": self.logged_step},
+            "logged": {"loss_sum": self.loss_sum, "steps": self.loss_steps},
             "rng": [one["rng"] for one in ranks],
             "damaged": [one["damaged"] for one in ranks],
         }
@@ -338,9 +341,9 @@ class TrainingRun:
         self.epoch, self.step, self.skipped = position["epoch"], position["step"], state["skipped"]
         self.step_in_epoch = position["images_in_epoch"] // self.cfg.total_batch(self.world_size)
         self._saved_at = (self.epoch, self.step)
-        logged = state.get("logged", {"loss_sum": 0.0, "step": self.step})
-        self.loss_sum.fill_(logged["loss_sum"])
-        self.logged_step = logged["step"]
+        if "logged" in state:
+            self.loss_sum.copy_(state["logged"]["loss_sum"])
+            self.loss_steps = state["logged"]["steps"]
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)
             self.damaged.restore(state.get("damaged", [(0, 0)] * self.world_size)[self.rank])

@@ -39,6 +39,7 @@ class _Pending:
     partial: Path
     final: Path | None  # the checkpoint's folder; None: the model alone is written
     facts: dict[str, Any]
+    heads: HeadSave | None
     written: Future[tuple[FileSum | None, HeadPart | None]]  # training.pt's, this rank's heads
 
 
@@ -91,7 +92,7 @@ class Saver:
         copy = _Copies()
         state, weights = (copy(value) if self._is_main else None for value in (training, model))
         written = self._worker.submit(self._write, partial, heads, state, weights)
-        self._pending = _Pending(partial, None if training is None else final, _facts(step, training), written)
+        self._pending = _Pending(partial, None if training is None else final, _facts(step, training), heads, written)
 
     def finish(self) -> None:
         """Wait until all ranks have written what was begun, if anything was, and give the checkpoint its name.
@@ -127,6 +128,12 @@ class Saver:
         """Finish, and end the thread."""
         self.finish()
         self._worker.shutdown(wait=True)
+
+    def abandon(self) -> None:
+        """Give up what is being written, so that a process that fails can end. No collective."""
+        if self._pending is not None and self._pending.heads is not None:
+            self._pending.heads.close()
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _write(
         self, partial: Path, heads: HeadSave | None, state: dict[str, Any] | None, weights: dict[str, Tensor] | None
