@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             records = [json.loads(line) for path in args.read for line in path.read_text().splitlines()]
         else:
             args.folder.mkdir(parents=True, exist_ok=True)
-            records = measure_all(cases_of(args), args.rounds, args.out)
+            records = measure_all(cases_of(args), range(args.first_round, args.first_round + args.rounds), args.out)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"bench_checkpoint: error: {error}", file=sys.stderr)
         return 2
@@ -80,14 +80,14 @@ def cases_of(args: argparse.Namespace) -> list[CheckpointCase]:
     return cases
 
 
-def measure_all(cases: Sequence[CheckpointCase], rounds: int, out: Path | None) -> list[Record]:
+def measure_all(cases: Sequence[CheckpointCase], rounds: range, out: Path | None) -> list[Record]:
     """Rounds over all configurations, each in a new process; a record for each of both.
 
     Raises:
         RuntimeError: a process failed.
     """
     records: list[Record] = []
-    for number in range(rounds):
+    for number in rounds:
         for case in cases:
             text = json.dumps(asdict(replace(case, dcp_first=bool(number % 2))))
             done = subprocess.run(
@@ -125,6 +125,7 @@ TABLES: dict[str, dict[str, Ratio]] = {
     "a full checkpoint, nothing beside it (x: times of the plain write or read of as many bytes)": {
         "GB": lambda r: r["full_bytes"] / 1e9,
         "save s": lambda r: _median(r, "full_save_s"),
+        "CPU s": lambda r: _median(r, "full_save_cpu_s"),
         "GB/s": _gb_per_s("full_save_s", "full_bytes"),
         "plain GB/s": _gb_per_s("plain_write_s", "row_bytes"),
         "save x": _share("full_save_s", "plain_write_s"),
@@ -144,23 +145,25 @@ TABLES: dict[str, dict[str, Ratio]] = {
         "both on disk GB": lambda r: r["both_disk_bytes"] / 1e9,
         "of two full": lambda r: r["both_disk_bytes"] / r["full_disk_bytes"] / 2,
     },
-    "a full save during training (held: begin and finish, in steps; x: times of a step without it)": {
-        "step ms": lambda r: _median(r, "step_ms"),
+    "a full save during training (held: begin and finish, in steps; x: times of a quiet step), and a plain write": {
+        "step ms": lambda r: _median(r, "quiet_step_ms"),
         "begin ms": lambda r: _median(r, "begin_ms"),
         "finish ms": lambda r: _median(r, "finish_ms"),
         "held": lambda r: _median(r, "held_steps"),
         "written in s": lambda r: _median(r, "during_s"),
-        "step x": lambda r: _median(r, "busy_ratio"),
-        "lost steps": lambda r: _median(r, "busy_lost_steps"),
+        "step x": _share("busy_step_ms", "quiet_step_ms"),
+        "CPU x": _share("busy_cpu_ms", "quiet_cpu_ms"),
+        "longest": _share("busy_longest_ms", "quiet_step_ms"),
         "plain write s": lambda r: _median(r, "plain_during_s"),
-        "step x, plain": lambda r: _median(r, "plain_ratio"),
-        "lost, plain": lambda r: _median(r, "plain_lost_steps"),
+        "its step x": _share("plain_step_ms", "quiet_step_ms"),
+        "its CPU x": _share("plain_cpu_ms", "quiet_cpu_ms"),
     },
     "torch.distributed.checkpoint, the same rows (x: times of this project's)": {
         "GB": lambda r: r["dcp_bytes"] / 1e9,
         "copy s": lambda r: _median(r, "copy_s"),
         "save s": lambda r: _median(r, "dcp_save_s"),
         "save x": _share("dcp_save_s", "full_save_s"),
+        "save CPU x": _share("dcp_save_cpu_s", "full_save_cpu_s"),
         "load s": lambda r: _median(r, "dcp_load_s"),
         "load x": _share("dcp_load_s", "load_s"),
     },
@@ -202,6 +205,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--quiet-steps", type=int, help="before each save during training, default 60")
     p.add_argument("--threads", type=int, default=0, help="of the products; default torch's choice")
     p.add_argument("--rounds", type=int, help="over all configurations, default 3")
+    p.add_argument("--first-round", type=int, default=0, help="its number, to go on with earlier records")
     args = p.parse_args(argv)
     usual = {
         "classes": 1e6,

@@ -172,7 +172,9 @@ def without_training(case: CheckpointCase, visited: Visited, rig: Rig, run: Path
     """A full save, its load, and an incremental save some steps later, while nothing else goes on."""
     shard = shard_of(rig)
     saver = Saver(run, shard, keep=3, full_every=100)
+    cpu_s = time.process_time()
     full_s = seconds(lambda: save(saver, shard, 1))
+    cpu_s = time.process_time() - cpu_s
     first, second = run / "checkpoints" / "step_1", run / "checkpoints" / "step_2"
     full_bytes, full_disk_bytes = bytes_of(first), disk_bytes([first])
     drop_from_cache(files_in(first))
@@ -189,6 +191,7 @@ def without_training(case: CheckpointCase, visited: Visited, rig: Rig, run: Path
     return {
         "full_bytes": full_bytes,
         "full_save_s": full_s,
+        "full_save_cpu_s": cpu_s,
         "load_s": load_s,
         "incremental_bytes": incremental_bytes,
         "incremental_save_s": incremental_s,
@@ -204,7 +207,9 @@ def with_dcp(case: CheckpointCase, rig: Rig, folder: Path) -> Record:
     copied: list[Rows] = []
     copy_s = seconds(lambda: copied.append(shard.storage.arrays.read(heads_n, shard.storage.names)))
     state = {"heads": heads_n, VISITS: shard.visits[shard.layout.places_of(heads_n)], **copied.pop()}
+    cpu_s = time.process_time()
     save_s = seconds(partial(dcp_save, state, checkpoint_id=folder, no_dist=True))
+    cpu_s = time.process_time() - cpu_s
     size = bytes_of(folder)
     drop_from_cache(files_in(folder))
     into = {name: torch.zeros_like(value) for name, value in state.items()}
@@ -222,7 +227,7 @@ def with_dcp(case: CheckpointCase, rig: Rig, folder: Path) -> Record:
     loaded.close()
     for path in files_in(folder):
         path.unlink()
-    return {"copy_s": copy_s, "dcp_save_s": save_s, "dcp_load_s": load_s, "dcp_bytes": size}
+    return {"copy_s": copy_s, "dcp_save_s": save_s, "dcp_save_cpu_s": cpu_s, "dcp_load_s": load_s, "dcp_bytes": size}
 
 
 def during_training(case: CheckpointCase, visited: Visited, rig: Rig, folder: Path) -> Record:
@@ -231,35 +236,47 @@ def during_training(case: CheckpointCase, visited: Visited, rig: Rig, folder: Pa
     saver = Saver(folder / "during", shard, keep=1)
     found: dict[str, list[float]] = {}
     for step in range(SAVES):
-        step_s = note_steps(found, "", rig.run(visited.draw(case.quiet_steps)), None)
+        quiet_s = run(found, "", rig, visited.draw(case.quiet_steps))
         began = time.perf_counter()
         begin_s = seconds(partial(saver.begin, step, {"head": shard.settings()}, None))
-        note_steps(found, "busy_", rig.run(visited.draw(MOST_STEPS), lambda: saver.is_writing), step_s)
-        written_s = time.perf_counter() - began
+        run(found, "busy_", rig, visited.draw(MOST_STEPS), lambda: saver.is_writing)
+        found.setdefault("during_s", []).append(time.perf_counter() - began)
         finish_s = seconds(saver.finish)
-        held = {"begin_ms": begin_s * 1e3, "finish_ms": finish_s * 1e3, "held_steps": (begin_s + finish_s) / step_s}
-        for name, value in {"during_s": written_s, **held}.items():
+        held = {"begin_ms": begin_s * 1e3, "finish_ms": finish_s * 1e3, "held_steps": (begin_s + finish_s) / quiet_s}
+        for name, value in held.items():
             found.setdefault(name, []).append(value)
 
-        step_s = note_steps(found, "", rig.run(visited.draw(case.quiet_steps)), None)
+        run(found, "", rig, visited.draw(case.quiet_steps))
         arguments = (folder / "plain", case.row_bytes, found.setdefault("plain_during_s", []))
         writer = threading.Thread(target=write_plainly, args=arguments)
         writer.start()
-        note_steps(found, "plain_", rig.run(visited.draw(MOST_STEPS), writer.is_alive), step_s)
+        run(found, "plain_", rig, visited.draw(MOST_STEPS), writer.is_alive)
         writer.join()
         (folder / "plain").unlink()
     saver.close()
     return dict(found)
 
 
-def note_steps(found: dict[str, list[float]], kind: str, took_s: Sequence[float], quiet_s: float | None) -> float:
-    """Keep what steps took, and how much of that is more than quiet ones take, in units of these; the median, s."""
+def run(
+    found: dict[str, list[float]],
+    kind: str,
+    rig: Rig,
+    batches: Sequence[Tensor],
+    goes_on: Callable[[], bool] = lambda: True,
+) -> float:
+    """Make steps, and keep their median, longest and number, and the mean CPU time of this thread; the median, s."""
+    cpu_s = time.thread_time()
+    took_s = rig.run(batches, goes_on)
+    cpu_s = time.thread_time() - cpu_s
     median_s = float(np.median(took_s))
-    found.setdefault(f"{kind}step_ms", []).append(median_s * 1e3)
-    found.setdefault(f"{kind}longest_ms", []).append(max(took_s) * 1e3)
-    if quiet_s is not None:
-        found.setdefault(f"{kind}ratio", []).append(median_s / quiet_s)
-        found.setdefault(f"{kind}lost_steps", []).append((sum(took_s) - len(took_s) * quiet_s) / quiet_s)
+    values = {
+        "step_ms": median_s * 1e3,
+        "longest_ms": max(took_s) * 1e3,
+        "steps": len(took_s),
+        "cpu_ms": cpu_s / len(took_s) * 1e3,
+    }
+    for name, value in values.items():
+        found.setdefault(f"{kind or 'quiet_'}{name}", []).append(value)
     return median_s
 
 

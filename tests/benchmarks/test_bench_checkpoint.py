@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from benchmarks import bench_checkpoint
-from benchmarks.checkpoint_case import CheckpointCase, Visited, disk_bytes, note_steps, same_rows
+from benchmarks.checkpoint_case import CheckpointCase, Visited, disk_bytes, same_rows
 from heads.shard import HeadShard
 
 CASE = CheckpointCase("device", 1000, 0.9, 0.5, 3, 16, 8, 2, "", 5, 1)
-MEASURED = ("during_s", "begin_ms", "finish_ms", "step_ms", "busy_step_ms", "plain_step_ms", "plain_write_s")
+MEASURED = ("during_s", "begin_ms", "finish_ms", "quiet_step_ms", "busy_step_ms", "plain_step_ms", "plain_write_s")
 
 
 def test_quick_writes_a_record_that_can_be_shown_again(tmp_path, capsys):
@@ -57,15 +57,6 @@ def test_a_file_with_two_names_is_counted_once(tmp_path):
     assert disk_bytes([one, two]) == alone >= 100_000
     shutil.copyfile(one / "file", two / "copy")
     assert disk_bytes([one, two]) == 2 * alone
-
-
-def test_lost_steps_are_in_units_of_quiet_ones():
-    found = {}
-    assert note_steps(found, "", [2.0, 2.0, 5.0], None) == 2.0
-    note_steps(found, "busy_", [2.0, 3.0, 5.0], 2.0)
-    assert found["busy_lost_steps"] == [2.0]
-    assert found["busy_ratio"] == [1.5]
-    assert found["busy_longest_ms"] == [5000.0]
 
 
 def test_other_rows_than_those_saved_are_noticed():
