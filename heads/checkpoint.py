@@ -4,7 +4,7 @@ The files are described in heads/saved.py. Heads never updated are left out. A c
 process holds the heads changed since the one before, and links to the files of that one, so that each folder is whole
 and may be copied or removed by itself.
 
-Shapes: n heads, L classes per head.
+Shapes: H heads of this rank, h heads of one block, L classes per head.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Written:
 
     folder: Path
     sums: dict[str, FileSum]  # of its files, by their names in it
-    visits: Tensor  # of all heads here, as saved
+    visits_H: Tensor  # as saved
     layers: int
 
 
@@ -56,7 +56,6 @@ class HeadSave:
 
     snapshot: Snapshot
     last: _Written | None  # what it builds on
-    visits: Tensor
 
     def write(self, folder: Path) -> HeadPart:
         """Write this rank's part below ``folder``, a checkpoint's heads/.
@@ -73,7 +72,7 @@ class HeadSave:
             sums |= {f"layer_{done}/{file}": own for file, own in self.snapshot.write(mine / f"layer_{done}").items()}
         for written in (mine, *(child for child in mine.iterdir() if child.is_dir())):
             sync_folder(written)
-        written_part = _Written(mine, sums, self.visits, done + 1)
+        written_part = _Written(mine, sums, self.snapshot.counts[VISITS], done + 1)
         return HeadPart({f"{name}/{file}": own for file, own in sums.items()}, written_part)
 
     def close(self) -> None:
@@ -100,17 +99,16 @@ class HeadSaver:
         Raises:
             OSError: an earlier write of heads has failed.
         """
-        visits, last = self.shard.visits.clone(), self._last
-        updated = visits > 0
-        changed = updated if last is None else visits != last.visits
+        visits_H, last = self.shard.visits, self._last
+        is_updated_H = visits_H > 0
+        is_changed_H = is_updated_H if last is None else visits_H != last.visits_H
         if last is not None and (
             last.layers >= self.full_every
-            or int(changed.sum()) > FULL_FROM * int(updated.sum())
+            or int(is_changed_H.count_nonzero()) > FULL_FROM * int(is_updated_H.count_nonzero())
             or not last.folder.is_dir()
         ):
-            last, changed = None, updated
-        heads_n = self.shard.layout.heads_at(changed.nonzero().squeeze(1))
-        return HeadSave(Snapshot(self.shard.storage, heads_n), last, visits)
+            last, is_changed_H = None, is_updated_H
+        return HeadSave(Snapshot(self.shard.storage, is_changed_H), last)
 
     def finish(self, part: HeadPart, folder: Path) -> None:
         """The checkpoint is complete and its heads/ is ``folder``: the next one builds on it."""

@@ -185,7 +185,7 @@ def test_rows_that_are_not_finite_are_not_written_over_sound_ones(tmp_path):
 def test_giving_up_ends_the_writing(tmp_path):
     shard = make("device", tmp_path)
     update(shard, torch.arange(334), 1.0)
-    taken = Snapshot(shard.storage, torch.arange(334))
+    taken = Snapshot(shard.storage, torch.ones(334, dtype=torch.bool))
     taken.close()
     with pytest.raises(OSError, match="given up"):
         taken.write(tmp_path / "layer")
