@@ -109,7 +109,10 @@ class Snapshot:
         return {f"{name}.npy": file.sum for name, file in files.items()}
 
     def _blocks(self) -> Iterator[Rows]:
-        """The rows on the host, block by block, in the order of the heads."""
+        """The rows on the host, block by block, in the order of the heads.
+
+        Not yet run on a GPU: this thread and training share the default stream there, which keeps their order.
+        """
         arrays, L = self._storage.arrays, self._classes_per_head
         at_once = max(1, BLOCK_BYTES // (L * arrays.width * arrays.dtype.itemsize))
         for start in range(0, len(self._heads_n), at_once):

@@ -263,6 +263,8 @@ class TrainingRun:
         """
         if self.saver.is_pending and not self.stop.writing_agreed:
             self.saver.finish()
+        if self.stop.save_agreed:
+            log.info("step %d: a checkpoint is begun, as SIGUSR1 or checkpoint_minutes asked", self.step)
         self._wants_save |= self.is_due(self.cfg.checkpoint_steps) or self.stop.save_agreed
         if self._wants_save and not self.was_skipped and self.step_in_epoch < self.steps_per_epoch:
             self.save()
@@ -344,6 +346,7 @@ class TrainingRun:
         if "logged" in state:
             self.loss_sum.copy_(state["logged"]["loss_sum"])
             self.loss_steps = state["logged"]["steps"]
+        self._settle_buckets()
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)
             self.damaged.restore(state.get("damaged", [(0, 0)] * self.world_size)[self.rank])
@@ -351,6 +354,21 @@ class TrainingRun:
             self.damaged.restore(tuple(map(sum, zip(*state.get("damaged", [(0, 0)]), strict=True))))
         best = checkpoint.read_best(self.output)
         self.saver.best = best if best is not None and best.step <= self.step else None
+
+    def _settle_buckets(self) -> None:
+        """Let DDP lay out its gradient buckets as it has them after a first step.
+
+        It lays them out anew in the order in which the first gradients come. With more than two ranks the sums'
+        rounding depends on that layout, so without this a resumed run would differ from an uninterrupted one.
+        """
+        if not isinstance(self.model, DistributedDataParallel):
+            return
+        self.statistics.keep()
+        images = torch.zeros((self.cfg.batch_size, *self.cfg.image_size, 3), dtype=torch.uint8, device=self.device)
+        (self.model(to_network_input(images)).float().sum() * 0).backward()
+        self.statistics.put_back()
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
     def close(self) -> None:
         """Let go of files and threads."""

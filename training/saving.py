@@ -116,6 +116,7 @@ class Saver:
         manifest = Manifest(pending.facts, everyones)
         self._or_error(target, lambda: self._name(pending, manifest) if self._is_main else None, pending.partial)
         self._heads.finish(part, pending.final / HEADS)
+        log.info("checkpoint: %s, %.1f MiB", pending.final, manifest.total_bytes() / 2**20)
 
     def note_best(self, best: Best) -> None:
         """Keep the checkpoint of a step, which must be finished, until a better one comes."""
