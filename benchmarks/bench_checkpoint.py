@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from benchmarks.checkpoint_case import CheckpointCase
 from benchmarks.classifier_case import STORAGES, Record
 from benchmarks.records import write_records
 
+MEMORY_FACTOR = 5  # the same in memory: heads, what is loaded, and DCP's copies
 DISK_FACTOR = 6  # most bytes on disk at once, in units of the visited rows: heads, checkpoints, their copies
 
 
@@ -52,7 +54,7 @@ def cases_of(args: argparse.Namespace) -> list[CheckpointCase]:
     """The configurations that the command line asks for.
 
     Raises:
-        OSError: the disk has too little room for one.
+        OSError: there is too little room for one.
     """
     cases = []
     for momentum in args.row_momentum:
@@ -70,14 +72,21 @@ def cases_of(args: argparse.Namespace) -> list[CheckpointCase]:
                 args.quiet_steps,
                 args.threads,
             )
-            need, free = DISK_FACTOR * case.row_bytes, shutil.disk_usage(args.folder).free
-            if need > free:
-                raise OSError(
-                    f"{case}: takes up to {need / 1e9:.1f} GB on disk, {args.folder} has {free / 1e9:.1f} free; "
-                    "lower --share, or choose another --folder"
-                )
+            check_room(case, args.ram_share)
             cases.append(case)
     return cases
+
+
+def check_room(case: CheckpointCase, ram_share: float) -> None:
+    """OSError if the disk or the machine's memory has too little room for a case."""
+    free = shutil.disk_usage(case.folder).free
+    memory = ram_share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for need, room, what in (
+        (DISK_FACTOR * case.row_bytes, free, "free on the disk: lower --share, or choose another --folder"),
+        (MEMORY_FACTOR * case.row_bytes, memory, f"in {ram_share:.0%} of memory: lower --share"),
+    ):
+        if need > room:
+            raise OSError(f"{case}: takes up to {need / 1e9:.1f} GB; there are {room / 1e9:.1f} GB {what}")
 
 
 def measure_all(cases: Sequence[CheckpointCase], rounds: range, out: Path | None) -> list[Record]:
@@ -205,6 +214,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--quiet-steps", type=int, help="before each save during training, default 60")
     p.add_argument("--threads", type=int, default=0, help="of the products; default torch's choice")
     p.add_argument("--rounds", type=int, help="over all configurations, default 3")
+    p.add_argument("--ram-share", type=float, default=0.6, help="refuse what could need more of the memory")
     p.add_argument("--first-round", type=int, default=0, help="its number, to go on with earlier records")
     args = p.parse_args(argv)
     usual = {

@@ -214,8 +214,9 @@ def with_dcp(case: CheckpointCase, rig: Rig, folder: Path) -> Record:
     cpu_s = time.process_time() - cpu_s
     size = bytes_of(folder)
     drop_from_cache(files_in(folder))
-    into = {name: torch.zeros_like(value) for name, value in state.items()}
-    del state
+    shapes = {name: (value.shape, value.dtype) for name, value in state.items()}
+    del state  # before as much is taken again
+    into = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     loaded = case.rig()
 
     def restore() -> None:

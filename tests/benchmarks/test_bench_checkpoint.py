@@ -69,8 +69,15 @@ def test_other_rows_than_those_saved_are_noticed():
         same_rows(one, other)
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, capsys):
-    argv = ["--classes", "1e12", "--storage", "file", "--row-momentum", "0", "--folder", str(tmp_path)]
-    assert bench_checkpoint.main(argv) == 2
-    assert "free; lower --share, or choose another --folder" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("1e12", "GB free on the disk: lower --share, or choose another --folder"),
+        ("1e6", "GB in 0% of memory: lower --share"),
+    ],
+)
+def test_without_room_nothing_is_begun(tmp_path, capsys, classes, message):
+    argv = ["--classes", classes, "--storage", "file", "--row-momentum", "0", "--dim", "8", "--ram-share", "0.0001"]
+    assert bench_checkpoint.main([*argv, "--folder", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
