@@ -166,6 +166,7 @@ TABLES: dict[str, dict[str, Ratio]] = {
         "plain write s": lambda r: _median(r, "plain_during_s"),
         "its step x": _share("plain_step_ms", "quiet_step_ms"),
         "its CPU x": _share("plain_cpu_ms", "quiet_cpu_ms"),
+        "its longest": _share("plain_longest_ms", "quiet_step_ms"),
     },
     "torch.distributed.checkpoint, the same rows (x: times of this project's)": {
         "GB": lambda r: r["dcp_bytes"] / 1e9,
