@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 _SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
@@ -31,4 +32,13 @@ def name_of_format(path: Path) -> str:
         return "a web page, probably of a download that asked for a login: download the file itself"
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= min(size, _SAFETENSORS_HEADER_LIMIT):
         return "safetensors"
-    return ""
+    return "a TorchScript program, expected a state_dict of tensors" if _is_torchscript(path) else ""
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether it is an archive with a program in it; torch.save writes no constants."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from backbones.foreign import name_of_format
+from utils.torch_file import check_unfolding
 
 # What wrappers of parts put into the middle of names; no layer is called so.
 _WRAPPED_PARTS = re.compile(r"(?:(?<=\.)|^)_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
@@ -74,9 +75,15 @@ class WeightsFile:
         further ones within its parts are kept, because they say that it is another network.
 
         Raises:
-            ValueError: the file holds the network twice, or values of it that are not finite.
+            ValueError: the file holds the network twice, values of it that are not finite, or more numbers
+                than are in it.
         """
         weights = self.match(names)
+        for name, value in weights.tensors.items():
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError(
+                    f"{self.path}: {name} announces {value.numel():,} numbers, more than the file holds; {_WAY_OUT}"
+                )
         bad = [name for name, value in weights.tensors.items() if name in names and not value.isfinite().all()]
         if bad:
             raise ValueError(
@@ -197,6 +204,7 @@ def _load(path: Path) -> Any:
         return _load_safetensors(path)
     if found:
         raise ValueError(f"{path} is {found}")
+    check_unfolding(path)
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about files that end in an error anyway
         try:

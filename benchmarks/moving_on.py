@@ -153,7 +153,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=400, metavar="N", help="made-up people (default: 400)")
     parser.add_argument("--old-epochs", type=int, default=10, metavar="N", help="default: 10")
     parser.add_argument("--epochs", type=int, default=1, metavar="N", help="of the new runs (default: 1)")
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.01, 0.05], help="of new runs of the whole")
+    parser.add_argument("--lr", type=float, nargs="*", default=[0.01, 0.05], help="of new runs of the whole")
     parser.add_argument("--frozen-lr", type=float, nargs="*", default=[0.1], help="of the classifier alone")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--folder", type=Path, help="where sets and the old run are kept and used again")

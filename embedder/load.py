@@ -24,7 +24,6 @@ from utils.device import choose_device, to_device
 from utils.distributed import get_rank
 from utils.log import log
 from utils.text import parse_json
-from utils.torch_file import check_unfolding
 
 DEFAULT_NETWORK = "r50"
 _MOST_NUMBERS = 1 << 20  # of an embedding
@@ -137,8 +136,6 @@ def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Modul
         ValueError: a file that holds no weights, or weights of another network.
     """
     path = _weights_file(Path(path))
-    if path.is_file():
-        check_unfolding(path)
     file = read_weights(path)
     config_path = path.parent / "config.json"
     config = _read_run_config(config_path)

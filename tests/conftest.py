@@ -23,12 +23,14 @@ _CORE = (
     "utils/test_decode.py",
     "test_dataset.py",
     "test_train.py::test_what_a_run_leaves",
-    "test_train.py::test_resumed_run_equals_the_uninterrupted_one",
+    "training/test_resuming.py::test_resumed_run_equals_the_uninterrupted_one",
     "test_train.py::test_fp16_overflow_lowers_the_scale_and_goes_on",
     "training/test_training_ranks.py::test_two_ranks_and_one_give_the_same_curve[options1",
     "training/test_training_ranks.py::test_a_checkpoint_loads_on_any_number_of_ranks[2-4",
     "test_eval_ijbc.py::test_end_to_end",
     "test_eval_ijbc.py::test_both_protocols_and_the_report",
+    "training/test_saving.py",
+    "utils/test_manifest.py",
 )
 _passed_with: set[str] = set()  # markers of tests that passed
 

@@ -15,7 +15,7 @@ from embedder.align import TEMPLATE, align_face
 from embedder.load import load_embedder
 from eval.pairs.bin_file import load_bin
 from paths import data_path
-from training.checkpoint import save_model
+from training.saving import write_model
 from training.sync_bn import synchronise_batch_norm
 from utils.decode import decode_rgb
 
@@ -109,7 +109,7 @@ def test_model_pt_loads_strictly_under_the_published_names(tmp_path, contracts, 
     network = get_model(name, amp_dtype=torch.bfloat16)
     if wrapped == "synchronised":
         network = synchronise_batch_norm(network, torch.device("cpu"))
-    save_model(network, tmp_path / "model.pt")
+    write_model(network.state_dict(), tmp_path / "model.pt")
     shapes = json.loads((contracts / "backbone_state_dicts.json").read_text())[name]
     client = PublishedNetwork(shapes)
     result = client.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)

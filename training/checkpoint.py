@@ -8,7 +8,6 @@ checkpoint gets its name after it. Checkpoints without a manifest are of version
 from __future__ import annotations
 
 import io
-import json
 import re
 import zipfile
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ import torch
 
 from heads.saved import SavedHeads, open_heads
 from utils.manifest import MANIFEST, CheckedFile, DamagedError, Manifest, read_manifest, verify
+from utils.text import parse_json, plain
+from utils.torch_file import check_unfolding
 
 FORMAT = 2  # of a checkpoint with a manifest
 VERSION = "0.2.0"  # of the project, as in pyproject.toml
@@ -91,6 +92,7 @@ def load_training(checkpoint: Path, manifest: Manifest | None = None) -> dict[st
     file = CheckedFile(path, manifest.files[TRAINING] if manifest else None)
     data = io.BytesIO(file.read(0, file.size))
     try:
+        check_unfolding(path)
         if manifest is None and (damaged := zipfile.ZipFile(data).testzip()) is not None:
             raise ValueError(f"{damaged} in it has another checksum than when it was written")
         data.seek(0)
@@ -102,8 +104,9 @@ def load_training(checkpoint: Path, manifest: Manifest | None = None) -> dict[st
     except DamagedError:
         raise
     except Exception as error:  # a broken file raises nearly any type
-        text = " ".join(str(error).split())[:200]
-        raise DamagedError(f"{path} is damaged or not a checkpoint's: {type(error).__name__}: {text}") from error
+        kind = type(error).__name__  # torch's text runs over lines, and can advise what is not safe
+        text = f": {plain(str(error))}" if kind == "ValueError" else ""
+        raise DamagedError(f"{path} is damaged or not a checkpoint's: {kind}{text}") from error
     return state
 
 
@@ -166,7 +169,7 @@ class Best:
 def read_best(output: Path) -> Best | None:
     """The best checkpoint of the run in a folder, None if none is noted or the note is damaged."""
     try:
-        values = json.loads((output / BEST).read_text())
+        values = parse_json((output / BEST).read_text())
         return Best(int(values["step"]), str(values["metric"]), float(values["value"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

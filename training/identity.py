@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,19 @@ from typing import Any
 from training.data import RunData
 from utils.config import Config
 from utils.log import log
+from utils.text import parse_json
 
 _NAMED = 5  # people in a message
 
 
 def identity_of(cfg: Config, data: RunData) -> dict[str, Any]:
-    """Network, loss, and the people: how many, how many images each has, the order of the images' labels."""
+    """Network, loss, and the people: how many, with how many images each, in which order."""
     assert data.summary is not None
     names = _names_of(data.class_list())
     return {
         "network": cfg.network,
         "loss": _loss_of(cfg),
+        "people": data.summary.num_classes,
         "images": data.summary.num_image,
         "images_of_people": data.summary.images_of_people,
         "labels": data.summary.checksum,
@@ -59,13 +60,18 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], cfg: Config, data: R
         raise ValueError(f"the people's names or their order differ from those of {checkpoint}; {way_out}")
     if saved.get("labels", own["labels"]) == own["labels"]:
         return
-    images = f"{saved['images']} images before, {own['images']} now"
+    before, now = (f"{one['people']} people with {one['images']} images" for one in (saved, own))
     if not have_names and saved["images_of_people"] != own["images_of_people"]:
         raise ValueError(
-            f"the data differ from those that {checkpoint} was trained on ({images}, other numbers of images for "
-            f"some people): {way_out}"
+            f"the data differ from those that {checkpoint} was trained on: {before} then, {now} now, and not as many "
+            f"for each person; {way_out}"
         )
-    log.warning("data: the same people, other images or another order (%s): the epoch goes on roughly there", images)
+    log.warning(
+        "data: the same people, other images or another order than before (%s then, %s now): the epoch goes on at "
+        "about its place",
+        before,
+        now,
+    )
 
 
 def _loss_of(cfg: Config) -> str:
@@ -81,8 +87,8 @@ def _names_of(classes: Any) -> list[Any] | None:
 def _moved_people(checkpoint: Path, data: RunData) -> str:
     """Who has another class number than before, "" if nobody has or no names are known."""
     try:
-        before = _names_of(json.loads((checkpoint.resolve().parent.parent / "classes.json").read_text()))
-    except (OSError, ValueError, RecursionError):
+        before = _names_of(parse_json((checkpoint.resolve().parent.parent / "classes.json").read_text()))
+    except (OSError, ValueError):
         return ""
     now = _names_of(data.class_list())
     if before is None or now is None or before == now:

@@ -115,9 +115,7 @@ class StepReport:
         """Write the log line and the metrics. With ``on_bad_sample`` "skip" one all-reduce of one number."""
         run, stats = self.run, self.run.classifier.stats
         assert stats is not None
-        loss = run.loss_sum.item() / (run.step - run.logged_step)
-        run.loss_sum.zero_()
-        run.logged_step = run.step
+        loss = run.mean_loss()
         imgs_per_s, waiting = self.speed.read()
         lr, loss_scale = run.rate(run.steps_done), run.scaler.get_scale()
         hours = self.speed.hours_left(run.step - self._first_step, run.total_steps - run.steps_done)

@@ -160,6 +160,13 @@ class TrainingRun:
         self.loss_sum += loss_sum
         return loss_sum
 
+    def mean_loss(self) -> float:
+        """Over the steps since this was last called; waits for the device."""
+        mean = self.loss_sum.item() / (self.step - self.logged_step)
+        self.loss_sum.zero_()
+        self.logged_step = self.step
+        return mean
+
     def _reduce_gradients(self, now: bool) -> AbstractContextManager[None]:
         if now or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()

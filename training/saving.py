@@ -254,7 +254,10 @@ def _start_over(partial: Path) -> None:
 
 def _drop_old(folder: Path) -> None:
     for old in folder.glob(".step_*.old"):
-        shutil.rmtree(old, ignore_errors=True)  # tried again after the next save
+        try:
+            shutil.rmtree(old)
+        except OSError as error:  # tried again after the next save
+            log.warning("an old checkpoint in %s could not be removed: %s", folder, error)
 
 
 def _save(value: Any, file: Any) -> None:

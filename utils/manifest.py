@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from utils.text import parse_json
+
 MANIFEST = "manifest.json"
 CHUNK = 4 * 2**20  # bytes of one checksum
 MAX_MANIFEST = 256 * 2**20  # bytes; one of a checkpoint of ten terabytes has less
@@ -199,16 +201,16 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(f"{path} is damaged: {file.size} bytes are too many for a manifest")
     data = bytes(file.read(0, file.size))
     try:
-        body = json.loads(data)
+        body = parse_json(data.decode())
         body.pop("checksum")
         if _text(body) != data:
-            raise ValueError("its text is not what was written")
+            raise ValueError("another checksum, or another form")
         files = {str(name): FileSum.of_json(own) for name, own in body["files"].items()}
         if any(name.startswith("/") or "\\" in name or ".." in name.split("/") for name in files):
             raise ValueError("it names files outside of its folder")
         return Manifest(dict(body["facts"]), files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} is damaged: its text is not what was written") from error
 
 
 def verify(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1) -> None:

@@ -113,6 +113,7 @@ def test_people_whom_no_step_has_trained_start_at_random(tmp_path, faces):
     )
     state.train_step(train.epoch_batches(state, data, train.Speedometer()))
     state.save()
+    state.saver.finish()
     trained = {OLD[i] for i in state.classifier.shard.visits.nonzero().flatten().tolist()}
     pairs = [(new, old) for new, old in SHARED if OLD[old] in trained]
     centres = start_new(0, 1, options(faces, tmp_path / "run", f"init_centres={tmp_path / 'old'}", "head_size=1"))
@@ -156,7 +157,7 @@ def test_a_wrong_map_is_explained(tmp_path, older, faces, entries, message):
 def test_what_does_not_fit_is_explained(tmp_path, older, faces):
     run, _ = older
     old = f"init_centres={run}"
-    assert "holds no checkpoint: expected class_means, a run's folder" in refusal(
+    assert "init_centres is neither class_means nor a checkpoint: class_mean holds no checkpoint" in refusal(
         options(faces, tmp_path / "run", "init_centres=class_mean")
     )
     assert "have 32 numbers, this run's have 64; set embedding_size = 32" in refusal(

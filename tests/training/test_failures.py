@@ -87,6 +87,7 @@ def fail_to_rename(rank, world_size, output):
         Path.rename = refuse
     try:
         run.save()
+        run.saver.finish()
     except OSError as error:
         return str(error)
     return None
@@ -107,14 +108,17 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, monkeyp
         run.train_step(batches)
         if step:
 
-            def refuse(path, ignore_errors=False):
-                if not ignore_errors:
+            def refuse(path, target, rename=Path.rename):
+                if path.name == "step_1":
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                return rename(path, target)
 
-            monkeypatch.setattr("shutil.rmtree", refuse)
+            monkeypatch.setattr(Path, "rename", refuse)
         run.save()
+        run.saver.finish()
+    run.close()
     assert "could not be removed" in capsys.readouterr().out
-    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == ["step_2"]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "checkpoints")] == ["step_1", "step_2"]
 
 
 @pytest.mark.parametrize(

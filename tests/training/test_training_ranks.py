@@ -77,6 +77,7 @@ def save_and_return_centres(rank, world_size, overrides):
     for _ in range(3):
         run.train_step(batches)
     run.save()
+    run.saver.finish()
     return everything(run)
 
 
@@ -114,6 +115,7 @@ def fail_to_write(rank, world_size, overrides):
     batches = train.epoch_batches(run, loader, train.Speedometer())
     run.train_step(batches)
     run.save()
+    run.saver.finish()
     run.train_step(batches)
     if rank == 1:
 
@@ -123,6 +125,7 @@ def fail_to_write(rank, world_size, overrides):
         head_checkpoint._write_npy = full
     try:
         run.save()
+        run.saver.finish()
     except OSError as error:
         return str(error)
     return None
