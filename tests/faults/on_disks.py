@@ -121,7 +121,7 @@ DISKS = "Disks and shared memory"
 MOUNTS = ("mounts",)
 SCENARIOS: dict[str, Scenario] = {
     "full_training_pt": scenario(
-        "disk full at training.pt", DISKS, fills_up, seeds=2, quick=True, needs=MOUNTS, file=r"training\.pt"
+        "disk full at training.pt", DISKS, fills_up, seeds=2, needs=MOUNTS, file=r"training\.pt"
     ),
     "full_heads": scenario("disk full at a checkpoint's heads", DISKS, fills_up, needs=MOUNTS, file=r"/rank_0_of"),
     "full_heads_rank_1": scenario(
