@@ -1,5 +1,6 @@
 """The instrument itself sees a hang, a silent end, lost steps and a run that is not equal."""
 
+import itertools
 import json
 import signal
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from faults import tally
-from faults.long_run import sample, slope
+from faults.long_run import problems_of, sample, slopes_of
 from faults.processes import Launch, ended
 from faults.stage import (
     Ending,
@@ -123,9 +124,19 @@ def test_two_equal_runs_are_equal_and_one_changed_bit_is_found(tmp_path):
     assert leftovers(other) == [".model.pt.17.tmp", ".step_9.partial"]
 
 
-def test_growth_is_a_slope_for_each_thousand_steps():
-    samples = [{"step": step, "pss_kib": 5000 + 0.25 * step} for step in range(500, 3000, 100)]
-    assert slope(samples, "pss_kib") == pytest.approx(250)
+def test_growth_is_a_slope_for_each_thousand_steps_beyond_the_noise():
+    noise = itertools.cycle((-300.0, 300.0))
+    samples = [
+        {"step": step, "own_kib": 5000 + 0.5 * step + next(noise), "rss_kib": 9000, "handles": 20 + step % 200 / 100}
+        for step in range(500, 3000, 100)
+    ]
+    found = slopes_of(samples)
+    assert found["own_kib_per_1000"] == pytest.approx(500, abs=50)
+    assert found["rss_kib_per_1000"] == pytest.approx(0, abs=0.01)
+    about = {"threads": [9], "processes": [7]}
+    assert problems_of({**found, **about}) == [], "500 a thousand steps, but it may be noise"
+    assert problems_of({**found, "own_kib_per_1000_error": 10, **about})
+    assert problems_of({**found, **about, "processes": [7, 8]}) == ["processes are not constant: [7, 8]"]
 
 
 def test_the_tally_counts_and_a_scenario_played_again_replaces_its_rows(stage, tmp_path):
