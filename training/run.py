@@ -5,7 +5,6 @@ One step is: the next batches, forward, backward, all ranks agree that the gradi
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -82,7 +81,7 @@ class TrainingRun:
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
         self.was_skipped = False  # the last step
         self.loss_sum = torch.zeros((), device=self.device)  # over the steps since the last log line
-        self.loss_steps = 0  # those that were not skipped
+        self.loss_steps = torch.zeros((), device=self.device)  # those of a finite loss
         self.damaged = DamagedSamples()
         self.statistics = RunningStatistics(self.backbone, self.classifier.margin_loss)
         self.lock: FolderLock | None = None  # on the run's folder
@@ -158,16 +157,16 @@ class TrainingRun:
             optimizer.zero_grad()
         self.step += 1
         self.step_in_epoch += 1
-        if not self.was_skipped:
-            self.loss_sum += loss_sum
-            self.loss_steps += 1
+        is_finite = loss_sum.isfinite()
+        self.loss_sum += loss_sum.where(is_finite, 0.0)
+        self.loss_steps += is_finite
         return loss_sum
 
     def mean_loss(self) -> float:
-        """Over the steps since this was last called, nan if all were skipped; waits for the device."""
-        mean = self.loss_sum.item() / self.loss_steps if self.loss_steps else math.nan
+        """Over the steps of finite loss since this was last called, nan without one; waits for the device."""
+        mean = (self.loss_sum / self.loss_steps).item()
         self.loss_sum.zero_()
-        self.loss_steps = 0
+        self.loss_steps.zero_()
         return mean
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager[None]:
@@ -352,7 +351,7 @@ class TrainingRun:
         self._saved_at = (self.epoch, self.step)
         if "logged" in state:
             self.loss_sum.copy_(state["logged"]["loss_sum"])
-            self.loss_steps = state["logged"]["steps"]
+            self.loss_steps.copy_(state["logged"]["steps"])
         self._settle_buckets()
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)
