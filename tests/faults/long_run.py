@@ -79,7 +79,7 @@ def series(samples: list[Sample]) -> list[list[float]]:
 
 
 def long_run(stage: Stage) -> list[Row]:
-    """Three thousand steps with 31 checkpoints and 30 epochs; a row for each process."""
+    """Three thousand steps, 30 epochs with a checkpoint each; a row for each process."""
     options = {"num_image": 800, "num_epoch": STEPS // 100, "checkpoint_steps": 1000, "timeout_s": 120}
     launch = stage.start(options)
     with ended(launch):
