@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +154,8 @@ class Rig:
             self.optimizer = torch.optim.SGD(self.dense.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
         self.inputs = [torch.randn(case.batch, case.dim).requires_grad_() for _ in range(4)]
 
-    def run(self, batches: Sequence[Tensor]) -> list[float]:
-        """Make one step for each batch of labels (B,); seconds of each."""
+    def run(self, batches: Sequence[Tensor], goes_on: Callable[[], bool] = lambda: True) -> list[float]:
+        """Make one step for each batch of labels (B,), as long as ``goes_on`` says so; seconds of each."""
         took = []
         for i, labels in enumerate(batches):
             x_BD = self.inputs[i % len(self.inputs)]
@@ -172,6 +172,10 @@ class Rig:
             self.optimizer.zero_grad()
             took.append(time.perf_counter() - begin)
             x_BD.grad = None
+            if not goes_on():
+                break
+        if self.ours is not None:
+            self.ours.shard.forget_prefetched()
         return took
 
     def waited_s(self) -> float | None:

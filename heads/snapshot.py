@@ -1,16 +1,18 @@
 """Some heads as they are at one moment, written to files in another thread while training goes on changing them.
 
-Nothing is copied at that moment: when training overwrites a head that is not on disk yet, its old rows are kept for
-the writer. So memory holds the heads that one save's time touches, and not all that are saved.
+At that moment the heads' counts are copied, and no rows: when training overwrites a head that is not on disk yet, its
+old rows are kept for the writer. So memory holds the heads that one save's time touches, and not all that are saved.
 
-Shapes: n heads of the snapshot, h heads of one block or update, S their classes.
+Shapes: H heads of this rank, n heads of the snapshot, h heads of one block or update, S their classes.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +28,37 @@ BLOCK_BYTES = 8 * 2**20  # of one array, read at once while training waits with 
 
 
 class Snapshot:
-    """The rows and counts of heads (n,), ascending, at the moment when this is made; one at a time for a storage.
+    """The rows and counts of some heads at the moment when this is made; one at a time for a storage.
+
+    Training waits for it, so what can be worked out later is left to the thread that writes.
+
+    Args:
+        storage: the heads of this rank.
+        is_taken_H: which of them; it must not change after.
 
     Raises:
         OSError: an earlier write has failed.
     """
 
-    def __init__(self, storage: HeadStorage, heads_n: Tensor) -> None:
+    def __init__(self, storage: HeadStorage, is_taken_H: Tensor) -> None:
         storage.flush()
-        self._storage, self._heads_n = storage, heads_n
-        places_n = storage.layout.places_of(heads_n)
-        self._counts = {name: count[places_n].numpy() for name, count in storage.counts.items()}
+        self._storage, self._is_taken_H = storage, is_taken_H
+        self.counts = {name: count_H.clone() for name, count_H in storage.counts.items()}
         self._lock = threading.Lock()  # held while a block is read, and while old rows are kept
-        self._next = 0  # heads before it are read
-        self._kept: dict[int, Rows] = {}  # number in the snapshot -> its (L, D) rows
+        self._is_closed = False
+        self._next = 0  # heads at places before it are read
+        self._kept: dict[int, Rows] = {}  # place of a head -> its (L, D) rows
         self._classes_per_head = storage.layout.head_size
         storage.before_write = self._keep
 
     def __len__(self) -> int:
         """The number of heads."""
-        return len(self._heads_n)
+        return int(self._is_taken_H.count_nonzero())
+
+    @cached_property
+    def _heads_n(self) -> Tensor:
+        """Ascending."""
+        return self._storage.layout.heads_at(self._is_taken_H.nonzero().squeeze(1))
 
     def write(self, folder: Path) -> dict[str, FileSum]:
         """Write it as a layer (heads/saved.py) and let go of the storage; callable in any thread.
@@ -59,8 +72,9 @@ class Snapshot:
         """
         try:
             folder.mkdir(parents=True)
-            sums = {}
-            for name, values in {"heads": self._heads_n.numpy(), **self._counts}.items():
+            sums, places_n = {}, self._storage.layout.places_of(self._heads_n)
+            counts = {name: count_H[places_n].numpy() for name, count_H in self.counts.items()}
+            for name, values in {"heads": self._heads_n.numpy(), **counts}.items():
                 with SummedFile(folder / f"{name}.npy") as file:
                     _write_header(file, values.shape, values.dtype)
                     file.write(values.data)
@@ -70,9 +84,9 @@ class Snapshot:
             self.close()
 
     def close(self) -> None:
-        """Let go of the storage."""
+        """Let go of the storage; what is still being written ends with an error."""
         with self._lock:
-            self._next = len(self._heads_n)
+            self._is_closed, self._next = True, len(self._is_taken_H)
             self._kept.clear()
         if self._storage.before_write == self._keep:
             self._storage.before_write = None
@@ -95,43 +109,40 @@ class Snapshot:
         return {f"{name}.npy": file.sum for name, file in files.items()}
 
     def _blocks(self) -> Iterator[Rows]:
-        """The rows on the host, block by block, in the order of the heads."""
+        """The rows on the host, block by block, in the order of the heads.
+
+        Not yet run on a GPU: this thread and training share the default stream there, which keeps their order.
+        """
         arrays, L = self._storage.arrays, self._classes_per_head
         at_once = max(1, BLOCK_BYTES // (L * arrays.width * arrays.dtype.itemsize))
         for start in range(0, len(self._heads_n), at_once):
             heads_h = self._heads_n[start : start + at_once]
+            places = self._storage.layout.places_of(heads_h).tolist()
             with self._lock:
+                if self._is_closed:
+                    raise OSError(errno.ECANCELED, "given up")
                 rows = {name: value.cpu() for name, value in arrays.read(heads_h, arrays.names).items()}
-                kept = [
-                    (number, self._kept.pop(number))
-                    for number in range(start, start + len(heads_h))
-                    if number in self._kept
-                ]
-                self._next = start + len(heads_h)
-            for number, old in kept:
-                first = (number - start) * L
+                kept = [(i, self._kept.pop(place)) for i, place in enumerate(places) if place in self._kept]
+                self._next = places[-1] + 1
+            for i, old in kept:
                 for name, value in old.items():
-                    rows[name][first : first + len(value)] = value
+                    rows[name][i * L : i * L + len(value)] = value
             yield rows
 
     def _keep(self, heads_h: Tensor) -> None:
         """Keep the rows of heads that are about to be overwritten and not read yet."""
+        layout, arrays = self._storage.layout, self._storage.arrays
+        places_h = layout.places_of(heads_h)
         with self._lock:
-            if self._next == len(self._heads_n):
-                return
-            number_h = torch.searchsorted(self._heads_n, heads_h).clamp(max=len(self._heads_n) - 1)
-            is_here_h = (self._heads_n[number_h] == heads_h) & (number_h >= self._next)
-            wanted = [number for number in number_h[is_here_h].tolist() if number not in self._kept]
+            is_due_h = self._is_taken_H[places_h] & (places_h >= self._next)
+            wanted = [place for place in places_h[is_due_h].tolist() if place not in self._kept]
             if not wanted:
                 return
-            layout = self._storage.layout
-            kept_h = self._heads_n[wanted]
-            rows = {
-                name: value.cpu() for name, value in self._storage.arrays.read(kept_h, self._storage.names).items()
-            }
-            for i, number in enumerate(wanted):
+            kept_h = layout.heads_at(torch.tensor(wanted))
+            rows = {name: value.cpu() for name, value in arrays.read(kept_h, arrays.names).items()}
+            for i, place in enumerate(wanted):
                 own = slice(i * layout.head_size, (i + 1) * layout.head_size)  # shorter for the last head of all
-                self._kept[number] = {name: value[own] for name, value in rows.items()}
+                self._kept[place] = {name: value[own] for name, value in rows.items()}
 
 
 def _write_header(file: SummedFile, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
