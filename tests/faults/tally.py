@@ -160,8 +160,8 @@ def document(head: Row, rows: Sequence[Row]) -> str:
         "## Long runs\n",
         "3,000 steps of the tiny recipe with 30 epochs and a checkpoint after each, sampled from step 500 on. Own "
         "memory is what no other process shares (`Private_Dirty`); at first it grows as pages that fork has shared "
-        "are written for the first time. Whether what remains of the growth ends, 3,000 steps cannot tell. Growth is a "
-        "least-squares fit ± its standard error. Batches on their way hold file handles, so that their number "
+        "are written for the first time. Whether what remains of the growth ends, 3,000 steps cannot tell. Growth is "
+        "a least-squares fit ± its standard error. Batches on their way hold file handles, so that their number "
         "is never quite constant; only its growth would be a leak.\n",
         long_runs(long) if long else "Not yet run.\n",
     ]
