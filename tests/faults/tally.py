@@ -94,8 +94,8 @@ def by(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
 def long_runs(rows: Sequence[Row]) -> str:
     """The table of a long run's processes."""
     headings = (
-        "process", "samples", "own memory at the end (MiB)", "own memory, KiB more in 1,000 steps", "RSS, the same",
-        "file handles", "more in 1,000 steps", "threads", "processes of the run",
+        "process", "samples", "own memory at the end (MiB)", "KiB more in 1,000 steps, up to step 1,500",
+        "from then on", "RSS, from then on", "file handles", "more in 1,000 steps", "threads", "processes of the run",
     )  # fmt: skip
 
     def span(values: Sequence[int]) -> str:
@@ -108,9 +108,9 @@ def long_runs(rows: Sequence[Row]) -> str:
         headings,
         (
             [
-                row["moment"], row["samples"], f"{row['own_kib'] / 1024:.0f}", growth(row, "own_kib"),
-                growth(row, "rss_kib"), span(row["handles"]), growth(row, "handles"), span(row["threads"]),
-                span(row["processes"]),
+                row["moment"], row["samples"], f"{row['own_kib'] / 1024:.0f}",
+                f"{row['own_kib_per_1000_before']:.0f}", growth(row, "own_kib"), growth(row, "rss_kib"),
+                span(row["handles"]), growth(row, "handles"), span(row["threads"]), span(row["processes"]),
             ]
             for row in rows
         ),
@@ -158,14 +158,18 @@ def document(head: Row, rows: Sequence[Row]) -> str:
     long = [row for row in rows if row["group"] == "Long runs" and "samples" in row]
     parts += [
         "## Long runs\n",
-        "3,000 steps of the tiny recipe with 33 checkpoints and 30 epochs, sampled from step 500 on. Own memory is "
-        "what no other process shares (`Private_Dirty`); growth is a least-squares fit ± its standard error.\n",
+        "3,000 steps of the tiny recipe with 30 epochs and a checkpoint after each, sampled from step 500 on. Own "
+        "memory is what no other process shares (`Private_Dirty`); at first it grows as pages that fork has shared "
+        "are written for the first time. Whether what remains of the growth ends, 3,000 steps cannot tell. Growth is "
+        "a least-squares fit ± its standard error. Batches on their way hold file handles, so that their number "
+        "is never quite constant; only its growth would be a leak.\n",
         long_runs(long) if long else "Not yet run.\n",
     ]
     if head:
+        commits = ", ".join(by([row for row in rows if "commit" in row], "commit"))
         parts.append(
-            f"Made on {head['date']} at commit {head['commit']} with Python {head['python']}, torch {head['torch']}, "
-            f"{head['cores']} cores.\n"
+            f"Last played on {head['date']} with Python {head['python']}, torch {head['torch']}, {head['cores']} "
+            f"cores; the rows are of commits {commits}.\n"
         )
     return "\n".join(parts)
 
