@@ -33,7 +33,7 @@ from training.verification import Verification
 from utils.config import Config, get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
-from utils.fate import one_fate, speaks
+from utils.fate import one_fate, speaks, tell_launcher
 from utils.log import init_logging, log
 from utils.manifest import DamagedError
 from utils.text import plain
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = get_config(args.config, args.overrides)
         ranks = init_ranks(cfg.device, cfg.timeout_s, args.local_rank)
     except (ValueError, OSError) as error:
+        tell_launcher(str(error))
         parser.exit(2, f"train.py: {plain(str(error))}\n")
     with one_fate():
         try:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             train(run, data)
         except (SaveError, FloatingPointError) as error:
-            parser.exit(1, f"train.py: {error}\n" if speaks(error) else None)
+            parser.exit(1, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
         finally:
             run.saver.abandon()
 

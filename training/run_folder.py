@@ -56,7 +56,19 @@ class RunFolder:
             OSError: the folder cannot be read or locked.
         """
         self._start = broadcast_object(together(lambda: self._look() if self._ranks.is_main else None))
+        if self._start.are_own:
+            self._check_seen(all(path.is_dir() for path in self._start.checkpoints))
         return self._start
+
+    def _check_seen(self, sees: bool) -> None:
+        """Raise ValueError on all ranks if one does not see in the folder what rank 0 has found or made there."""
+        seen = all_gather_objects((platform.node(), sees))
+        apart = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(seen) if not sees]
+        if apart and self._cfg.save_all_states:
+            raise ValueError(
+                f"{self.path} is another folder for {', '.join(apart)}: all ranks write checkpoints into it, so put "
+                "it on storage that the hosts share, or set save_all_states = False to leave model.pt only"
+            )
 
     def open(self, chosen: Path | None, step: int) -> None:
         """Make the folder; for a new run drop what an overwritten one has left.
@@ -74,15 +86,11 @@ class RunFolder:
         token = self.path / ".same_folder"
         together(lambda: self._make(token, chosen, step) if self._ranks.is_main else None)
         barrier()
-        seen = all_gather_objects((platform.node(), token.exists()))
+        sees = token.exists()
+        barrier()
         if self._ranks.is_main:
             token.unlink()
-        apart = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(seen) if not sees]
-        if apart and self._cfg.save_all_states:
-            raise ValueError(
-                f"{self.path} is another folder for {', '.join(apart)}: all ranks write checkpoints into it, so put "
-                "it on storage that the hosts share, or set save_all_states = False to leave model.pt only"
-            )
+        self._check_seen(sees)
 
     def _look(self) -> Start:
         if self.path.is_dir() and os.access(self.path, os.W_OK):
