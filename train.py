@@ -7,6 +7,7 @@ followed by a log line, a verification or a checkpoint where the config asks for
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from dataset import Batch
 from training.checkpoint import newest_sound
 from training.data import RunData, data_folder, open_data, verification_targets
 from training.first_centres import set_first_centres
-from training.identity import check_identity, identity_of
+from training.identity import Identity
 from training.memory import advice_on_memory
 from training.metrics import MetricsWriter, check_wandb
 from training.report import Speedometer, StepReport, announce
@@ -32,7 +33,7 @@ from training.verification import Verification
 from utils.config import Config, get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
-from utils.fate import one_fate, speaks
+from utils.fate import one_fate, speaks, tell_launcher
 from utils.log import init_logging, log
 from utils.manifest import DamagedError
 from utils.text import plain
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = get_config(args.config, args.overrides)
         ranks = init_ranks(cfg.device, cfg.timeout_s, args.local_rank)
     except (ValueError, OSError) as error:
+        tell_launcher(str(error))
         parser.exit(2, f"train.py: {plain(str(error))}\n")
     with one_fate():
         try:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             train(run, data)
         except (SaveError, FloatingPointError) as error:
-            parser.exit(1, f"train.py: {error}\n" if speaks(error) else None)
+            parser.exit(1, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
         finally:
             run.saver.abandon()
 
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
     """Check everything that a user may have got wrong, build the run, say what it is.
 
-    Nothing of an earlier run is touched before all checks have passed.
+    Of an earlier run nothing is touched before settings, data and checkpoints have been checked.
 
     Raises:
         ValueError: settings, data and earlier runs that do not fit together, on every rank.
@@ -83,8 +85,9 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
         run, chosen = make_run(cfg, ranks, folder.path, start, data)
         if chosen is None:
             set_first_centres(cfg, run.classifier.shard, run.backbone, data.faces)
-    folder.open(chosen)
+    folder.open(chosen, run.step)
     run.lock = folder.lock
+    run.find_best()
     init_logging(ranks.is_main, folder.path)
     announce(run, data, chosen)
     return run, data
@@ -96,13 +99,15 @@ def make_run(cfg: Config, ranks: Ranks, output: Path, start: Start, data: RunDat
     Raises:
         ValueError: it belongs to another run, or none is sound; says how to go on.
     """
-    steps, identity = data.steps_per_epoch(cfg.gradient_acc), identity_of(cfg, data)
+    steps, identity = data.steps_per_epoch(cfg.gradient_acc), Identity(cfg, data)
     for checkpoint in start.checkpoints:
-        run = TrainingRun(cfg, ranks, output, steps, identity)
+        run = TrainingRun(cfg, ranks, output, steps, identity.facts)
         try:
-            run.load(checkpoint, partial(check_identity, checkpoint, cfg=cfg, data=data))
+            run.load(checkpoint, partial(identity.check, checkpoint))
         except DamagedError as error:
             run.close()
+            del run  # its memory is wanted by the next one
+            gc.collect()
             if not start.falls_back:
                 raise ValueError(f"{error}. {way_on(checkpoint, ranks)}") from error
             log.warning("%s; the checkpoint before it is tried", error)
@@ -113,7 +118,7 @@ def make_run(cfg: Config, ranks: Ranks, output: Path, start: Start, data: RunDat
             f"none of the {len(start.checkpoints)} checkpoints in {output / 'checkpoints'} is sound: see python -m "
             "tools.check_run; overwrite = True with resume = False starts over"
         )
-    return TrainingRun(cfg, ranks, output, steps, identity), None
+    return TrainingRun(cfg, ranks, output, steps, identity.facts), None
 
 
 def way_on(damaged: Path, ranks: Ranks) -> str:
@@ -155,6 +160,9 @@ def train(run: TrainingRun, data: RunData) -> None:
                 run.end_epoch()
                 if not run.is_due(cfg.verbose):
                     run.verify(verification)
+            if run.stop.agreed and run.epoch < cfg.num_epoch:
+                stop_here(run)
+        run.saver.finish()
         if not broadcast_object((run.output / "model.pt").exists()):  # resumed after a crash just before it
             run.save(model=True)
         run.close()
@@ -191,7 +199,7 @@ def stop_here(run: TrainingRun) -> NoReturn:
     run.save(model=not run.cfg.save_all_states)
     run.saver.finish()
     if run.cfg.save_all_states:
-        log.warning("stopped by SIGTERM after step %d; resume = True goes on from there", run.step)
+        log.warning("stopped by SIGTERM after step %d; resume = 'auto' goes on from there", run.step)
     else:
         log.warning(
             "stopped by SIGTERM after step %d; model.pt is written, no checkpoint (save_all_states)", run.step

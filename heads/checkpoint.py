@@ -23,7 +23,7 @@ from heads.saved import Layer, SavedHeads
 from heads.shard import HeadShard
 from heads.snapshot import Snapshot
 from heads.storage import LAST_STEP, VISITS
-from utils.atomic import sync_folder
+from utils.atomic import sync_file, sync_folder
 from utils.distributed import get_rank, get_world_size
 from utils.log import log
 from utils.manifest import FileSum
@@ -49,6 +49,11 @@ class HeadPart:
     sums: dict[str, FileSum]  # by the files' names below heads/
     written: _Written
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it shares no file with an earlier checkpoint."""
+        return self.written.layers == 1
+
 
 @dataclass(frozen=True)
 class HeadSave:
@@ -70,7 +75,7 @@ class HeadSave:
         sums = {} if self.last is None else _link(self.last, mine)
         if self.last is None or len(self.snapshot):
             sums |= {f"layer_{done}/{file}": own for file, own in self.snapshot.write(mine / f"layer_{done}").items()}
-        for written in (mine, *(child for child in mine.iterdir() if child.is_dir())):
+        for written in (folder, mine, *(child for child in mine.iterdir() if child.is_dir())):
             sync_folder(written)
         written_part = _Written(mine, sums, self.snapshot.counts[VISITS], done + 1)
         return HeadPart({f"{name}/{file}": own for file, own in sums.items()}, written_part)
@@ -93,22 +98,25 @@ class HeadSaver:
     full_every: int = 1
     _last: _Written | None = field(default=None, init=False)
 
-    def begin(self) -> HeadSave:
-        """Hold on to the heads as they are.
+    def wants_all(self) -> bool:
+        """Whether all updated heads are to be written anew, on every rank if on one."""
+        visits_H, last = self.shard.visits, self._last
+        return (
+            last is None
+            or last.layers >= self.full_every
+            or int((visits_H != last.visits_H).count_nonzero()) > FULL_FROM * int(visits_H.count_nonzero())
+            or not last.folder.is_dir()
+        )
+
+    def begin(self, all_heads: bool) -> HeadSave:
+        """Hold on to the heads as they are: all updated ones, or those changed since the last checkpoint.
 
         Raises:
             OSError: an earlier write of heads has failed.
         """
-        visits_H, last = self.shard.visits, self._last
-        is_updated_H = visits_H > 0
-        is_changed_H = is_updated_H if last is None else visits_H != last.visits_H
-        if last is not None and (
-            last.layers >= self.full_every
-            or int(is_changed_H.count_nonzero()) > FULL_FROM * int(is_updated_H.count_nonzero())
-            or not last.folder.is_dir()
-        ):
-            last, is_changed_H = None, is_updated_H
-        return HeadSave(Snapshot(self.shard.storage, is_changed_H), last)
+        visits_H, last = self.shard.visits, None if all_heads else self._last
+        is_taken_H = visits_H > 0 if last is None else visits_H != last.visits_H
+        return HeadSave(Snapshot(self.shard.storage, is_taken_H), last)
 
     def finish(self, part: HeadPart, folder: Path) -> None:
         """The checkpoint is complete and its heads/ is ``folder``: the next one builds on it."""
@@ -123,7 +131,7 @@ def save_heads(shard: HeadShard, folder: Path) -> dict[str, FileSum]:
         OSError: the disk is full or not writable.
         FloatingPointError: rows are not finite.
     """
-    save = HeadSaver(shard).begin()
+    save = HeadSaver(shard).begin(all_heads=True)
     try:
         return save.write(folder).sums
     finally:
@@ -137,6 +145,8 @@ def load_heads(shard: HeadShard, saved: SavedHeads) -> None:
         DamagedError: a file is not what was written, named.
         ValueError: it was written with another optimizer or number type.
     """
+    if not saved.layers:  # nothing of this rank's was ever updated
+        return
     states = {name for name in shard.storage.names if name != CENTRES}
     if not saved.state_names ^ states <= {MOMENTUM}:
         raise ValueError(
@@ -145,6 +155,7 @@ def load_heads(shard: HeadShard, saved: SavedHeads) -> None:
         )
     for layer in saved.layers:
         _load_layer(shard, layer)
+        layer.forget()
     if MOMENTUM in saved.state_names - states:
         log.info("the checkpoint's momentum of the classifier's rows is dropped: this run uses none")
     if MOMENTUM in states - saved.state_names:
@@ -185,4 +196,5 @@ def _link(last: _Written, mine: Path) -> dict[str, FileSum]:
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
+            sync_file(target)
     return dict(last.sums)

@@ -58,6 +58,7 @@ class NpyRows:
                 raise ValueError(f"an array of {self.dtype}, shape {self.shape}")
         except (ValueError, KeyError, TypeError, SyntaxError, OverflowError, MemoryError) as error:
             raise DamagedError(f"{path} is damaged: no array of numbers in rows ({error})") from error
+        self.forget()
         self._start = head.tell()
         self._row_bytes = self.dtype.itemsize
         for size in self.shape[1:]:
@@ -76,8 +77,14 @@ class NpyRows:
         return np.frombuffer(data, self.dtype).reshape(end - start, *self.shape[1:])
 
     def all(self) -> NDArray[Any]:
-        """Every row."""
-        return self.rows(0, self.shape[0])
+        """Every row; nothing stays in memory beside them."""
+        found = self.rows(0, self.shape[0])
+        self.forget()
+        return found
+
+    def forget(self) -> None:
+        """Let go of the memory of what was read last."""
+        self._file.forget()
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,11 @@ class Layer:
     heads_n: NDArray[np.int64]  # ascending
     counts: dict[str, NDArray[np.int32]]  # VISITS and, where it was counted, LAST_STEP: (n,)
     arrays: dict[str, NpyRows]  # name -> L rows for each head, fewer for the last head of all
+
+    def forget(self) -> None:
+        """Let go of the memory of what was read last."""
+        for rows in self.arrays.values():
+            rows.forget()
 
 
 @dataclass(frozen=True)
@@ -139,13 +151,19 @@ class SavedHeads:
             yield self.centres(np.arange(start, min(start + at_once, C)))
 
 
-def open_heads(folder: Path, settings: Mapping[str, int], files: Mapping[str, FileSum] | None) -> SavedHeads:
+def open_heads(
+    folder: Path,
+    settings: Mapping[str, int],
+    files: Mapping[str, FileSum] | None,
+    wanted: Layout | None = None,
+) -> SavedHeads:
     """Open what the ranks left.
 
     Args:
         folder: a checkpoint's heads/.
         settings: the classifier's.
         files: sums of the files, by their names below ``folder``; None: it was written without them.
+        wanted: whose heads are of use; parts that hold none of them are not opened. None: all are.
 
     Raises:
         DamagedError: a file is missing or damaged, named.
@@ -166,8 +184,14 @@ def open_heads(folder: Path, settings: Mapping[str, int], files: Mapping[str, Fi
     layers = []
     for (rank, world_size), part_layers in sorted(by_part.items()):
         layout = Layout.of_rank(settings["num_classes"], settings["head_size"], rank, world_size)
+        if wanted is not None and not _overlap(layout, wanted):
+            continue
         layers += [_open_layer(folder, part_layers[i], files, settings, layout) for i in sorted(part_layers)]
     return SavedHeads(dict(settings), layers)
+
+
+def _overlap(one: Layout, other: Layout) -> bool:
+    return one.head_start < other.head_end and other.head_start < one.head_end
 
 
 def _files_in(folder: Path) -> list[str]:

@@ -261,8 +261,9 @@ class HeadStorage:
         try:
             if made is not None:
                 values = self._fetch_back(values, made)
-            if self.before_write is not None:
-                self.before_write(heads_h)
+            tell = self.before_write  # another thread may set it to None
+            if tell is not None:
+                tell(heads_h)
             self.arrays.write(heads_h, {name: to_device(value, self.arrays.home) for name, value in values.items()})
         except Exception as error:
             self._failed = error

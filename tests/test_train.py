@@ -35,6 +35,7 @@ def test_what_a_run_leaves(tmp_path, capsys):
         "tensorboard",
         "config.json",
         ".lock",
+        ".launch",
     }
     assert list(losses) == list(range(1, 13))
     backbone = get_model("rtiny", 32)

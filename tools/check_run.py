@@ -16,6 +16,7 @@ from prettytable import PrettyTable
 
 from training.checkpoint import (
     ASIDE,
+    REPLACED,
     TRAINING,
     check,
     list_checkpoints,
@@ -76,7 +77,8 @@ def examine_run(run: Path) -> list[Verdict]:
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     verdicts = [examine(path) for path in list_checkpoints(folder)]
     verdicts += [examine(path) for path in sorted(folder.glob(f"{ASIDE}step_*"))]
-    verdicts += [Verdict(path, "left unfinished") for path in sorted(folder.glob(".step_*"))]
+    verdicts += [examine(path) for path in sorted(folder.glob(f".step_*{REPLACED}"))]
+    verdicts += [Verdict(path, "left unfinished") for path in sorted(folder.glob(".step_*.partial"))]
     if not verdicts:
         raise FileNotFoundError(
             f"{run} holds no checkpoint: expected a run's folder with checkpoints/step_N in it, or such a step_N"
@@ -93,14 +95,17 @@ def describe(run: Path, verdicts: Sequence[Verdict]) -> str:
         read = [f"{v.gib:.3f}", f"{v.gib_s:.2f}"] if v.gib else ["", ""]
         table.add_row([v.path.name, v.state, *figures, *read])
     lines = [table.get_string(), *(v.reason for v in verdicts if v.reason)]
-    sound = [v.path for v in verdicts if v.is_sound and step_of(v.path) >= 0]
+    sound = [v.path for v in verdicts if v.is_sound]
+    named = [path for path in sound if step_of(path) >= 0]
     newest = max((step_of(v.path) for v in verdicts), default=-1)
     if not sound:
         lines.append("no sound checkpoint: start over with overwrite=True, or from model.pt with init_backbone")
-        return "\n".join(lines)
-    lines.append(f"resume = 'auto' goes on from {sound[-1]}")
-    if step_of(sound[-1]) < newest:
-        lines.append("resume = True stops at the damaged one; what is newer is kept as aside_step_N")
+    elif not named:
+        lines.append(f"resume='{sound[-1]}' goes on from it; resume = 'auto' takes those called step_N only")
+    else:
+        lines.append(f"resume = 'auto' goes on from {named[-1]}")
+        if step_of(named[-1]) < newest:
+            lines.append("resume = True stops at the damaged one; what is newer is kept as aside_step_N")
     if best := read_best(run):
         lines.append(f"best: step_{best.step}, {plain(best.metric)} = {best.value:.5f}")
     if any(v.path.name.startswith((".", ASIDE)) for v in verdicts):
@@ -121,8 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("check_run", error)
         return 2
     print(describe(run, verdicts))
-    by_step = [v for v in verdicts if step_of(v.path) >= 0]
-    return 0 if by_step and by_step[-1].is_sound else 1
+    by_step = [v for v in verdicts if step_of(v.path) >= 0] or verdicts
+    return 0 if by_step[-1].is_sound else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ checkpoint gets its name after it. Checkpoints without a manifest are of version
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from heads.layout import Layout
 from heads.saved import SavedHeads, open_heads
 from utils.manifest import MANIFEST, CheckedFile, DamagedError, Manifest, read_manifest, verify
 from utils.text import parse_json, plain
@@ -25,6 +25,8 @@ FORMAT = 2  # of a checkpoint with a manifest
 VERSION = "0.2.0"  # of the project, as in pyproject.toml
 TRAINING, HEADS, BEST = "training.pt", "heads", "best.json"
 ASIDE = "aside_"  # before the name of a checkpoint that a run has gone back behind
+REPLACED = ".replaced"  # after the name of one whose step is saved again
+_SETTINGS = ("num_classes", "head_size", "embedding_size", "seed", "iteration")
 _NAME = re.compile(r"step_(\d+)")
 
 
@@ -89,15 +91,17 @@ def load_training(checkpoint: Path, manifest: Manifest | None = None) -> dict[st
     path = checkpoint / TRAINING
     if manifest is not None and TRAINING not in manifest.files:
         raise DamagedError(f"{checkpoint / MANIFEST} is damaged: it does not name {TRAINING}")
-    file = CheckedFile(path, manifest.files[TRAINING] if manifest else None)
-    data = io.BytesIO(file.read(0, file.size))
+    for _ in CheckedFile(path, manifest.files[TRAINING] if manifest else None).chunks():
+        pass
     try:
         check_unfolding(path)
-        if manifest is None and (damaged := zipfile.ZipFile(data).testzip()) is not None:
-            raise ValueError(f"{damaged} in it has another checksum than when it was written")
-        data.seek(0)
-        state = torch.load(data, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not isinstance(state.get("head"), dict):
+        if manifest is None:
+            with zipfile.ZipFile(path) as parts:
+                if (damaged := parts.testzip()) is not None:
+                    raise ValueError(f"{damaged} in it has another checksum than when it was written")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        head = state.get("head") if isinstance(state, dict) else None
+        if not isinstance(head, dict) or not all(isinstance(head.get(name), int) for name in _SETTINGS):
             raise ValueError("it holds no classifier's settings")
         if manifest is None and "format" in state:
             raise DamagedError(f"{checkpoint / MANIFEST} is missing")
@@ -110,19 +114,22 @@ def load_training(checkpoint: Path, manifest: Manifest | None = None) -> dict[st
     return state
 
 
-def open_saved_heads(checkpoint: Path, settings: dict[str, int] | None = None) -> SavedHeads:
+def open_saved_heads(
+    checkpoint: Path, settings: dict[str, int] | None = None, wanted: Layout | None = None
+) -> SavedHeads:
     """The classifier in a checkpoint.
 
     Args:
         checkpoint: a folder step_N.
         settings: the classifier's, if training.pt has been read.
+        wanted: whose heads are of use; None: all are.
 
     Raises:
         DamagedError: a file is missing or damaged, named.
     """
     manifest = manifest_of(checkpoint)
     settings = settings or load_training(checkpoint, manifest)["head"]
-    return open_heads(checkpoint / HEADS, settings, None if manifest is None else manifest.below(HEADS))
+    return open_heads(checkpoint / HEADS, settings, None if manifest is None else manifest.below(HEADS), wanted)
 
 
 def check(checkpoint: Path, part: int = 0, parts: int = 1) -> Manifest | None:

@@ -5,7 +5,6 @@ One step is: the next batches, forward, backward, all ranks agree that the gradi
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +28,7 @@ from training.data import DamagedSamples
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
 from training.run_lock import FolderLock
 from training.running_statistics import RunningStatistics
-from training.saving import Saver, first_non_finite, write_model
+from training.saving import Saver, first_non_finite
 from training.schedule import PolySchedule
 from training.sigterm import StopRequest
 from training.start import start_from
@@ -37,7 +36,7 @@ from training.sync_bn import synchronise_batch_norm
 from training.verification import Verification
 from utils.config import Config
 from utils.device import to_device
-from utils.distributed import Ranks, all_gather_objects, broadcast_, together
+from utils.distributed import Ranks, all_gather_objects, broadcast_, broadcast_object, together
 from utils.log import log
 from utils.manifest import DamagedError
 from utils.progress import collective
@@ -82,9 +81,9 @@ class TrainingRun:
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
         self.was_skipped = False  # the last step
         self.loss_sum = torch.zeros((), device=self.device)  # over the steps since the last log line
-        self.loss_steps = 0  # those that were not skipped
+        self.loss_steps = torch.zeros((), device=self.device)  # those of a finite loss
         self.damaged = DamagedSamples()
-        self.statistics = RunningStatistics(self.backbone)
+        self.statistics = RunningStatistics(self.backbone, self.classifier.margin_loss)
         self.lock: FolderLock | None = None  # on the run's folder
         self.stop = StopRequest(output / "checkpoints")
         self.saver = Saver(output, self.classifier.shard, cfg.keep_checkpoints, cfg.checkpoint_full_every)
@@ -158,16 +157,16 @@ class TrainingRun:
             optimizer.zero_grad()
         self.step += 1
         self.step_in_epoch += 1
-        if not self.was_skipped:
-            self.loss_sum += loss_sum
-            self.loss_steps += 1
+        is_finite = loss_sum.isfinite()
+        self.loss_sum += loss_sum.where(is_finite, 0.0)
+        self.loss_steps += is_finite
         return loss_sum
 
     def mean_loss(self) -> float:
-        """Over the steps since this was last called, nan if all were skipped; waits for the device."""
-        mean = self.loss_sum.item() / self.loss_steps if self.loss_steps else math.nan
+        """Over the steps of finite loss since this was last called, nan without one; waits for the device."""
+        mean = (self.loss_sum / self.loss_steps).item()
         self.loss_sum.zero_()
-        self.loss_steps = 0
+        self.loss_steps.zero_()
         return mean
 
     def _reduce_gradients(self, now: bool) -> AbstractContextManager[None]:
@@ -249,28 +248,32 @@ class TrainingRun:
         if metric not in figures:
             log.warning("keep_best = %r is no figure of the verification; there are %s", metric, ", ".join(figures))
         elif self.saver.best is None or figures[metric] > self.saver.best.value:
-            if self._saved_at != (self.epoch, self.step):
-                self.save()
+            self.save()
             self.saver.finish()
-            path, state = self.output / "model_best.pt", self.backbone.state_dict()
-            together(lambda: write_model(state, path) if self.is_main else None)
-            self.saver.note_best(checkpoint.Best(self.step, metric, figures[metric]))
+            self.saver.write_best(checkpoint.Best(self.step, metric, figures[metric]), self.backbone.state_dict())
 
     def save_if_due(self) -> None:
         """Name a checkpoint that has been written, and begin the next one where it is due, asked for or overdue.
 
-        None begins after a skipped step: while steps fail, the good ones would be pushed out.
+        None begins while one is being written, nor after a skipped step: while steps fail, the good ones would be
+        pushed out.
         """
         if self.saver.is_pending and not self.stop.writing_agreed:
             self.saver.finish()
         if self.stop.save_agreed:
             log.info("step %d: a checkpoint is begun, as SIGUSR1 or checkpoint_minutes asked", self.step)
         self._wants_save |= self.is_due(self.cfg.checkpoint_steps) or self.stop.save_agreed
-        if self._wants_save and not self.was_skipped and self.step_in_epoch < self.steps_per_epoch:
-            self.save()
+        is_free = not self.saver.is_pending and not self.was_skipped
+        if self._wants_save and is_free and self.step_in_epoch < self.steps_per_epoch:
+            self.save(model=not self.cfg.save_all_states)
 
     def save(self, model: bool = False) -> None:
-        """Begin to write a checkpoint, if the config wants them, and model.pt. Collectives: the saver's."""
+        """Begin to write a checkpoint, if the config wants them, and model.pt. Collectives: the saver's.
+
+        Nothing happens where the last checkpoint is of this very position and no model is asked for.
+        """
+        if self._saved_at == (self.epoch, self.step) and not model:
+            return
         backbone = self.backbone.state_dict()
         training = self._state(backbone) if self.cfg.save_all_states else None
         if training is not None or model:
@@ -317,11 +320,14 @@ class TrainingRun:
             ValueError: it belongs to another run.
         """
         state = together(lambda: checkpoint.load_training(path))
+        if missing := {"backbone", "optimizer", "margin", "scaler", "position", "skipped", "rng"} - state.keys():
+            raise DamagedError(f"{path / checkpoint.TRAINING} is no run's: it lacks {', '.join(sorted(missing))}")
         together(lambda: check(state.get("identity", {})))
         if name := first_non_finite({"backbone": state["backbone"], "optimizer": state["optimizer"]}):
             raise DamagedError(f"{path / checkpoint.TRAINING} is of no use: {name} is not finite in it")
-        self.classifier.shard.load_settings(state["head"])
-        together(lambda: load_heads(self.classifier.shard, checkpoint.open_saved_heads(path, state["head"])))
+        shard = self.classifier.shard
+        shard.load_settings(state["head"])
+        together(lambda: load_heads(shard, checkpoint.open_saved_heads(path, state["head"], shard.layout)))
         try:
             self.classifier.margin_loss.load_state_dict(state["margin"])
             self.backbone.load_state_dict(state["backbone"])
@@ -345,15 +351,19 @@ class TrainingRun:
         self._saved_at = (self.epoch, self.step)
         if "logged" in state:
             self.loss_sum.copy_(state["logged"]["loss_sum"])
-            self.loss_steps = state["logged"]["steps"]
+            self.loss_steps.copy_(state["logged"]["steps"])
         self._settle_buckets()
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)
             self.damaged.restore(state.get("damaged", [(0, 0)] * self.world_size)[self.rank])
         elif self.is_main:
             self.damaged.restore(tuple(map(sum, zip(*state.get("damaged", [(0, 0)]), strict=True))))
-        best = checkpoint.read_best(self.output)
-        self.saver.best = best if best is not None and best.step <= self.step else None
+
+    def find_best(self) -> None:
+        """Go on with the best checkpoint so far, once the output folder is this run's. Collective: an object."""
+        best = broadcast_object(checkpoint.read_best(self.output) if self.is_main else None)
+        if best is not None and best.step <= self.step and best.metric == self.cfg.keep_best:
+            self.saver.best = best
 
     def _settle_buckets(self) -> None:
         """Let DDP lay out its gradient buckets as it has them after a first step.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from training.checkpoint import ASIDE, BEST, find_checkpoint, list_checkpoints, step_of
+from training.checkpoint import ASIDE, BEST, REPLACED, find_checkpoint, list_checkpoints, step_of
 from training.run_lock import FolderLock
+from utils.atomic import write_json
 from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, barrier, broadcast_object, together
 from utils.log import log
+from utils.processes import process_of
 
-PRECIOUS = ("model.pt", "model_best.pt", "checkpoints")
-REPLACED = ("training.log", "metrics.jsonl", "config.json", "classes.json", "tensorboard", BEST)
+MODELS = ("model.pt", "model_best.pt")
+OTHERS = ("training.log", "metrics.jsonl", "config.json", "classes.json", "tensorboard", BEST)
+LAUNCH = ".launch"  # who started the run that the folder holds
+_RESTART_WAIT_S = 120.0  # for the lock of a host that is lost: file servers free it after about 90 s
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Start:
     """Where a run goes on from."""
 
     checkpoints: list[Path] = field(default_factory=list)  # to be tried in this order; none: a new run
+    are_own: bool = True  # they are in the run's own folder
     falls_back: bool = False  # to the next one if one is damaged
 
 
@@ -36,42 +42,27 @@ class RunFolder:
 
     def __init__(self, cfg: Config, ranks: Ranks) -> None:
         self.path = cfg.output_dir()
-        self._cfg, self._ranks = cfg, ranks
+        self.checkpoints = self.path / "checkpoints"
         self.lock = FolderLock(self.path)
-        self._is_restart = any(
-            os.environ.get(name, "0").isdigit() and int(os.environ.get(name, "0")) > 0
-            for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-        )
+        self._cfg, self._ranks = cfg, ranks
+        self._start = Start()
 
     def look(self) -> Start:
-        """Find where to go on from, without touching anything; from here on, an existing folder is locked.
+        """Find where to go on from, without changing anything; from here on, an existing folder is locked.
 
         Raises:
             ValueError: the folder is in use, or holds another run and neither ``resume`` nor ``overwrite`` is set.
             FileNotFoundError: ``resume`` is set and there is no checkpoint.
+            OSError: the folder cannot be read or locked.
         """
-        found = together(lambda: self._look() if self._ranks.is_main else None)
-        start: Start = broadcast_object(found)
-        return start
+        self._start = broadcast_object(together(lambda: self._look() if self._ranks.is_main else None))
+        if self._start.are_own:
+            self._check_seen(all(path.is_dir() for path in self._start.checkpoints))
+        return self._start
 
-    def open(self, chosen: Path | None) -> None:
-        """Make the folder; for a new run drop what an overwritten one has left.
-
-        Checkpoints newer than the one gone on from are of a course that is left: they get another name.
-
-        Args:
-            chosen: the checkpoint gone on from, None for a new run.
-
-        Raises:
-            ValueError: the folder is in use, or the ranks do not share it, though all write checkpoints into it.
-            OSError: it cannot be made or written.
-        """
-        token = self.path / ".same_folder"
-        together(lambda: self._make(token, chosen) if self._ranks.is_main else None)
-        barrier()
-        seen = all_gather_objects((platform.node(), token.exists()))
-        if self._ranks.is_main:
-            token.unlink()
+    def _check_seen(self, sees: bool) -> None:
+        """Raise ValueError on all ranks if one does not see in the folder what rank 0 has found or made there."""
+        seen = all_gather_objects((platform.node(), sees))
         apart = [f"rank {rank} on {host}" for rank, (host, sees) in enumerate(seen) if not sees]
         if apart and self._cfg.save_all_states:
             raise ValueError(
@@ -79,64 +70,133 @@ class RunFolder:
                 "it on storage that the hosts share, or set save_all_states = False to leave model.pt only"
             )
 
+    def open(self, chosen: Path | None, step: int) -> None:
+        """Make the folder; for a new run drop what an overwritten one has left.
+
+        Checkpoints newer than the one gone on from are of a course that is left: they get another name.
+
+        Args:
+            chosen: the checkpoint gone on from, None for a new run.
+            step: its step.
+
+        Raises:
+            ValueError: the folder is in use, or the ranks do not share it, though all write checkpoints into it.
+            OSError: it cannot be made or written.
+        """
+        token = self.path / ".same_folder"
+        together(lambda: self._make(token, chosen, step) if self._ranks.is_main else None)
+        barrier()
+        sees = token.exists()
+        barrier()
+        if self._ranks.is_main:
+            token.unlink()
+        self._check_seen(sees)
+
     def _look(self) -> Start:
         if self.path.is_dir() and os.access(self.path, os.W_OK):
-            self.lock.take()
-        own = list_checkpoints(self.path / "checkpoints")[::-1]
-        resume = self._cfg.resume
-        if (resume == "auto" or self._is_restart) and own:
+            self.lock.take(_RESTART_WAIT_S if _restarts() else 3.0)
+            self._bring_back()
+        own, resume = list_checkpoints(self.checkpoints)[::-1], self._cfg.resume
+        is_restart = self._is_of_this_launch()
+        if (resume == "auto" or is_restart) and own:
             return Start(own, falls_back=True)
         if resume is True:
             if not own:
                 raise FileNotFoundError(
-                    f"resume = True, but {self.path / 'checkpoints'} holds no complete checkpoint; resume = 'auto' "
-                    "goes on where there is one and starts anew where there is none"
+                    f"resume = True, but {self.checkpoints} holds no complete checkpoint; resume = 'auto' goes on "
+                    "where there is one and starts anew where there is none"
                 )
             return Start(own[:1])
         start = Start()
         if isinstance(resume, str) and resume != "auto":
-            start = Start([find_checkpoint(Path(resume).expanduser())])
-            if start.checkpoints[0].resolve().parent == self.path / "checkpoints":
+            found = find_checkpoint(Path(resume).expanduser())
+            start = Start([found], self.checkpoints.is_dir() and found.parent.samefile(self.checkpoints))
+            if start.are_own:
                 return start
-        present = [name for name in PRECIOUS if (self.path / name).exists()]
-        if present and not self._cfg.overwrite and not self._is_restart:
+        if (present := self._precious()) and not self._cfg.overwrite and not is_restart:
+            go_on = "set resume = 'auto' to go on with it, " if own else ""
             raise ValueError(
-                f"{self.path} holds another run ({', '.join(present)}): set resume = True to go on with it, another "
-                "output to keep it, or overwrite = True to lose it"
+                f"{self.path} holds another run ({', '.join(present)}): {go_on}choose another output to keep it, or "
+                "set overwrite = True to lose it"
             )
         return start
 
-    def _make(self, token: Path, chosen: Path | None) -> None:
-        is_own = chosen is not None and chosen.resolve().parent == self.path / "checkpoints"
+    def _precious(self) -> list[str]:
+        """What another run has left that is worth keeping."""
+        kept = [*list_checkpoints(self.checkpoints), *self.checkpoints.glob(f"{ASIDE}*")]
+        return [name for name in MODELS if (self.path / name).exists()] + (["checkpoints"] if kept else [])
+
+    def _is_of_this_launch(self) -> bool:
+        """Whether the launcher that started this process has started the folder's run, too, and now restarts it."""
+        try:
+            noted = json.loads((self.path / LAUNCH).read_text())
+        except (OSError, ValueError):
+            return False
+        mine = _launch()
+        by_agent = mine["agent"] is not None and noted.get("agent") == mine["agent"]
+        by_slurm = mine["slurm"] is not None and noted.get("slurm") == mine["slurm"] and _restarts() > 0
+        return by_agent or by_slurm
+
+    def _bring_back(self) -> None:
+        """Give a checkpoint its name again, of which a process ended while it replaced it."""
+        for left in self.checkpoints.glob(f".step_*{REPLACED}"):
+            name = left.name.removeprefix(".").removesuffix(REPLACED)
+            if not (self.checkpoints / name).exists():
+                left.rename(self.checkpoints / name)
+
+    def _make(self, token: Path, chosen: Path | None, step: int) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock.take()
+            if self.lock.take(3.0) and self._look() != self._start:  # there was no folder to lock at the first look
+                raise ValueError(f"another run has used {self.path} while this one was prepared; start it again")
             token.touch()
-            for left in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoints/.step_*")):
+            for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".step_*")):
                 _remove(left)  # of a process that was killed while it wrote
-            if not is_own:
-                for name in (*PRECIOUS, *REPLACED):
+            if chosen is not None and self._start.are_own:
+                self._set_aside(chosen, step)
+            else:
+                for name in (*MODELS, "checkpoints", *OTHERS):
                     _remove(self.path / name)
-            elif chosen is not None:
-                _set_aside(self.path / "checkpoints", step_of(chosen))
+            write_json(self.path / LAUNCH, _launch())
         except OSError as problem:
             raise OSError(
                 f"cannot write the output folder {self.path} ({problem}): choose another with output=FOLDER"
             ) from None
 
+    def _set_aside(self, chosen: Path, step: int) -> None:
+        """Rename the checkpoints after ``step``; one that was set aside before and is gone on from gets its name."""
+        for later in list_checkpoints(self.checkpoints):
+            if step_of(later) > step or (step_of(later) == step and step_of(chosen) < 0):
+                target = later.with_name(ASIDE + later.name)
+                number = 1
+                while target.exists():
+                    number += 1
+                    target = later.with_name(f"{ASIDE}{later.name}_{number}")
+                later.rename(target)
+                log.warning(
+                    "%s is of a course that this run leaves: it is kept as %s until you remove it", later, target
+                )
+        if step_of(chosen) < 0:
+            chosen.rename(chosen.with_name(f"step_{step}"))
+
+
+def _restarts() -> int:
+    """How often a launcher says that it has started this job again."""
+    counts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
+    return max(int(count) if count.isdigit() else 0 for count in counts)
+
+
+def _launch() -> dict[str, object]:
+    """The launcher of this process: torchrun's, which lives on while it starts ranks again, and SLURM's job."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {
+        "agent": asdict(process_of(os.getppid())) if "TORCHELASTIC_RUN_ID" in os.environ else None,
+        "slurm": f"{job}.{os.environ.get('SLURM_STEP_ID', '')}" if job else None,
+    }
+
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _set_aside(folder: Path, step: int) -> None:
-    """Rename the checkpoints after ``step``."""
-    for later in list_checkpoints(folder):
-        if step_of(later) > step:
-            target = later.with_name(ASIDE + later.name)
-            _remove(target)
-            later.rename(target)
-            log.warning("%s is of a course that this run leaves: it is kept as %s until you remove it", later, target)

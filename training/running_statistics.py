@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 
 class RunningStatistics:
-    """A network's buffers, as they were before a step and as they are.
+    """The buffers of a network and of its margin loss, as they were before a step and as they are.
 
     Args:
         network: on the device that it stays on.
+        margin: likewise; some keep averages of their own.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._named = dict(network.named_buffers())
+    def __init__(self, network: nn.Module, margin: nn.Module) -> None:
+        self._named = {**dict(network.named_buffers()), **dict(margin.named_buffers("margin"))}
         self._floats = [buffer for buffer in self._named.values() if buffer.is_floating_point()]
         counts = [buffer for buffer in self._named.values() if not buffer.is_floating_point()]
         self._groups = [(group, [buffer.clone() for buffer in group]) for group in (self._floats, counts) if group]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from heads.checkpoint import HeadPart, HeadSave, HeadSaver
 from heads.shard import HeadShard
-from training.checkpoint import BEST, FORMAT, HEADS, TRAINING, VERSION, Best, list_checkpoints, step_of
+from training.checkpoint import BEST, FORMAT, HEADS, REPLACED, TRAINING, VERSION, Best, list_checkpoints, step_of
 from utils.atomic import open_atomic, sync_folder, write_json
 from utils.device import single_threaded_worker
 from utils.distributed import all_gather_objects, get_rank, get_world_size, together
@@ -56,6 +56,9 @@ class Saver:
     def __init__(self, output: Path, shard: HeadShard, keep: int, full_every: int = 1) -> None:
         self.output, self.folder, self.keep = output, output / "checkpoints", keep
         self.best: Best | None = None  # its checkpoint is kept, too
+        # The step of the newest one that shares no file with the newest of all: a damaged file leaves it sound.
+        self._spare: int | None = None
+        self._shares_files = full_every > 1
         self._heads = HeadSaver(shard, full_every)
         self._worker = single_threaded_worker(shard.device, "save")
         self._pending: _Pending | None = None
@@ -87,8 +90,9 @@ class Saver:
         final, partial = self.folder / f"step_{step}", self.folder / f".step_{step}.partial"
         heads = None
         if training is not None:
-            self._or_error(final, lambda: _start_over(partial) if self._is_main else None)
-            heads = self._or_error(final, self._heads.begin)
+            self.or_error(final, lambda: _start_over(partial) if self._is_main else None)
+            all_heads = any(all_gather_objects(self._heads.wants_all(), "heads to save"))
+            heads = self.or_error(final, lambda: self._heads.begin(all_heads))
         copy = _Copies()
         state, weights = (copy(value) if self._is_main else None for value in (training, model))
         written = self._worker.submit(self._write, partial, heads, state, weights)
@@ -97,7 +101,7 @@ class Saver:
     def finish(self) -> None:
         """Wait until all ranks have written what was begun, if anything was, and give the checkpoint its name.
 
-        Collectives: two object gathers, one without a checkpoint.
+        Collectives: three object gathers, one without a checkpoint.
 
         Raises:
             SaveError, FloatingPointError: as :meth:`begin`.
@@ -106,7 +110,7 @@ class Saver:
         if pending is None:
             return
         target = pending.final or self.output / "model.pt"
-        training_sum, part = self._or_error(target, pending.written.result, pending.partial)
+        training_sum, part = self.or_error(target, pending.written.result, pending.partial)
         if pending.final is None or part is None:
             return
         files = {f"{HEADS}/{name}": own for name, own in part.sums.items()}
@@ -114,16 +118,24 @@ class Saver:
             files[TRAINING] = training_sum
         everyones = {name: own for one in all_gather_objects(files) for name, own in one.items()}
         manifest = Manifest(pending.facts, everyones)
-        self._or_error(target, lambda: self._name(pending, manifest) if self._is_main else None, pending.partial)
+        is_full = part.is_full
+        self.or_error(
+            target, lambda: self._name(pending, manifest, is_full) if self._is_main else None, pending.partial
+        )
         self._heads.finish(part, pending.final / HEADS)
         log.info("checkpoint: %s, %.1f MiB", pending.final, manifest.total_bytes() / 2**20)
 
-    def note_best(self, best: Best) -> None:
-        """Keep the checkpoint of a step, which must be finished, until a better one comes."""
+    def write_best(self, best: Best, model: Mapping[str, Tensor]) -> None:
+        """Write model_best.pt, and keep the checkpoint of its step, which must be finished, until a better one comes.
+
+        Raises:
+            SaveError: on every rank.
+        """
+        path = self.output / "model_best.pt"
+        self.or_error(path, lambda: write_model(model, path) if self._is_main else None)
         self.best = best
-        self._or_error(
-            self.output / BEST, lambda: write_json(self.output / BEST, asdict(best)) if self._is_main else None
-        )
+        path = self.output / BEST
+        self.or_error(path, lambda: write_json(path, asdict(best)) if self._is_main else None)
 
     def close(self) -> None:
         """Finish, and end the thread."""
@@ -156,19 +168,22 @@ class Saver:
             write_model(weights, self.output / "model.pt")
         return training_sum, part
 
-    def _name(self, pending: _Pending, manifest: Manifest) -> None:
+    def _name(self, pending: _Pending, manifest: Manifest, is_full: bool) -> None:
         """Complete a checkpoint with its manifest and its name, and drop the oldest ones."""
         final = pending.final
         assert final is not None
         write_manifest(pending.partial, manifest)
         sync_folder(pending.partial)
-        if final.exists():  # from a course of training that this one has left
-            final.rename(final.with_name(f".{final.name}.old"))
+        earlier = [step_of(path) for path in list_checkpoints(self.folder) if path != final]
+        if is_full and self._shares_files:
+            self._spare = earlier[-1] if earlier else None
+        if final.exists():
+            final.rename(final.with_name(f".{final.name}{REPLACED}"))  # RunFolder brings it back if this ends here
         pending.partial.rename(final)
         sync_folder(self.folder)
         kept = {step_of(path) for path in list_checkpoints(self.folder)[-self.keep :]}
-        if self.best is not None:
-            kept.add(self.best.step)
+        kept |= {self.best.step} if self.best is not None else set()
+        kept |= {self._spare} if self._spare is not None else set()
         try:
             for old in list_checkpoints(self.folder):
                 if step_of(old) not in kept:
@@ -177,7 +192,7 @@ class Saver:
             log.warning("an old checkpoint in %s could not be removed: %s", self.folder, error)
         self._worker.submit(_drop_old, self.folder)
 
-    def _or_error(self, target: Path, do: Callable[[], T], partial: Path | None = None) -> T:
+    def or_error(self, target: Path, do: Callable[[], T], partial: Path | None = None) -> T:
         """:func:`together`, with an error that says what to do."""
         try:
             return together(do)
@@ -261,7 +276,7 @@ def _start_over(partial: Path) -> None:
 
 
 def _drop_old(folder: Path) -> None:
-    for old in folder.glob(".step_*.old"):
+    for old in (*folder.glob(".step_*.old"), *folder.glob(f".step_*{REPLACED}")):
         try:
             shutil.rmtree(old)
         except OSError as error:  # tried again after the next save

@@ -19,7 +19,7 @@ from torch import Tensor
 from training.checkpoint import list_checkpoints
 from utils.device import to_device
 from utils.distributed import all_reduce_sum_, get_rank, get_world_size
-from utils.fate import end_stopped_peers
+from utils.fate import end_stopped_peers, tell_launcher
 
 _ONE_REQUEST_S = 3.0  # launchers and schedulers often send SIGTERM twice: within this they mean the same
 _PATIENCE_S = 25.0  # that a run has to come to its next agreement: torchrun kills after 30 s
@@ -112,6 +112,7 @@ class StopRequest:
         sys.stdout.flush()
         where = f"the last checkpoint is {last}" if last else "there is no checkpoint"
         print(f"rank {get_rank()} ends without saving, because {why}; {where}", file=sys.stderr, flush=True)
+        tell_launcher(why)
         end_stopped_peers()
         os._exit(143)
 

@@ -40,6 +40,12 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write((json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
+def sync_file(path: Path) -> None:
+    """Wait until a file's content is on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make new names in ``folder``, and renames, survive a power cut; where the system can."""
     with contextlib.suppress(OSError):  # Windows opens no folders

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +93,7 @@ def speaks(error: BaseException) -> bool:
 
     That is on one rank: 0 if it has met the error too, else the first.
     """
+    tell_launcher(str(error))
     if get_world_size() == 1:
         return True
     board = _Board()
@@ -101,6 +103,17 @@ def speaks(error: BaseException) -> bool:
         return get_rank() == 0
     time.sleep(2 * _POLL_S)
     return board.ask(lambda store: store.add(_FAILED, 0)) == 1
+
+
+def tell_launcher(reason: str) -> None:
+    """Let torchrun name the reason as root cause in its report, which is the last thing that a user sees."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        return
+    text = plain(reason)
+    extra = {"py_callstack": text, "timestamp": str(int(datetime.now().timestamp()))}
+    with suppress(OSError):
+        Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
 
 
 def end_stopped_peers() -> None:
@@ -209,6 +222,7 @@ class _Watch:
         """Write this process's last line."""
         sys.stdout.flush()
         print(f"rank {self._rank} ends, because {reason}", file=sys.stderr, flush=True)
+        tell_launcher(reason)
         if self._board.is_silent:  # torch would write a page about the question that is still open
             with Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), 2)

@@ -105,7 +105,7 @@ class CheckedFile:
 
     def __init__(self, path: Path, expected: FileSum | None) -> None:
         self.path, self._sum = path, expected
-        self._kept = (-1, bytearray())  # the chunk read last, so that small reads in order cost one each
+        self._kept = (-1, bytearray())  # the chunk read last, so that small reads in order cost one
         try:
             if not path.is_file():
                 raise DamagedError(f"{path} is missing")
@@ -131,6 +131,10 @@ class CheckedFile:
             out[done : done + len(part)] = part
             done += len(part)
         return out
+
+    def forget(self) -> None:
+        """Let go of the memory of what was read last."""
+        self._kept = (-1, bytearray())
 
     def _chunk(self, number: int) -> bytearray:
         if self._kept[0] == number:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def play(name: str, seed: int, references: Path, logs: Path | None = None) -> li
             for log in Path(folder).glob("log_*"):
                 shutil.copyfile(log, logs / f"{name}_{seed}_{log.name}")
     took_s = round(time.monotonic() - began_s, 1)
-    return [{**about, **row, "scenario_s": took_s} for row in rows]
+    return [{**about, **row, "scenario_s": took_s, "commit": commit()} for row in rows]
 
 
 def in_own_mounts() -> None:
@@ -60,14 +61,17 @@ def in_own_mounts() -> None:
         os.execvp(again[0], again)
 
 
+@cache
+def commit() -> str:
+    """What is played: the commit at the start, since the scenarios have been imported then."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def head_line() -> Row:
     """Where and with what the rows were made."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cores": len(os.sched_getaffinity(0)),
@@ -94,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tally", type=Path, help="write the tables to this document, from --out")
     options = parser.parse_args(argv)
     in_own_mounts()
+    commit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every finally
     if options.logs:
         options.logs.mkdir(parents=True, exist_ok=True)

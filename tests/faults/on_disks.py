@@ -69,28 +69,36 @@ def heads_fill_up(stage: Stage) -> list[Row]:
         return [row_of(stage, f"rank {rank}, step 9", ending, "ends", FULL, **go_on_and_compare(stage, options))]
 
 
-def read_only(stage: Stage, in_mid_run: bool) -> list[Row]:
-    """The disk of the output folder can only be read, from the start on or from one step to the next."""
-    with small_disk(stage.output.parent / "disk", "64m") as disk:
-        output = disk / "run"
-        options = {"output": output}
-        if not in_mid_run:
-            _remount(disk, "ro")
+def read_only_from_the_start(stage: Stage) -> list[Row]:
+    """The disk of the output folder can only be read."""
+    with small_disk(stage.folder / "disk", "64m") as disk:
+        _make_read_only(disk)
         stage.strike()
-        launch = stage.start(options, pace_s=0.05)
+        launch = stage.start({"output": disk / "run"})
         with ended(launch):
-            if in_mid_run:
-                assert launch.wait_until(lambda: last_step(output) >= 5), launch.output()[-2000:]
-                _remount(disk, "ro")
-                stage.strike()
             ending = end_of(launch, stage.struck_s() or 0, LIMIT_S)
-        moment = "in mid-run" if in_mid_run else "from the start"
-        return [row_of(stage, moment, ending, "ends" if in_mid_run else "refused", READ_ONLY)]
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+        return [row_of(stage, "from the start", ending, "refused", READ_ONLY)]
 
 
-def _remount(disk: Any, how: str) -> None:
-    """Make a disk read-only though files on it are open: each mount point has a switch of its own."""
-    subprocess.run(["mount", "-o", f"remount,bind,{how}", str(disk)], check=True)
+def read_only_later(stage: Stage) -> list[Row]:
+    """The folder of checkpoints turns read-only in mid-run; where it can be written again, the run goes on."""
+    with small_disk(stage.output, "64m"):
+        checkpoints = stage.output / "checkpoints"
+        launch = stage.start(pace_s=0.05)
+        with ended(launch):
+            assert launch.wait_until(lambda: last_step(stage.output) >= 5), launch.output()[-2000:]
+            _make_read_only(checkpoints)
+            stage.strike()
+            ending = end_of(launch, stage.struck_s() or 0, LIMIT_S)
+        subprocess.run(["umount", "-l", str(checkpoints)], check=True)
+        return [row_of(stage, "after step 5", ending, "ends", READ_ONLY, **go_on_and_compare(stage))]
+
+
+def _make_read_only(folder: Path) -> None:
+    """Lay a read-only view of a folder over it; nobody has a file open in that one yet."""
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
 
 
 def shared_memory_is_full(stage: Stage) -> list[Row]:
@@ -113,7 +121,7 @@ DISKS = "Disks and shared memory"
 MOUNTS = ("mounts",)
 SCENARIOS: dict[str, Scenario] = {
     "full_training_pt": scenario(
-        "disk full at training.pt", DISKS, fills_up, seeds=2, quick=True, needs=MOUNTS, file=r"training\.pt"
+        "disk full at training.pt", DISKS, fills_up, seeds=2, needs=MOUNTS, file=r"training\.pt"
     ),
     "full_heads": scenario("disk full at a checkpoint's heads", DISKS, fills_up, needs=MOUNTS, file=r"/rank_0_of"),
     "full_heads_rank_1": scenario(
@@ -128,7 +136,7 @@ SCENARIOS: dict[str, Scenario] = {
         num_image=800, num_epoch=1,
     ),
     "full_head_files": scenario("disk of heads in files full", DISKS, heads_fill_up, seeds=2, needs=MOUNTS),
-    "read_only_start": scenario("output that can only be read", DISKS, read_only, needs=MOUNTS, in_mid_run=False),
-    "read_only_later": scenario("output that turns read-only", DISKS, read_only, needs=MOUNTS, in_mid_run=True),
+    "read_only_start": scenario("output that can only be read", DISKS, read_only_from_the_start, needs=MOUNTS),
+    "read_only_later": scenario("output that turns read-only", DISKS, read_only_later, needs=MOUNTS),
     "full_shm": scenario("/dev/shm full", DISKS, shared_memory_is_full, needs=MOUNTS),
 }  # fmt: skip

@@ -192,16 +192,20 @@ def torchrun_restarts(stage: Stage) -> list[Row]:
 
 
 ALONE = r"injected: "
-HANGS = r"rank \d+\b.*(has not joined|stopped|stuck|[Tt]imed out)"
+HANGS = r"rank \d+\b.*(has not joined|has not delivered|stopped|[Tt]imed out)"
 LOADER = r"[Ll]oader"
 NOT_FINITE = "is not finite"
 RANKS, NUMBERS = "A rank or a loader's process", "Numbers and clocks"
 SCENARIOS: dict[str, Scenario] = {
     "kill_rank_0": scenario("SIGKILL of rank 0, one run at 20 moments", RANKS, kill_again_and_again, rank=0),
     "kill_rank_1": scenario("SIGKILL of rank 1, one run at 20 moments", RANKS, kill_again_and_again, rank=1),
+    "kill_in_save": scenario(
+        "SIGKILL of a rank as it saves", RANKS, one_fails, seeds=2, quick=True, kind="kill_at_file_event",
+        cause=KILLED, event=3, delay_s=0.002,
+    ),
     "kill_of_four": scenario("SIGKILL of one of four ranks", RANKS, kill_of_four, seeds=2),
     "raise_in_forward": scenario(
-        "a rank alone raises in forward", RANKS, one_fails, seeds=2, quick=True, kind="raise_in_forward", cause=ALONE
+        "a rank alone raises in forward", RANKS, one_fails, seeds=2, kind="raise_in_forward", cause=ALONE
     ),
     "raise_in_data": scenario(
         "a loader of one rank raises", RANKS, one_fails, seeds=2, kind="raise_in_data", cause=ALONE

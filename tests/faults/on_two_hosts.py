@@ -126,21 +126,28 @@ def elastic_loss(stage: Stage) -> list[Row]:
     return [row_of(stage, f"killed after step {told}", end, "goes on", None, **after_a_restart(end, told))]
 
 
+def elastic(stage: Stage, hosts: Sequence[Host], node: int, options: Row, pace_s: float) -> Launch:
+    """torchrun on one host; hosts that come later are only taken in where it does not share its rendezvous' store."""
+    return stage.start(
+        options,
+        launcher=elastic_line(hosts, node),
+        started_by=hosts[node].started_by(),
+        env={**hosts[node].env(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        pace_s=pace_s,
+    )
+
+
 def elastic_late(stage: Stage) -> list[Row]:
     """A host that comes late to torchrun --nnodes=1:2 is taken in; the run goes on from its newest checkpoint."""
-    options = {"resume": "auto", "timeout_s": TIMEOUT_S, "num_epoch": 30}
+    options = {"resume": "auto", "timeout_s": TIMEOUT_S, "num_epoch": 20}
     with two_hosts() as hosts:
-        first = stage.start(
-            options, launcher=elastic_line(hosts, 0), started_by=hosts[0].started_by(), env=hosts[0].env(), pace_s=0.1
-        )
+        first = elastic(stage, hosts, 0, options, pace_s=0.1)
         with ended(first):
             if not first.wait_until(lambda: last_step(stage.output) >= 5):
                 end = end_of(first, time.monotonic(), LIMIT_S)
                 return [row_of(stage, "not struck", end, "goes on", None, more_problems=["it did not start"])]
             told = last_step(stage.output)
-            second = stage.start(
-                options, launcher=elastic_line(hosts, 1), started_by=hosts[1].started_by(), env=hosts[1].env()
-            )
+            second = elastic(stage, hosts, 1, options, pace_s=0.1)
             stage.strike()
             with ended(second):
                 ends = [end_of(launch, time.monotonic(), 2 * RUN_S) for launch in (first, second)]

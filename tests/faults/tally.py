@@ -94,20 +94,23 @@ def by(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
 def long_runs(rows: Sequence[Row]) -> str:
     """The table of a long run's processes."""
     headings = (
-        "process", "samples", "PSS at the end (MiB)", "PSS, KiB more in 1,000 steps", "the same, second half",
-        "RSS, KiB more in 1,000 steps", "file handles", "more in 1,000 steps", "threads", "processes of the run",
+        "process", "samples", "own memory at the end (MiB)", "KiB more in 1,000 steps, up to step 1,500",
+        "from then on", "RSS, from then on", "file handles", "more in 1,000 steps", "threads", "processes of the run",
     )  # fmt: skip
 
     def span(values: Sequence[int]) -> str:
         return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
+    def growth(row: Row, name: str) -> str:
+        return f"{row[f'{name}_per_1000']:.1f} ± {row[f'{name}_per_1000_error']:.1f}"
+
     return table(
         headings,
         (
             [
-                row["moment"], row["samples"], f"{row['pss_kib'] / 1024:.0f}", row["pss_slope_per_1000"],
-                row["pss_slope_of_second_half"], row["rss_slope_per_1000"], span(row["handles"]),
-                row["handles_slope_per_1000"], span(row["threads"]), span(row["processes"]),
+                row["moment"], row["samples"], f"{row['own_kib'] / 1024:.0f}",
+                f"{row['own_kib_per_1000_before']:.0f}", growth(row, "own_kib"), growth(row, "rss_kib"),
+                span(row["handles"]), growth(row, "handles"), span(row["threads"]), span(row["processes"]),
             ]
             for row in rows
         ),
@@ -155,14 +158,18 @@ def document(head: Row, rows: Sequence[Row]) -> str:
     long = [row for row in rows if row["group"] == "Long runs" and "samples" in row]
     parts += [
         "## Long runs\n",
-        "3,000 steps of the tiny recipe with 33 checkpoints and 30 epochs, sampled from step 500 on. PSS shares out "
-        "pages that several processes hold; the slopes are least-squares fits.\n",
+        "3,000 steps of the tiny recipe with 30 epochs and a checkpoint after each, sampled from step 500 on. Own "
+        "memory is what no other process shares (`Private_Dirty`); at first it grows as pages that fork has shared "
+        "are written for the first time. Whether what remains of the growth ends, 3,000 steps cannot tell. Growth is "
+        "a least-squares fit ± its standard error. Batches on their way hold file handles, so that their number "
+        "is never quite constant; only its growth would be a leak.\n",
         long_runs(long) if long else "Not yet run.\n",
     ]
     if head:
+        commits = ", ".join(by([row for row in rows if "commit" in row], "commit"))
         parts.append(
-            f"Made on {head['date']} at commit {head['commit']} with Python {head['python']}, torch {head['torch']}, "
-            f"{head['cores']} cores.\n"
+            f"Last played on {head['date']} with Python {head['python']}, torch {head['torch']}, {head['cores']} "
+            f"cores; the rows are of commits {commits}.\n"
         )
     return "\n".join(parts)
 

@@ -1,5 +1,6 @@
 """The instrument itself sees a hang, a silent end, lost steps and a run that is not equal."""
 
+import itertools
 import json
 import signal
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from faults import tally
-from faults.long_run import sample, slope
+from faults.long_run import problems_of, sample, slopes_of
 from faults.processes import Launch, ended
 from faults.stage import (
     Ending,
@@ -123,15 +124,27 @@ def test_two_equal_runs_are_equal_and_one_changed_bit_is_found(tmp_path):
     assert leftovers(other) == [".model.pt.17.tmp", ".step_9.partial"]
 
 
-def test_growth_is_a_slope_for_each_thousand_steps():
-    samples = [{"step": step, "pss_kib": 5000 + 0.25 * step} for step in range(500, 3000, 100)]
-    assert slope(samples, "pss_kib") == pytest.approx(250)
+def test_growth_is_a_slope_for_each_thousand_steps_beyond_the_noise():
+    noise = itertools.cycle((-300.0, 300.0))
+    samples = [
+        {"step": step, "own_kib": 5000 + 1.5 * step + next(noise), "rss_kib": 9000, "handles": 20 + step % 200 / 100}
+        for step in range(500, 3000, 50)
+    ]
+    found = slopes_of(samples)
+    assert found["own_kib_per_1000"] == pytest.approx(1500, abs=100)
+    assert found["own_kib_per_1000_before"] == pytest.approx(1500, abs=200)
+    assert found["rss_kib_per_1000"] == pytest.approx(0, abs=0.01)
+    about = {"threads": [9], "processes": [7]}
+    assert problems_of({**found, "own_kib_per_1000_error": 200, **about}) == [], "it may be noise"
+    (problem,) = problems_of({**found, "own_kib_per_1000_error": 100, **about})
+    assert problem.startswith("memory grows by 15")
+    assert "processes are not constant: [7, 8]" in problems_of({**found, **about, "processes": [7, 8]})
 
 
 def test_the_tally_counts_and_a_scenario_played_again_replaces_its_rows(stage, tmp_path):
     data, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
-    head = {"date": "2026-01-01", "commit": "abc", "python": "3", "torch": "2", "cores": 2}
-    about = {"scenario": "full", "fault": "disk full", "group": "Disks"}
+    head = {"date": "2026-01-01", "python": "3", "torch": "2", "cores": 2}
+    about = {"scenario": "full", "fault": "disk full", "group": "Disks", "commit": "abc"}
     bad = {**about, **row_of(stage, "now", Ending(0, 2.0, "x"), "ends", "disk is full", equal=False)}
     good = {**about, **row_of(stage, "now", Ending(1, 4.0, "disk is full"), "ends", "disk is full", equal=True)}
     tally.merge(data, head, "full", [bad, good])
@@ -143,6 +156,7 @@ def test_the_tally_counts_and_a_scenario_played_again_replaces_its_rows(stage, t
     assert "| disk full | 2 | 1 | 0 | 1 | - | 1 | 1 of 2 | 4.0, 4.0 |" in text
     assert "| not here | 0 (no root) |" in text
     assert "- disk full: exit status 0" in text
+    assert "the rows are of commits abc." in text
     tally.merge(data, head, "full", [good])
     tally.write(page, data)
     assert "| disk full | 1 | 0 | 0 | 0 | - | 0 | 1 of 1 | 4.0, 4.0 |" in page.read_text()

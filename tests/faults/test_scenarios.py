@@ -1,4 +1,4 @@
-"""A few faults in earnest; ``make faults`` plays all of them, see docs/reliability.md."""
+"""A fault in earnest; ``make faults`` plays all of them, see docs/reliability.md."""
 
 import json
 import os

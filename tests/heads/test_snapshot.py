@@ -48,7 +48,7 @@ def test_what_is_written_while_training_overwrites_it_is_what_was(tmp_path, plac
     shard = make(place, tmp_path)
     heads = shard.layout.num_heads
     update(shard, torch.arange(heads), 1.0)
-    save = HeadSaver(shard).begin()
+    save = HeadSaver(shard).begin(True)
     expected = rows_of(shard)
     started, stop = threading.Event(), threading.Event()
 
@@ -77,7 +77,7 @@ def test_what_is_written_while_training_overwrites_it_is_what_was(tmp_path, plac
 def test_all_is_overwritten_before_anything_is_written(tmp_path, place):
     shard = make(place, tmp_path)
     update(shard, torch.arange(0, shard.layout.num_heads, 2), 1.0)
-    save = HeadSaver(shard).begin()
+    save = HeadSaver(shard).begin(True)
     expected = rows_of(shard)
     for value in (2.0, 3.0):
         update(shard, torch.arange(shard.layout.num_heads), value)
@@ -96,7 +96,7 @@ def test_layers_hold_what_has_changed_and_each_checkpoint_stands_alone(tmp_path)
     for number in range(5):
         changed = torch.arange(shard.layout.num_heads) if number == 0 else torch.arange(number, 300, 20)
         update(shard, changed, float(number + 1))
-        save = saver.begin()
+        save = saver.begin(saver.wants_all())
         folder = tmp_path / f"step_{number}" / "heads"
         part = save.write(folder)
         saver.finish(part, folder)
@@ -130,7 +130,7 @@ def saved_layers(tmp_path, changed, first=None):
     saver = HeadSaver(shard, full_every=9)
     for number, heads_h in enumerate((first if first is not None else torch.arange(334), changed)):
         update(shard, heads_h, float(number))
-        part = saver.begin().write(tmp_path / str(number))
+        part = saver.begin(saver.wants_all()).write(tmp_path / str(number))
         saver.finish(part, tmp_path / str(number))
     return sorted(path.name for path in (tmp_path / "1" / "rank_0_of_1").iterdir())
 
@@ -143,9 +143,9 @@ def test_without_the_checkpoint_before_all_are_written_anew(tmp_path):
     shard = make("device", tmp_path)
     saver = HeadSaver(shard, full_every=9)
     update(shard, torch.arange(334), 1.0)
-    saver.finish(saver.begin().write(tmp_path / "a"), tmp_path / "gone")
+    saver.finish(saver.begin(saver.wants_all()).write(tmp_path / "a"), tmp_path / "gone")
     update(shard, torch.arange(3), 2.0)
-    part = saver.begin().write(tmp_path / "b")
+    part = saver.begin(saver.wants_all()).write(tmp_path / "b")
     assert {name.split("/")[1] for name in part.sums} == {"layer_0"}
 
 
@@ -153,11 +153,11 @@ def test_a_save_that_failed_is_made_good_by_the_next(tmp_path):
     shard = make("device", tmp_path)
     saver = HeadSaver(shard, full_every=9)
     update(shard, torch.arange(334), 1.0)
-    saver.finish(saver.begin().write(tmp_path / "a"), tmp_path / "a")
+    saver.finish(saver.begin(saver.wants_all()).write(tmp_path / "a"), tmp_path / "a")
     update(shard, torch.arange(5), 2.0)
-    saver.begin().close()  # never written
+    saver.begin(saver.wants_all()).close()  # never written
     update(shard, torch.arange(5, 7), 3.0)
-    part = saver.begin().write(tmp_path / "c")
+    part = saver.begin(saver.wants_all()).write(tmp_path / "c")
     saver.finish(part, tmp_path / "c")
     copy = make("device", tmp_path)
     load(copy, tmp_path / "c")
@@ -179,7 +179,7 @@ def test_rows_that_are_not_finite_are_not_written_over_sound_ones(tmp_path):
     shard = make("device", tmp_path)
     update(shard, torch.arange(9), float("nan"))
     with pytest.raises(FloatingPointError, match="class centres are not finite"):
-        HeadSaver(shard).begin().write(tmp_path / "heads")
+        HeadSaver(shard).begin(True).write(tmp_path / "heads")
 
 
 def test_giving_up_ends_the_writing(tmp_path):
@@ -195,7 +195,7 @@ def test_training_waits_for_a_block_and_not_for_the_whole(tmp_path):
     """While a save is held up between two blocks, updates go on."""
     shard = make("device", tmp_path)
     update(shard, torch.arange(334), 1.0)
-    save = HeadSaver(shard).begin()
+    save = HeadSaver(shard).begin(True)
     blocks = save.snapshot._blocks()
     next(blocks)
     started_s = time.monotonic()
@@ -223,7 +223,7 @@ def test_training_waits_for_a_block_and_not_for_the_whole(tmp_path):
 def test_numbers_that_cannot_be_are_named_without_checksums_too(tmp_path, name, values, message):
     shard = make("device", tmp_path)
     update(shard, torch.tensor([3, 7]), 1.0)
-    HeadSaver(shard).begin().write(tmp_path / "heads")
+    HeadSaver(shard).begin(True).write(tmp_path / "heads")
     np.save(tmp_path / "heads" / "rank_0_of_1" / "layer_0" / f"{name}.npy", values)
     with pytest.raises(DamagedError, match=rf"{name}\.npy is damaged: {message}"):
         load(make("device", tmp_path), tmp_path / "heads")

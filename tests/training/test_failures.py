@@ -96,13 +96,14 @@ def fail_to_rename(rank, world_size, output):
 @pytest.mark.distributed
 def test_a_checkpoint_that_cannot_get_its_name_is_an_error_on_all_ranks(tmp_path):
     errors = run_ranks(fail_to_rename, 2, tmp_path)
-    assert all("could not write checkpoint" in error and "Permission denied" in error for error in errors)
+    assert all("could not write" in error and "Permission denied" in error for error in errors)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, monkeypatch, capsys):
     """The new one is complete, so the run goes on."""
-    run, data = train.prepare(get_config(TINY, [f"output={tmp_path}", "keep_checkpoints=1"]), ALONE)
+    options = [f"output={tmp_path}", "keep_checkpoints=1", "checkpoint_full_every=1"]
+    run, data = train.prepare(get_config(TINY, options), ALONE)
     batches = train.epoch_batches(run, data, train.Speedometer())
     for step in range(2):
         run.train_step(batches)

@@ -16,6 +16,7 @@ import torch
 import train
 from paths import ROOT
 from tiny_runs import TINY, metrics, run, weights
+from training.saving import Saver
 from utils.config import get_config
 from utils.distributed import Ranks
 
@@ -132,8 +133,16 @@ def test_resuming_a_finished_run_brings_back_its_model(tmp_path):
     assert all(torch.equal(v, model[k]) for k, v in weights(tmp_path).items())
 
 
-def test_a_checkpoint_of_the_same_step_is_written_once(tmp_path):
+def test_a_checkpoint_of_the_same_step_is_written_once(tmp_path, monkeypatch):
+    written, name = [], Saver._name
+
+    def noted(saver, pending, *given):
+        written.append(pending.final.name)
+        name(saver, pending, *given)
+
+    monkeypatch.setattr(Saver, "_name", noted)
     run(tmp_path, "checkpoint_steps=6")
+    assert written == ["step_6", "step_12"]
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step_12", "step_6"]
 
 

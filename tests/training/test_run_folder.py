@@ -11,14 +11,17 @@ import torch
 import train
 from paths import ROOT
 from tiny_runs import TINY, metrics, run, weights
-from training import run_lock
+from training import run_folder, run_lock
 from training.checkpoint import list_checkpoints, load_training, open_saved_heads
 from training.run_lock import FolderLock
+from utils.config import get_config
+from utils.distributed import Ranks
+from utils.processes import Process
 
 
 @pytest.fixture(autouse=True)
 def _no_restart(monkeypatch):
-    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+    for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -121,20 +124,103 @@ def test_a_path_of_another_run_goes_on_here(finished, tmp_path, capsys):
     assert "holds no checkpoint: expected a run's folder" in refused(capsys, tmp_path / "x", "resume=/nowhere")
 
 
-@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_a_restart_goes_on_whatever_the_command_line_says(earlier, monkeypatch, name):
-    monkeypatch.setenv(name, "1")
-    damage(earlier, 12)
-    whole = metrics(earlier)
-    assert run(earlier, "num_epoch=1", "overwrite=True") == whole
-    assert names(earlier) == ["step_8", "step_12"]
+@pytest.fixture(params=["torchrun", "slurm"])
+def launcher(request, monkeypatch):
+    """Start and restart as a launcher does: the same agent, or the same job."""
+
+    def start(count, agent=1):
+        if request.param == "torchrun":
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+            monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(count))
+            monkeypatch.setattr(run_folder, "process_of", lambda pid: Process("host", "boot", agent, "7"))
+        else:
+            monkeypatch.setenv("SLURM_JOB_ID", str(agent))
+            monkeypatch.setenv("SLURM_RESTART_COUNT", str(count))
+
+    return start
 
 
-def test_a_restart_before_the_first_checkpoint_starts_over(tmp_path, monkeypatch):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "model.pt").write_bytes(b"of the first try")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+def test_a_restart_goes_on_whatever_the_command_line_says(tmp_path, launcher):
+    launcher(0)
+    output = tmp_path / "run"
+    whole = run(output, "num_epoch=1", "overwrite=True", "checkpoint_steps=4", "keep_checkpoints=9")
+    damage(output, 12)
+    launcher(1)
+    assert run(output, "num_epoch=1", "overwrite=True", "keep_checkpoints=9") == whole
+    assert names(output) == ["step_4", "step_8", "step_12"]
+
+
+def test_a_restart_before_the_first_checkpoint_starts_over(tmp_path, launcher):
+    launcher(0)
+    run(tmp_path / "run", "num_epoch=1", "save_all_states=False")
+    launcher(1)
     assert sorted(run(tmp_path / "run", "num_epoch=1")) == list(range(1, 13))
+
+
+def test_a_restart_takes_nothing_of_another_launch(earlier, launcher, capsys):
+    """A first attempt that was refused is refused again."""
+    before = (earlier / "model.pt").read_bytes()
+    for count in (0, 1):
+        launcher(count, agent=2)
+        assert "holds another run (model.pt, checkpoints): set resume = 'auto'" in refused(capsys, earlier)
+    assert (earlier / "model.pt").read_bytes() == before
+
+
+def test_checkpoints_behind_links_are_the_runs_own(earlier, tmp_path):
+    (tmp_path / "archive").mkdir()
+    newest = earlier / "checkpoints" / "step_12"
+    shutil.move(newest, tmp_path / "archive" / "step_12")
+    newest.symlink_to(tmp_path / "archive" / "step_12")
+    both = run(earlier, "num_epoch=2", "resume=auto", "keep_checkpoints=9")
+    assert sorted(both) == list(range(1, 25))
+    shutil.move(earlier / "checkpoints", tmp_path / "elsewhere")
+    (earlier / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    run(earlier, "num_epoch=3", "resume=auto", "keep_checkpoints=9")
+    assert names(earlier) == ["step_4", "step_8", "step_12", "step_24", "step_36"]
+    run(earlier, "num_epoch=1", "overwrite=True")
+    assert (tmp_path / "elsewhere" / "step_36").is_dir()
+
+
+def test_one_that_was_set_aside_can_be_gone_on_from(earlier):
+    whole = metrics(earlier)
+    folder = earlier / "checkpoints"
+    run(earlier, "num_epoch=1", f"resume={folder / 'step_4'}", "keep_checkpoints=9")
+    assert sorted(path.name for path in folder.iterdir()) == ["aside_step_12", "aside_step_8", "step_12", "step_4"]
+    again = run(earlier, "num_epoch=1", f"resume={folder / 'aside_step_8'}", "keep_checkpoints=9")
+    assert again == whole
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "aside_step_12",
+        "aside_step_12_2",
+        "step_12",
+        "step_4",
+        "step_8",
+    ]
+
+
+def test_a_kill_during_the_first_save_does_not_block_the_start(tmp_path):
+    (tmp_path / "run" / "checkpoints" / ".step_3.partial" / "heads").mkdir(parents=True)
+    assert sorted(run(tmp_path / "run", "num_epoch=1", "resume=auto")) == list(range(1, 13))
+
+
+def test_a_kill_between_two_renames_loses_nothing(earlier):
+    """As a save of the same step leaves it, between giving the old one another name and the new one its name."""
+    folder = earlier / "checkpoints"
+    for step in (4, 8):
+        shutil.rmtree(folder / f"step_{step}")
+    shutil.copytree(folder / "step_12", folder / ".step_12.partial")
+    (folder / "step_12").rename(folder / ".step_12.replaced")
+    run(earlier, "num_epoch=2", "resume=auto")
+    assert sorted(metrics(earlier)) == list(range(1, 25))
+
+
+def test_a_run_that_came_while_this_one_was_prepared_is_not_spoiled(tmp_path):
+    cfg = get_config(TINY, [f"output={tmp_path / 'run'}"])
+    late = run_folder.RunFolder(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    assert late.look() == run_folder.Start()
+    run(tmp_path / "run", "num_epoch=1")
+    with pytest.raises(ValueError, match="holds another run"):
+        late.open(None, 0)
+    assert names(tmp_path / "run") == ["step_12"]
 
 
 def test_what_a_killed_process_was_writing_goes(earlier):
@@ -152,8 +238,11 @@ import sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from training.run_lock import FolderLock
+from utils.config import get_config
+from utils.distributed import Ranks
+from utils.processes import Process
 lock = FolderLock(Path(sys.argv[1]))
-lock.take()
+lock.take(3.0)
 print("held", flush=True)
 time.sleep(60)
 """
@@ -184,7 +273,7 @@ def test_a_lock_that_the_file_system_does_not_know_is_said(tmp_path, monkeypatch
     monkeypatch.setattr("fcntl.lockf", refuse)
     said = []
     monkeypatch.setattr(run_lock.log, "warning", lambda text, *given: said.append(text % given))
-    FolderLock(tmp_path).take()
+    FolderLock(tmp_path).take(3.0)
     assert len(said) == 1
     assert "cannot be locked (no locks here)" in said[0]
 

@@ -78,7 +78,7 @@ def fail_in_background(rank, world_size, output):
     state.saver.finish()
     state.train_step(batches)
     if rank == 1:
-        state.saver._heads.begin = lambda: Failing()
+        state.saver._heads.begin = lambda all_heads: Failing()
     state.save()
     try:
         for _ in range(20):
@@ -196,7 +196,9 @@ def test_sigusr1_saves_and_goes_on(tmp_path):
 
 
 def test_no_checkpoint_pushes_the_good_ones_out_while_steps_fail(tmp_path):
-    state, batches = start(tmp_path, "checkpoint_steps=1", "keep_checkpoints=1", "max_nonfinite=4")
+    state, batches = start(
+        tmp_path, "checkpoint_steps=1", "keep_checkpoints=1", "checkpoint_full_every=1", "max_nonfinite=4"
+    )
     state.train_step(batches)
     state.save_if_due()
     poison = state.backbone.conv1.weight.register_hook(lambda grad: grad * torch.nan)
@@ -213,7 +215,9 @@ def test_no_checkpoint_pushes_the_good_ones_out_while_steps_fail(tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
-    state, batches = start(tmp_path, "keep_best=lfw/accuracy", "keep_checkpoints=1", "checkpoint_steps=1")
+    state, batches = start(
+        tmp_path, "keep_best=lfw/accuracy", "keep_checkpoints=1", "checkpoint_full_every=1", "checkpoint_steps=1"
+    )
     for accuracy in (0.5, 0.9, 0.8, float("nan"), 0.7):
         state.train_step(batches)
         state.save_if_due()
@@ -226,12 +230,82 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
     kept = torch.load(tmp_path / "model_best.pt", weights_only=True)
     assert all(torch.equal(kept[name], value) for name, value in saved.items())
     state.close()
-    resumed, batches = start(tmp_path, "keep_best=lfw/accuracy", "keep_checkpoints=1", "resume=auto")
+    resumed, batches = start(
+        tmp_path, "keep_best=lfw/accuracy", "keep_checkpoints=1", "checkpoint_full_every=1", "resume=auto"
+    )
     resumed.train_step(batches)
     resumed.verify(lambda backbone, step: {"lfw/accuracy": 0.85})
     resumed.save()
     resumed.close()
     assert names(tmp_path) == ["step_2", "step_6"]
+
+
+def test_one_checkpoint_that_shares_no_file_with_the_newest_is_kept(tmp_path):
+    """Classes that come once each: few heads change between two checkpoints."""
+    options = [
+        "num_classes=4000",
+        "head_size=1",
+        "checkpoint_steps=1",
+        "keep_checkpoints=1",
+        "checkpoint_full_every=3",
+    ]
+    state, batches = start(tmp_path, *options, "warmup_epoch=0")
+    shard = state.classifier.shard
+    shard.storage.store(torch.arange(4000), {n: torch.ones(4000, shard.embedding_size) for n in shard.storage.names})
+    kept = []
+    for _ in range(8):
+        state.train_step(batches)
+        state.save_if_due()
+        state.saver.finish()
+        kept.append(names(tmp_path))
+    assert kept == [
+        ["step_1"],
+        ["step_2"],
+        ["step_3"],
+        ["step_3", "step_4"],
+        ["step_3", "step_5"],
+        ["step_3", "step_6"],
+        ["step_6", "step_7"],
+        ["step_6", "step_8"],
+    ]
+    spare, newest = (tmp_path / "checkpoints" / name / "heads" / "rank_0_of_1" for name in kept[-1])
+    files = [{path.stat().st_ino for path in folder.rglob("*.npy")} for folder in (spare, newest)]
+    assert not files[0] & files[1]
+
+
+def test_no_save_waits_for_the_one_before(tmp_path, monkeypatch):
+    held = threading.Event()
+    save = saving._save
+    monkeypatch.setattr(saving, "_save", lambda *given: (held.wait(60), save(*given)))
+    state, batches = start(tmp_path, "checkpoint_steps=1", "keep_checkpoints=9")
+    for _ in range(3):
+        state.train_step(batches)
+        state.save_if_due()
+    held.set()
+    state.saver._pending.written.result()
+    state.train_step(batches)
+    state.save_if_due()
+    state.saver.finish()
+    assert names(tmp_path) == ["step_1", "step_4"]
+
+
+def test_the_best_of_another_metric_does_not_count(tmp_path):
+    state, batches = start(tmp_path, "keep_best=lfw/accuracy")
+    state.train_step(batches)
+    state.verify(lambda backbone, step: {"lfw/accuracy": 0.9})
+    state.close()
+    resumed, batches = start(tmp_path, "keep_best=lfw/spread", "resume=auto")
+    resumed.train_step(batches)
+    resumed.verify(lambda backbone, step: {"lfw/spread": 0.1})
+    assert read_best(tmp_path).metric == "lfw/spread"
+
+
+def test_a_best_model_that_cannot_be_written_is_one_error(tmp_path):
+    state, batches = start(tmp_path, "keep_best=lfw/accuracy")
+    (tmp_path / "model_best.pt").mkdir()
+    state.train_step(batches)
+    with pytest.raises(SaveError, match=r"could not write \S+model_best\.pt"):
+        state.verify(lambda backbone, step: {"lfw/accuracy": 0.9})
 
 
 def test_a_best_figure_that_is_not_there_is_named(tmp_path, capsys):
