@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,8 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
         state.train_step(batches)
         state.save_if_due()
         state.verify(lambda backbone, step, value=accuracy: {"lfw/accuracy": value, "lfw/spread": 1.0})
+        while state.saver.is_writing:  # none begins while one is being written
+            time.sleep(0.001)
     state.saver.finish()
     assert names(tmp_path) == ["step_2", "step_5"]
     best = read_best(tmp_path)
