@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from heads.layout import Layout
 from heads.saved import SavedHeads, open_heads
@@ -47,7 +49,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    if (path / TRAINING).exists():
+    if (path / TRAINING).exists() or (step_of(path) >= 0 and path.is_dir()):
         return path
     for folder in (path / "checkpoints", path):
         if found := list_checkpoints(folder):
@@ -110,7 +112,10 @@ def load_training(checkpoint: Path, manifest: Manifest | None = None) -> dict[st
     except Exception as error:  # a broken file raises nearly any type
         kind = type(error).__name__  # torch's text runs over lines, and can advise what is not safe
         text = f": {plain(str(error))}" if kind == "ValueError" else ""
-        raise DamagedError(f"{path} is damaged or not a checkpoint's: {kind}{text}") from error
+        what = "is damaged or not a checkpoint's"
+        if manifest is not None:  # its bytes are what was written
+            what = f"was written by torch {manifest.facts.get('torch')} and cannot be read by {torch.__version__}"
+        raise DamagedError(f"{path} {what}: {kind}{text}") from error
     return state
 
 
@@ -144,11 +149,10 @@ def check(checkpoint: Path, part: int = 0, parts: int = 1) -> Manifest | None:
     if manifest is not None:
         verify(checkpoint, manifest, part, parts)
     if part == 0:
-        open_heads(
-            checkpoint / HEADS,
-            load_training(checkpoint, manifest)["head"],
-            None if manifest is None else manifest.below(HEADS),
-        )
+        state = load_training(checkpoint, manifest)
+        if name := first_non_finite({key: state.get(key) for key in ("backbone", "optimizer")}):
+            raise DamagedError(f"{checkpoint / TRAINING} is of no use: {name} is not finite in it")
+        open_heads(checkpoint / HEADS, state["head"], None if manifest is None else manifest.below(HEADS))
     return manifest
 
 
@@ -162,6 +166,20 @@ def newest_sound(folder: Path, other_than: Path | None = None) -> Path | None:
         except DamagedError:
             continue
     return None
+
+
+def first_non_finite(value: Any, name: str = "") -> str | None:
+    """The place of the first nan or infinity in nested dictionaries and lists of tensors, "backbone.bn1.bias"."""
+    if isinstance(value, Tensor):
+        return name if value.is_floating_point() and not value.isfinite().all() else None
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = list(enumerate(value))
+    else:
+        return None
+    found = (first_non_finite(item, f"{name}.{key}" if name else str(key)) for key, item in items)
+    return next((place for place in found if place is not None), None)
 
 
 @dataclass(frozen=True)

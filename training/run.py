@@ -28,7 +28,7 @@ from training.data import DamagedSamples
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
 from training.run_lock import FolderLock
 from training.running_statistics import RunningStatistics
-from training.saving import Saver, first_non_finite
+from training.saving import Saver
 from training.schedule import PolySchedule
 from training.sigterm import StopRequest
 from training.start import start_from
@@ -87,6 +87,7 @@ class TrainingRun:
         self.lock: FolderLock | None = None  # on the run's folder
         self.stop = StopRequest(output / "checkpoints")
         self.saver = Saver(output, self.classifier.shard, cfg.keep_checkpoints, cfg.checkpoint_full_every)
+        self.stop.is_excused = lambda: self.saver.is_waited_for
         self._wants_save, self._saved_at = False, (-1, -1)  # (epoch, step) of the last save
         self._saved_s = time.monotonic()
 
@@ -213,7 +214,7 @@ class TrainingRun:
             raise FloatingPointError(
                 f"{self.skipped_in_a_row} steps in a row up to step {self.step} without finite gradients; the last: "
                 f"{where}, lr {rate:g}, loss scale {scale:g}. Lower lr, lengthen the warm-up, or use bf16 in place "
-                f"of fp16; resume = 'auto' goes on from {self.saver.last()}"
+                f"of fp16; if it is always the same rank, look at its data. The last checkpoint is {self.saver.last()}"
             )
 
     def _non_finite(self, loss: Tensor) -> str:
@@ -323,7 +324,7 @@ class TrainingRun:
         if missing := {"backbone", "optimizer", "margin", "scaler", "position", "skipped", "rng"} - state.keys():
             raise DamagedError(f"{path / checkpoint.TRAINING} is no run's: it lacks {', '.join(sorted(missing))}")
         together(lambda: check(state.get("identity", {})))
-        if name := first_non_finite({"backbone": state["backbone"], "optimizer": state["optimizer"]}):
+        if name := checkpoint.first_non_finite({"backbone": state["backbone"], "optimizer": state["optimizer"]}):
             raise DamagedError(f"{path / checkpoint.TRAINING} is of no use: {name} is not finite in it")
         shard = self.classifier.shard
         shard.load_settings(state["head"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from training.checkpoint import ASIDE, BEST, REPLACED, find_checkpoint, list_checkpoints, step_of
 from training.run_lock import FolderLock
@@ -16,11 +16,11 @@ from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, barrier, broadcast_object, together
 from utils.log import log
 from utils.processes import process_of
+from utils.text import parse_json
 
 MODELS = ("model.pt", "model_best.pt")
 OTHERS = ("training.log", "metrics.jsonl", "config.json", "classes.json", "tensorboard", BEST)
 LAUNCH = ".launch"  # who started the run that the folder holds
-_RESTART_WAIT_S = 120.0  # for the lock of a host that is lost: file servers free it after about 90 s
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class RunFolder:
         self.lock = FolderLock(self.path)
         self._cfg, self._ranks = cfg, ranks
         self._start = Start()
+        self._agents: list[dict[str, Any]] = []  # of torchrun, that have started the ranks
 
     def look(self) -> Start:
         """Find where to go on from, without changing anything; from here on, an existing folder is locked.
@@ -55,6 +56,7 @@ class RunFolder:
             FileNotFoundError: ``resume`` is set and there is no checkpoint.
             OSError: the folder cannot be read or locked.
         """
+        self._agents = _agents()
         self._start = broadcast_object(together(lambda: self._look() if self._ranks.is_main else None))
         if self._start.are_own:
             self._check_seen(all(path.is_dir() for path in self._start.checkpoints))
@@ -94,7 +96,7 @@ class RunFolder:
 
     def _look(self) -> Start:
         if self.path.is_dir() and os.access(self.path, os.W_OK):
-            self.lock.take(_RESTART_WAIT_S if _restarts() else 3.0)
+            self.lock.take()
             self._bring_back()
         own, resume = list_checkpoints(self.checkpoints)[::-1], self._cfg.resume
         is_restart = self._is_of_this_launch()
@@ -129,13 +131,13 @@ class RunFolder:
     def _is_of_this_launch(self) -> bool:
         """Whether the launcher that started this process has started the folder's run, too, and now restarts it."""
         try:
-            noted = json.loads((self.path / LAUNCH).read_text())
+            noted = parse_json((self.path / LAUNCH).read_text())
         except (OSError, ValueError):
             return False
-        mine = _launch()
-        by_agent = mine["agent"] is not None and noted.get("agent") == mine["agent"]
-        by_slurm = mine["slurm"] is not None and noted.get("slurm") == mine["slurm"] and _restarts() > 0
-        return by_agent or by_slurm
+        agents = noted.get("agents") if isinstance(noted, dict) else None
+        if isinstance(agents, list) and any(agent in agents for agent in self._agents):
+            return True
+        return _slurm_job() is not None and noted.get("slurm") == _slurm_job() and _slurm_restarts() > 0
 
     def _bring_back(self) -> None:
         """Give a checkpoint its name again, of which a process ended while it replaced it."""
@@ -147,9 +149,10 @@ class RunFolder:
     def _make(self, token: Path, chosen: Path | None, step: int) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.lock.take(3.0) and self._look() != self._start:  # there was no folder to lock at the first look
+            if self.lock.take() and self._look() != self._start:  # there was no folder to lock at the first look
                 raise ValueError(f"another run has used {self.path} while this one was prepared; start it again")
-            token.touch()
+            _remove(token)
+            os.close(os.open(token, os.O_CREAT | os.O_EXCL, 0o666))
             for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".step_*")):
                 _remove(left)  # of a process that was killed while it wrote
             if chosen is not None and self._start.are_own:
@@ -157,7 +160,7 @@ class RunFolder:
             else:
                 for name in (*MODELS, "checkpoints", *OTHERS):
                     _remove(self.path / name)
-            write_json(self.path / LAUNCH, _launch())
+            write_json(self.path / LAUNCH, {"agents": self._agents, "slurm": _slurm_job()})
         except OSError as problem:
             raise OSError(
                 f"cannot write the output folder {self.path} ({problem}): choose another with output=FOLDER"
@@ -174,25 +177,32 @@ class RunFolder:
                     target = later.with_name(f"{ASIDE}{later.name}_{number}")
                 later.rename(target)
                 log.warning(
-                    "%s is of a course that this run leaves: it is kept as %s until you remove it", later, target
+                    "%s is newer than the checkpoint gone on from: it is kept as %s until you remove it",
+                    later,
+                    target,
                 )
         if step_of(chosen) < 0:
             chosen.rename(chosen.with_name(f"step_{step}"))
 
 
-def _restarts() -> int:
-    """How often a launcher says that it has started this job again."""
-    counts = [os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")]
-    return max(int(count) if count.isdigit() else 0 for count in counts)
+def _agents() -> list[dict[str, Any]]:
+    """Torchrun's own processes, one of a host; they live on while they start ranks again. Collective: an object."""
+    mine = asdict(process_of(os.getppid())) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    found: list[dict[str, Any]] = []
+    for agent in all_gather_objects(mine):
+        if agent is not None and agent not in found:
+            found.append(agent)
+    return found
 
 
-def _launch() -> dict[str, object]:
-    """The launcher of this process: torchrun's, which lives on while it starts ranks again, and SLURM's job."""
+def _slurm_job() -> str | None:
     job = os.environ.get("SLURM_JOB_ID")
-    return {
-        "agent": asdict(process_of(os.getppid())) if "TORCHELASTIC_RUN_ID" in os.environ else None,
-        "slurm": f"{job}.{os.environ.get('SLURM_STEP_ID', '')}" if job else None,
-    }
+    return None if job is None else f"{job}.{os.environ.get('SLURM_STEP_ID', '')}"
+
+
+def _slurm_restarts() -> int:
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(count) if count.isdigit() else 0
 
 
 def _remove(path: Path) -> None:

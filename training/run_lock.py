@@ -9,8 +9,10 @@ import time
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from utils.log import log
+from utils.text import parse_json, plain
 
 try:
     import fcntl
@@ -18,6 +20,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_WAIT_S, _WAIT_FOR_HOST_S = 3.0, 120.0
 
 
 class FolderLock:
@@ -31,11 +34,11 @@ class FolderLock:
         self.path = folder / LOCK
         self._release: weakref.finalize[..., FolderLock] | None = None
 
-    def take(self, wait_s: float) -> bool:
+    def take(self) -> bool:
         """Take the lock; whether this object did not hold it before.
 
-        Args:
-            wait_s: seconds that a process that is about to end, such as one that a launcher restarts, has for it.
+        A holder on this machine has some seconds to end, as one that a launcher restarts. One on another has two
+        minutes: a file server keeps the lock of a lost host for that long.
 
         Raises:
             ValueError: another process holds it, named.
@@ -44,11 +47,11 @@ class FolderLock:
         if fcntl is None or self._release is not None:
             return False
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
             raise OSError(f"cannot lock {self.path.parent} ({error}): choose another output=FOLDER") from None
         try:
-            self._wait(file, wait_s)
+            self._wait(file)
         except OSError as error:
             log.warning("%s cannot be locked (%s): see to it that no other run uses the folder", self.path, error)
         except BaseException:
@@ -66,7 +69,8 @@ class FolderLock:
         if self._release is not None:
             self._release()
 
-    def _wait(self, file: int, wait_s: float) -> None:
+    def _wait(self, file: int) -> None:
+        wait_s = _WAIT_S if _holder(self.path).get("host") in (None, platform.node()) else _WAIT_FOR_HOST_S
         deadline_s, has_said = time.monotonic() + wait_s, False
         while True:
             try:
@@ -79,15 +83,23 @@ class FolderLock:
                         f"{holder}: wait until it ends, stop it, or choose another output. If it is gone and its "
                         f"host too, remove {self.path}"
                     ) from None
-                if not has_said and wait_s > 10:
+                if not has_said and wait_s > _WAIT_S:
                     log.warning("%s: waiting up to %.0f s for it to end", holder, wait_s)
                     has_said = True
                 time.sleep(0.1)
 
 
-def _describe(path: Path) -> str:
+def _holder(path: Path) -> dict[str, Any]:
+    """What the holder of a lock has left in its file, {} if that cannot be read."""
     try:
-        about = json.loads(path.read_text())
-        return f"process {int(about['process'])} on host {str(about['host'])!r} since {str(about['since'])!r}"
-    except (OSError, ValueError, KeyError, TypeError):
+        about = parse_json(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _describe(path: Path) -> str:
+    about = _holder(path)
+    if not about:
         return "another process"
+    return plain(f"process {about.get('process')} on host {about.get('host')} since {about.get('since')}")

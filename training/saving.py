@@ -18,7 +18,18 @@ from torch import Tensor
 
 from heads.checkpoint import HeadPart, HeadSave, HeadSaver
 from heads.shard import HeadShard
-from training.checkpoint import BEST, FORMAT, HEADS, REPLACED, TRAINING, VERSION, Best, list_checkpoints, step_of
+from training.checkpoint import (
+    BEST,
+    FORMAT,
+    HEADS,
+    REPLACED,
+    TRAINING,
+    VERSION,
+    Best,
+    first_non_finite,
+    list_checkpoints,
+    step_of,
+)
 from utils.atomic import open_atomic, sync_folder, write_json
 from utils.device import single_threaded_worker
 from utils.distributed import all_gather_objects, get_rank, get_world_size, together
@@ -62,6 +73,8 @@ class Saver:
         self._heads = HeadSaver(shard, full_every)
         self._worker = single_threaded_worker(shard.device, "save")
         self._pending: _Pending | None = None
+        self.is_waited_for = False  # training stands still until it is written
+        self._named = 0  # checkpoints
         self._is_main = get_rank() == 0
 
     @property
@@ -91,7 +104,8 @@ class Saver:
         heads = None
         if training is not None:
             self.or_error(final, lambda: _start_over(partial) if self._is_main else None)
-            all_heads = any(all_gather_objects(self._heads.wants_all(), "heads to save"))
+            wants_all = self._heads.wants_all() or self._named == 1  # the first one is then the spare
+            all_heads = any(all_gather_objects(wants_all, "heads to save"))
             heads = self.or_error(final, lambda: self._heads.begin(all_heads))
         copy = _Copies()
         state, weights = (copy(value) if self._is_main else None for value in (training, model))
@@ -110,7 +124,11 @@ class Saver:
         if pending is None:
             return
         target = pending.final or self.output / "model.pt"
-        training_sum, part = self.or_error(target, pending.written.result, pending.partial)
+        self.is_waited_for = True
+        try:
+            training_sum, part = self.or_error(target, pending.written.result, pending.partial)
+        finally:
+            self.is_waited_for = False
         if pending.final is None or part is None:
             return
         files = {f"{HEADS}/{name}": own for name, own in part.sums.items()}
@@ -123,6 +141,7 @@ class Saver:
             target, lambda: self._name(pending, manifest, is_full) if self._is_main else None, pending.partial
         )
         self._heads.finish(part, pending.final / HEADS)
+        self._named += 1
         log.info("checkpoint: %s, %.1f MiB", pending.final, manifest.total_bytes() / 2**20)
 
     def write_best(self, best: Best, model: Mapping[str, Tensor]) -> None:
@@ -132,7 +151,7 @@ class Saver:
             SaveError: on every rank.
         """
         path = self.output / "model_best.pt"
-        self.or_error(path, lambda: write_model(model, path) if self._is_main else None)
+        self.or_error(path, lambda: _write_finite(model, path) if self._is_main else None)
         self.best = best
         path = self.output / BEST
         self.or_error(path, lambda: write_json(path, asdict(best)) if self._is_main else None)
@@ -200,21 +219,21 @@ class Saver:
             if self._is_main and partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise SaveError(
-                f"could not write {target}: {error}. Make room or choose another output; resume = 'auto' goes on "
-                f"from {self.last()}"
+                f"could not write {target}: {error}. Make room there and go on with resume = 'auto', or elsewhere "
+                f"with output=NEW resume=PATH; the last checkpoint is {self.last()}"
             ) from error
         except FloatingPointError as error:
             if self._is_main and partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise FloatingPointError(
                 f"{target} is not written, because {error}: training has diverged. Lower lr, lengthen the warm-up, "
-                f"or use bf16 in place of fp16; resume = 'auto' goes on from {self.last()}"
+                f"or use bf16 in place of fp16; the last checkpoint is {self.last()}"
             ) from error
 
     def last(self) -> str:
         """The newest checkpoint, in words."""
         found = list_checkpoints(self.folder)
-        return str(found[-1]) if found else "the start: there is no checkpoint yet"
+        return str(found[-1]) if found else "not yet there"
 
 
 def write_model(state: Mapping[str, Tensor], path: Path) -> None:
@@ -225,20 +244,6 @@ def write_model(state: Mapping[str, Tensor], path: Path) -> None:
     """
     with open_atomic(path) as file:
         _save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
-
-
-def first_non_finite(value: Any, name: str = "") -> str | None:
-    """The place of the first nan or infinity in nested dictionaries and lists of tensors, "backbone.bn1.bias"."""
-    if isinstance(value, Tensor):
-        return name if value.is_floating_point() and not value.isfinite().all() else None
-    if isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, list | tuple):
-        items = list(enumerate(value))
-    else:
-        return None
-    found = (first_non_finite(item, f"{name}.{key}" if name else str(key)) for key, item in items)
-    return next((place for place in found if place is not None), None)
 
 
 class _Copies:
@@ -257,6 +262,12 @@ class _Copies:
         if isinstance(value, list | tuple):
             return type(value)(self(item) for item in value)
         return value
+
+
+def _write_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    if name := first_non_finite(state):
+        raise FloatingPointError(f"{name} is not finite")
+    write_model(state, path)
 
 
 def _facts(step: int, training: dict[str, Any] | None) -> dict[str, Any]:

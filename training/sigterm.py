@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,7 @@ class StopRequest:
         self._checkpoints = checkpoints
         self._asked = self._save_asked = False
         self._settled = threading.Event()
+        self.is_excused: Callable[[], bool] = lambda: False  # while the run waits for a checkpoint to be written
         self._before: dict[int, Any] = {}
         self._arrivals = (-1, -1)
         self._wakeup_before = -1
@@ -102,8 +103,12 @@ class StopRequest:
             os.close(end)
 
     def _wait_for_agreement(self) -> None:
-        if not self._settled.wait(_PATIENCE_S):
-            self._end_now(f"{_PATIENCE_S:g} s after SIGTERM it has not come to the end of its step: it hangs")
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while not self._settled.wait(0.5):
+            if self.is_excused():
+                deadline_s = time.monotonic() + _PATIENCE_S
+            elif time.monotonic() > deadline_s:
+                self._end_now(f"{_PATIENCE_S:g} s after SIGTERM it has not come to the end of its step: it hangs")
 
     def _end_now(self, why: str) -> NoReturn:
         last = None
