@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,14 +28,13 @@ from training.metrics import MetricsWriter, check_wandb
 from training.report import Speedometer, StepReport, announce
 from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
-from training.saving import SaveError
 from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
 from utils.config import Config, get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
 from utils.fate import one_fate, speaks, tell_launcher
-from utils.log import init_logging, log
+from utils.log import init_logging, log, warn_once
 from utils.manifest import DamagedError
 from utils.text import plain
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.exit(2, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
         try:
             train(run, data)
-        except (SaveError, FloatingPointError) as error:
+        except (OSError, FloatingPointError) as error:  # a full or failing disk, a lost worker, divergence
             parser.exit(1, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
         finally:
             run.saver.abandon()
@@ -110,13 +110,13 @@ def make_run(cfg: Config, ranks: Ranks, output: Path, start: Start, data: RunDat
             gc.collect()
             if not start.falls_back:
                 raise ValueError(f"{error}. {way_on(checkpoint, ranks)}") from error
-            log.warning("%s; the checkpoint before it is tried", error)
+            warn_once("%s; the checkpoint before it is tried", error)
             continue
         return run, checkpoint
     if start.checkpoints:
         raise ValueError(
-            f"none of the {len(start.checkpoints)} checkpoints in {output / 'checkpoints'} is sound: see python -m "
-            "tools.check_run; overwrite = True with resume = False starts over"
+            f"none of the {len(start.checkpoints)} checkpoints in {output / 'checkpoints'} is sound: python -m "
+            f"tools.check_run {output} says why; resume=False overwrite=True starts over"
         )
     return TrainingRun(cfg, ranks, output, steps, identity.facts), None
 
@@ -125,7 +125,10 @@ def way_on(damaged: Path, ranks: Ranks) -> str:
     """What to do about a damaged checkpoint; rank 0 looks at those beside it."""
     sound = broadcast_object(newest_sound(damaged.parent, damaged) if ranks.is_main else None)
     if sound is None:
-        return f"There is no other sound checkpoint in {damaged.parent}"
+        return (
+            f"There is no other sound checkpoint in {damaged.parent}: start over with resume=False overwrite=True, "
+            f"or elsewhere with output=NEW init_backbone={damaged.parent.parent / 'model.pt'}"
+        )
     return f"The newest sound checkpoint is {sound}: resume = 'auto' goes on from it, or resume = {str(sound)!r}"
 
 
@@ -180,7 +183,7 @@ def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterat
 
     def following() -> Batch | None:
         asked_s = time.monotonic()
-        batch: Batch | None = next(arriving, None)
+        batch = _next(arriving)
         speed.waited_s += time.monotonic() - asked_s
         if batch is None:
             return None
@@ -194,16 +197,27 @@ def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterat
         yield batch
 
 
+def _next(arriving: Iterator[Batch]) -> Batch | None:
+    try:
+        return next(arriving, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(
+            f"a loader worker on {platform.node()} has ended without a word, for example for want of memory (see "
+            "dmesg): lower num_workers or batch_size, and go on with resume = 'auto' "
+            f"({' '.join(str(error).split())})"
+        ) from error
+
+
 def stop_here(run: TrainingRun) -> NoReturn:
     """Save what there is and end every rank's process, as SIGTERM asked."""
     run.save(model=not run.cfg.save_all_states)
-    run.saver.finish()
+    run.saver.close()
     if run.cfg.save_all_states:
-        log.warning("stopped by SIGTERM after step %d; resume = 'auto' goes on from there", run.step)
+        warn_once("stopped by SIGTERM after step %d; resume = 'auto' goes on from there", run.step)
     else:
-        log.warning(
-            "stopped by SIGTERM after step %d; model.pt is written, no checkpoint (save_all_states)", run.step
-        )
+        warn_once("stopped by SIGTERM after step %d; model.pt is written, no checkpoint (save_all_states)", run.step)
     close_ranks()
     sys.exit(143)
 

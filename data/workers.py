@@ -204,7 +204,9 @@ def _late(arriving: Any, limit_s: float) -> tuple[Any, str]:
     worker = arriving._task_info.get(number, [*stopped, 0])[0]  # no entry: at an epoch's start, each has to answer
     return arriving._workers[worker], (
         f"loader worker {worker} on {processes[worker]} has not delivered batch {number} of the epoch within "
-        f"{limit_s:g} s ({_SHARE:g} of timeout_s){': its process is stopped (SIGSTOP)' if worker in stopped else ''}"
+        f"{limit_s:g} s ({_SHARE:g} of timeout_s)"
+        f"{': its process is stopped (SIGSTOP)' if worker in stopped else ''}; "
+        "see whether the storage of rec answers, and raise timeout_s if it is only slow"
     )
 
 

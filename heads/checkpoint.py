@@ -26,7 +26,7 @@ from heads.storage import LAST_STEP, VISITS
 from utils.atomic import sync_file, sync_folder
 from utils.distributed import get_rank, get_world_size
 from utils.log import log
-from utils.manifest import FileSum
+from utils.manifest import DamagedError, FileSum
 
 BLOCK_BYTES = 64 * 2**20  # of one array in memory at once
 FULL_FROM = 0.5  # share of the updated heads from which writing the changed ones alone is not worth it
@@ -151,7 +151,8 @@ def load_heads(shard: HeadShard, saved: SavedHeads) -> None:
     if not saved.state_names ^ states <= {MOMENTUM}:
         raise ValueError(
             f"the checkpoint's classifier has {', '.join(sorted(saved.state_names)) or 'no state'}, this run needs "
-            f"{', '.join(sorted(states)) or 'none'}: it was written with another optimizer"
+            f"{', '.join(sorted(states)) or 'none'}: it was written with another optimizer; set it back, or start a "
+            "new run from its model.pt with init_backbone"
         )
     for layer in saved.layers:
         _load_layer(shard, layer)
@@ -177,7 +178,12 @@ def _load_layer(shard: HeadShard, layer: Layer) -> None:
                 continue
             values[name] = torch.from_numpy(layer.arrays[name].rows(start * L, start * L + rows))
             if values[name].dtype != shard.dtype:
-                raise ValueError(f"{layer.path} holds {values[name].dtype}, this run computes in {shard.dtype}")
+                raise ValueError(
+                    f"{layer.path} holds {values[name].dtype}, this run computes in {shard.dtype}: it is of another "
+                    "version; export its centres with tools.export_centers"
+                )
+            if not values[name].isfinite().all():
+                raise DamagedError(f"{layer.arrays[name].path} is of no use: it holds values that are not finite")
         counts = {VISITS: torch.from_numpy(layer.counts[VISITS][start:end])}
         if LAST_STEP in storage.counts:
             counts[LAST_STEP] = torch.full_like(counts[VISITS], shard.steps)  # as if updated just now

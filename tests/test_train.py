@@ -168,7 +168,7 @@ def _errors(capsys):
 
 def test_refuses_an_output_of_another_run(tmp_path):
     run(tmp_path)
-    refused(tmp_path, "holds another run .*resume = True .*overwrite = True")
+    refused(tmp_path, "holds another run .*resume = 'auto' .*overwrite = True")
     assert len(run(tmp_path, "overwrite=True")) == 12
 
 

@@ -99,7 +99,9 @@ def describe(run: Path, verdicts: Sequence[Verdict]) -> str:
     named = [path for path in sound if step_of(path) >= 0]
     newest = max((step_of(v.path) for v in verdicts), default=-1)
     if not sound:
-        lines.append("no sound checkpoint: start over with overwrite=True, or from model.pt with init_backbone")
+        lines.append(
+            "no sound checkpoint: start over with resume=False overwrite=True, or from model.pt with init_backbone"
+        )
     elif not named:
         lines.append(f"resume='{sound[-1]}' goes on from it; resume = 'auto' takes those called step_N only")
     else:
@@ -108,8 +110,10 @@ def describe(run: Path, verdicts: Sequence[Verdict]) -> str:
             lines.append("resume = True stops at the damaged one; what is newer is kept as aside_step_N")
     if best := read_best(run):
         lines.append(f"best: step_{best.step}, {plain(best.metric)} = {best.value:.5f}")
-    if any(v.path.name.startswith((".", ASIDE)) for v in verdicts):
-        lines.append("what is left unfinished goes at the next start; aside_* may be removed")
+    if any(v.path.name.startswith(".") for v in verdicts):
+        lines.append("what is left unfinished goes at the next start")
+    if any(v.path.name.startswith(ASIDE) for v in verdicts):
+        lines.append("aside_* may be removed")
     return "\n".join(lines)
 
 

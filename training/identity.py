@@ -9,7 +9,7 @@ from typing import Any
 
 from training.data import RunData
 from utils.config import Config
-from utils.log import log
+from utils.log import warn_once
 from utils.text import parse_json
 
 _NAMED = 5  # people in a message
@@ -51,11 +51,11 @@ class Identity:
             if saved.get(name, own[name]) != own[name]:
                 raise ValueError(
                     f"{checkpoint} was trained with {name} {saved[name]!r}, this run has {own[name]!r}: set {name} "
-                    "back, or start a new run from its model.pt with init_backbone"
+                    f"back, or start a new run with resume=False output=NEW{_from_model(checkpoint, name)}"
                 )
         way_out = (
-            "resume with the data that it was trained on, or start a new run that takes over what fits: "
-            f"init_backbone=RUN/model.pt init_centres={checkpoint}"
+            "resume with the data that it was trained on, or start a new run that takes over what fits: resume=False "
+            f"output=NEW{_from_model(checkpoint)} init_centres={checkpoint}"
         )
         is_noted = saved.get("names") is not None and own["names"] is not None
         have_same_names = is_noted and saved["names"] == own["names"]
@@ -72,7 +72,7 @@ class Identity:
                 f"the data differ from those that {checkpoint} was trained on: {before} then, {now} now, and not as "
                 f"many for each person; {way_out}"
             )
-        log.warning(
+        warn_once(
             "data: the same people, other images or another order than before (%s then, %s now): the epoch goes on "
             "at about its place",
             before,
@@ -123,6 +123,11 @@ def _names_of(classes: Any) -> list[Any] | None:
 def _numbered(name: str, numbers: dict[Any, int]) -> str:
     set_name, _, person = name.partition("/")
     return f"{numbers.get(set_name, set_name)}/{person}"
+
+
+def _from_model(checkpoint: Path, differs: str = "") -> str:
+    """How to start a new run from the network, where that is the same."""
+    return "" if differs == "network" else f" init_backbone={checkpoint.parent.parent / 'model.pt'}"
 
 
 def _sum_of(names: Sequence[Any] | None) -> int | None:

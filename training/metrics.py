@@ -53,11 +53,20 @@ class MetricsWriter:
         """Record the values of one step; names may hold a slash to group them. A nan is null in metrics.jsonl."""
         if self._jsonl is not None:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
-            self._jsonl.flush()
+            try:
+                self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
+                self._jsonl.flush()
+            except OSError as error:
+                raise OSError(
+                    f"could not write {self._jsonl.name}: {error}. Make room there, and go on with resume = 'auto'"
+                ) from error
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+            try:
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name, value, step)
+            except OSError as error:  # metrics.jsonl has the same figures
+                log.warning("TensorBoard's files cannot be written (%s) and end here", error)
+                self._tensorboard = None
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 

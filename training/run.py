@@ -37,7 +37,7 @@ from training.verification import Verification
 from utils.config import Config
 from utils.device import to_device
 from utils.distributed import Ranks, all_gather_objects, broadcast_, broadcast_object, together
-from utils.log import log
+from utils.log import log, warn_once
 from utils.manifest import DamagedError
 from utils.progress import collective
 
@@ -206,7 +206,7 @@ class TrainingRun:
             log.info("step %d skipped on all ranks: %s overflowed at loss scale %g", self.step, where, scale)
             return
         self.skipped_in_a_row += 1
-        log.warning(
+        warn_once(
             "step %d skipped on all ranks: %s is not finite (lr %g, loss scale %g)", self.step, where, rate, scale
         )
         if self.skipped_in_a_row >= self.cfg.max_nonfinite:
@@ -214,7 +214,8 @@ class TrainingRun:
             raise FloatingPointError(
                 f"{self.skipped_in_a_row} steps in a row up to step {self.step} without finite gradients; the last: "
                 f"{where}, lr {rate:g}, loss scale {scale:g}. Lower lr, lengthen the warm-up, or use bf16 in place "
-                f"of fp16; if it is always the same rank, look at its data. The last checkpoint is {self.saver.last()}"
+                f"of fp16; if it is always the same rank, look at its data. The last checkpoint is "
+                f"{self.saver.last()}"
             )
 
     def _non_finite(self, loss: Tensor) -> str:
@@ -247,7 +248,7 @@ class TrainingRun:
         if metric is None or self.step == 0 or not figures:
             return
         if metric not in figures:
-            log.warning("keep_best = %r is no figure of the verification; there are %s", metric, ", ".join(figures))
+            warn_once("keep_best = %r is no figure of the verification; there are %s", metric, ", ".join(figures))
         elif self.saver.best is None or figures[metric] > self.saver.best.value:
             self.save()
             self.saver.finish()

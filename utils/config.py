@@ -372,6 +372,8 @@ def _check_combinations(c: Config) -> None:
             "checkpoint_steps or checkpoint_minutes asks for checkpoints, but save_all_states = False switches them "
             "off"
         )
+    if c.keep_best is not None and not (c.val_targets and c.save_all_states):
+        raise ValueError("keep_best needs a set in val_targets, and save_all_states = True")
     has_heads = isinstance(c.num_classes, tuple) or c.head_size is not None
     if c.negative_rate is not None and not has_heads:
         raise ValueError("negative_rate needs head_size; PartialFC's share of classes is sample_rate")

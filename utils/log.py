@@ -47,3 +47,9 @@ def init_logging(is_main: bool, output: Path | None = None) -> None:
         log.addHandler(handler)
     log.propagate = False
     log.setLevel(logging.INFO if is_main else logging.WARNING)
+
+
+def warn_once(text: str, *values: object) -> None:
+    """Log what all ranks have found, from the one whose every line is logged: rank 0."""
+    if log.isEnabledFor(logging.INFO):
+        log.warning(text, *values)

@@ -212,8 +212,8 @@ class Place:
             found = loaded(checkpoint)
         except DamagedError as error:
             message = str(error)
-            names_it = str(checkpoint) in message and "\n" not in message
-            row["outcome"] = "refused, file named" if names_it else "refused, file not named"
+            names_it = f"{checkpoint}/" in message and "\n" not in message
+            row["outcome"] = "refused, a file named" if names_it else "refused, no file named"
             if newest_sound(checkpoint.parent) != checkpoint.with_name("step_4"):
                 row["outcome"] = "refused, the sound one before not found"
         except Exception as error:
@@ -235,7 +235,7 @@ def main() -> int:
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcomes = [row["outcome"] for row in rows]
     print(*(f"{outcomes.count(outcome):5} {outcome}" for outcome in sorted(set(outcomes))), sep="\n")
-    return int(any(outcome != "refused, file named" for outcome in outcomes))
+    return int(any(outcome != "refused, a file named" for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -151,8 +151,9 @@ def document(head: Row, rows: Sequence[Row]) -> str:
     parts += ["## What is not as wished\n", "\n".join(wrong) + "\n" if wrong else "Nothing.\n"]
     parts += [
         "## Damaged checkpoints\n",
-        "One file of a checkpoint is damaged at a place drawn from a seed, then the run is resumed "
-        "(`docs/results/checkpoint_damage.jsonl`).\n",
+        "A file of a checkpoint of two ranks, or two swapped ones, are damaged at places drawn from a seed; then "
+        "network and heads are read as a resumed run reads them (`docs/results/checkpoint_damage.jsonl`). *A file "
+        "named*: the error is one line with a file and the reason, and the checkpoint before is found to be sound.\n",
         damaged_checkpoints(),
     ]
     long = [row for row in rows if row["group"] == "Long runs" and "samples" in row]

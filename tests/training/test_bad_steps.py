@@ -72,7 +72,7 @@ def test_statistics_alone_that_are_not_finite_skip_the_step(tmp_path, capsys):
     state.train_step(batches)
     assert state.was_skipped
     assert "the running statistic bn1.running_var on rank 0 is not finite" in capsys.readouterr().out
-    with pytest.raises(FloatingPointError, match=r"goes on from \S+step_1$"):
+    with pytest.raises(FloatingPointError, match=r"last checkpoint is \S+step_1$"):
         state.train_step(batches)
     hook.remove()
 
@@ -106,7 +106,7 @@ def test_all_ranks_name_the_rank_and_the_thing(tmp_path, where, what):
     assert same
     assert "2 steps in a row up to step 2" in error
     assert what in error
-    assert "there is no checkpoint yet" in error
+    assert "last checkpoint is not yet there" in error
     if where == "statistics":
         assert f"{what} on rank 1" in error
 

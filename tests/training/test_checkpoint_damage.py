@@ -17,7 +17,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damage_is_noticed_and_the_file_is_named(place, kind):
     rows = [place.damage(kind, seed) for seed in range(1000, 1000 + SEEDS)]
-    assert [row["outcome"] for row in rows] == ["refused, file named"] * SEEDS
+    assert [row["outcome"] for row in rows] == ["refused, a file named"] * SEEDS
 
 
 def test_the_instrument_sees_what_goes_unnoticed(place, monkeypatch):

@@ -38,7 +38,8 @@ def test_people_in_another_order_are_named(trained, capsys, resume):
     assert (
         "1 no longer there: a; 1 new: z; 2 with another class number: b (class 1, now 0), c (class 2, now 1)" in error
     )
-    assert "init_backbone=RUN/model.pt init_centres=" in error
+    run_folder = trained / "run"
+    assert f"resume=False output=NEW init_backbone={run_folder / 'model.pt'} init_centres={run_folder}" in error
 
 
 def test_one_person_more_is_named(trained, capsys):

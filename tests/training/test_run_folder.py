@@ -157,6 +157,29 @@ def test_a_restart_before_the_first_checkpoint_starts_over(tmp_path, launcher):
     assert sorted(run(tmp_path / "run", "num_epoch=1")) == list(range(1, 13))
 
 
+def test_a_restart_on_other_hosts_goes_on_where_one_is_left(tmp_path, monkeypatch):
+    """Rank 0 may have moved: any of the launcher's processes that started the run is enough."""
+    output = tmp_path / "run"
+    agents = [{"host": "a"}, {"host": "b"}]
+    monkeypatch.setattr(run_folder, "_agents", lambda: agents)
+    whole = run(output, "num_epoch=1", "overwrite=True", "checkpoint_steps=4")
+    monkeypatch.setattr(run_folder, "_agents", lambda: [{"host": "c"}, agents[1]])
+    assert run(output, "num_epoch=1", "overwrite=True") == whole
+
+
+@pytest.mark.parametrize("name", [".lock", ".same_folder", ".launch"])
+def test_nothing_is_written_through_links_in_a_folder_from_elsewhere(earlier, tmp_path, name, capsys):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (earlier / name).unlink(missing_ok=True)
+    (earlier / name).symlink_to(victim)
+    if name == ".lock":
+        assert "cannot lock" in refused(capsys, earlier, "resume=auto")
+    else:
+        run(earlier, "num_epoch=1", "resume=auto")
+    assert victim.read_text() == "mine"
+
+
 def test_a_restart_takes_nothing_of_another_launch(earlier, launcher, capsys):
     """A first attempt that was refused is refused again."""
     before = (earlier / "model.pt").read_bytes()
@@ -242,7 +265,7 @@ from utils.config import get_config
 from utils.distributed import Ranks
 from utils.processes import Process
 lock = FolderLock(Path(sys.argv[1]))
-lock.take(3.0)
+lock.take()
 print("held", flush=True)
 time.sleep(60)
 """
@@ -273,7 +296,7 @@ def test_a_lock_that_the_file_system_does_not_know_is_said(tmp_path, monkeypatch
     monkeypatch.setattr("fcntl.lockf", refuse)
     said = []
     monkeypatch.setattr(run_lock.log, "warning", lambda text, *given: said.append(text % given))
-    FolderLock(tmp_path).take(3.0)
+    FolderLock(tmp_path).take()
     assert len(said) == 1
     assert "cannot be locked (no locks here)" in said[0]
 

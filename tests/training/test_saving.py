@@ -21,6 +21,7 @@ from utils.config import get_config
 from utils.distributed import Ranks
 from utils.manifest import read_manifest
 
+BEST = ("keep_best=lfw/accuracy", "val_targets=lfw")
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
 
@@ -104,8 +105,8 @@ def test_a_write_that_fails_on_one_rank_is_an_error_on_all_within_steps(tmp_path
     assert found[0] == found[1]
     text, _ = found[0]
     assert "could not write" in text
-    assert "step_2: [Errno 28] No space left on device. Make room or choose another output" in text
-    assert f"resume = 'auto' goes on from {tmp_path / 'checkpoints' / 'step_1'}" in text
+    assert "step_2: [Errno 28] No space left on device. Make room there and go on" in text
+    assert f"the last checkpoint is {tmp_path / 'checkpoints' / 'step_1'}" in text
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_1"]
     check(tmp_path / "checkpoints" / "step_1")
 
@@ -134,7 +135,7 @@ def test_a_full_disk_is_one_line_and_older_files_stay(tmp_path, monkeypatch, cap
         train.main([TINY, f"output={tmp_path}", "num_epoch=2", "resume=True"])
     assert ended.value.code == 1
     error = capsys.readouterr().err
-    assert "No space left on device. Make room or choose another output" in error
+    assert "No space left on device. Make room there and go on" in error
     assert error.count("\n") == 1
     assert (tmp_path / "model.pt").read_bytes() == before
     assert not list(tmp_path.glob(".*.tmp"))
@@ -217,7 +218,12 @@ def test_no_checkpoint_pushes_the_good_ones_out_while_steps_fail(tmp_path):
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
     state, batches = start(
-        tmp_path, "keep_best=lfw/accuracy", "keep_checkpoints=1", "checkpoint_full_every=1", "checkpoint_steps=1"
+        tmp_path,
+        "keep_best=lfw/accuracy",
+        "val_targets=lfw",
+        "keep_checkpoints=1",
+        "checkpoint_full_every=1",
+        "checkpoint_steps=1",
     )
     for accuracy in (0.5, 0.9, 0.8, float("nan"), 0.7):
         state.train_step(batches)
@@ -234,7 +240,12 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
     assert all(torch.equal(kept[name], value) for name, value in saved.items())
     state.close()
     resumed, batches = start(
-        tmp_path, "keep_best=lfw/accuracy", "keep_checkpoints=1", "checkpoint_full_every=1", "resume=auto"
+        tmp_path,
+        "keep_best=lfw/accuracy",
+        "val_targets=lfw",
+        "keep_checkpoints=1",
+        "checkpoint_full_every=1",
+        "resume=auto",
     )
     resumed.train_step(batches)
     resumed.verify(lambda backbone, step: {"lfw/accuracy": 0.85})
@@ -263,13 +274,13 @@ def test_one_checkpoint_that_shares_no_file_with_the_newest_is_kept(tmp_path):
         kept.append(names(tmp_path))
     assert kept == [
         ["step_1"],
-        ["step_2"],
-        ["step_3"],
-        ["step_3", "step_4"],
-        ["step_3", "step_5"],
-        ["step_3", "step_6"],
-        ["step_6", "step_7"],
-        ["step_6", "step_8"],
+        ["step_1", "step_2"],
+        ["step_1", "step_3"],
+        ["step_1", "step_4"],
+        ["step_4", "step_5"],
+        ["step_4", "step_6"],
+        ["step_4", "step_7"],
+        ["step_7", "step_8"],
     ]
     spare, newest = (tmp_path / "checkpoints" / name / "heads" / "rank_0_of_1" for name in kept[-1])
     files = [{path.stat().st_ino for path in folder.rglob("*.npy")} for folder in (spare, newest)]
@@ -293,18 +304,18 @@ def test_no_save_waits_for_the_one_before(tmp_path, monkeypatch):
 
 
 def test_the_best_of_another_metric_does_not_count(tmp_path):
-    state, batches = start(tmp_path, "keep_best=lfw/accuracy")
+    state, batches = start(tmp_path, *BEST)
     state.train_step(batches)
     state.verify(lambda backbone, step: {"lfw/accuracy": 0.9})
     state.close()
-    resumed, batches = start(tmp_path, "keep_best=lfw/spread", "resume=auto")
+    resumed, batches = start(tmp_path, "keep_best=lfw/spread", "val_targets=lfw", "resume=auto")
     resumed.train_step(batches)
     resumed.verify(lambda backbone, step: {"lfw/spread": 0.1})
     assert read_best(tmp_path).metric == "lfw/spread"
 
 
 def test_a_best_model_that_cannot_be_written_is_one_error(tmp_path):
-    state, batches = start(tmp_path, "keep_best=lfw/accuracy")
+    state, batches = start(tmp_path, *BEST)
     (tmp_path / "model_best.pt").mkdir()
     state.train_step(batches)
     with pytest.raises(SaveError, match=r"could not write \S+model_best\.pt"):
@@ -312,7 +323,7 @@ def test_a_best_model_that_cannot_be_written_is_one_error(tmp_path):
 
 
 def test_a_best_figure_that_is_not_there_is_named(tmp_path, capsys):
-    state, batches = start(tmp_path, "keep_best=lwf/accuracy")
+    state, batches = start(tmp_path, "keep_best=lwf/accuracy", "val_targets=lfw")
     state.train_step(batches)
     state.verify(lambda backbone, step: {"lfw/accuracy": 0.85})
     assert (
