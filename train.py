@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             train(run, data)
         except (OSError, FloatingPointError) as error:  # a full or failing disk, a lost worker, divergence
+            if isinstance(error, ConnectionError):
+                raise
             parser.exit(1, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
         finally:
             run.saver.abandon()
