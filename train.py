@@ -216,10 +216,12 @@ def stop_here(run: TrainingRun) -> NoReturn:
     """Save what there is and end every rank's process, as SIGTERM asked."""
     run.save(model=not run.cfg.save_all_states)
     run.saver.close()
-    if run.cfg.save_all_states:
-        warn_once("stopped by SIGTERM after step %d; resume = 'auto' goes on from there", run.step)
-    else:
-        warn_once("stopped by SIGTERM after step %d; model.pt is written, no checkpoint (save_all_states)", run.step)
+    left = "resume = 'auto' goes on from there"
+    if not run.cfg.save_all_states:
+        left = "model.pt is written, no checkpoint (save_all_states)"
+    text = f"stopped by SIGTERM after step {run.step}; {left}"
+    warn_once(text)
+    tell_launcher(text)
     close_ranks()
     sys.exit(143)
 

@@ -162,7 +162,7 @@ def _limit_waiting(arriving: Any, limit_s: float) -> None:
             came, data = look(overseer.owner(), timeout)
         except Exception:
             if overseer.reason:
-                raise RuntimeError(overseer.reason) from None
+                raise TimeoutError(overseer.reason) from None
             raise
         if came:
             overseer.deadline_s = None

@@ -275,8 +275,7 @@ class _Watch:
                 last = f"; it was last in the {beat['name']}, collective {beat['number']}" if beat["number"] else ""
                 reason = (
                     f"rank {rank} on {_peers[rank]} has not joined the {progress.name(number)} (collective {number}"
-                    f"{last}) within timeout_s = {progress.timeout_s:g} s{_is_stopped(rank)}; look at its own lines, "
-                    "and raise timeout_s only if it was merely slow"
+                    f"{last}) within timeout_s = {progress.timeout_s:g} s{_is_stopped(rank)}"
                 )
                 return self._claim_missing(rank, reason)
         for rank, peer in enumerate(_peers):
