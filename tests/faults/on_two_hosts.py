@@ -183,7 +183,7 @@ def own_output(stage: Stage, resume: bool) -> list[Row]:
     return [row_of(stage, moment, worse_of(ends), "refused", OWN_FOLDER, **more)]
 
 
-LOST = r"because rank \d on \S+ .*(gone without a word|has not joined|failed)|has ended without a word"
+LOST = r"rank \d on \S+ .*(gone without a word|has not joined|failed)|has ended without a word"
 OWN_FOLDER = r"is another folder for|storage that the hosts share"
 HOSTS = "Two hosts"
 NETWORK = ("network namespaces", "mounts")
