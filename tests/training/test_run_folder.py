@@ -267,7 +267,7 @@ from utils.processes import Process
 lock = FolderLock(Path(sys.argv[1]))
 lock.take()
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
