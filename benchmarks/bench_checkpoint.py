@@ -27,7 +27,7 @@ if __name__ == "__main__" and not __package__:
 from benchmarks import checkpoint_case
 from benchmarks.checkpoint_case import CheckpointCase
 from benchmarks.classifier_case import STORAGES, Record
-from benchmarks.records import write_records
+from benchmarks.records import read_records, write_records
 
 MEMORY_FACTOR = 5  # the same in memory: heads, what is loaded, and DCP's copies
 DISK_FACTOR = 6  # most bytes on disk at once, in units of the visited rows: heads, checkpoints, their copies
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
         if args.read is not None:
-            records = [json.loads(line) for path in args.read for line in path.read_text().splitlines()]
+            records = read_records(args.read)
         else:
             args.folder.mkdir(parents=True, exist_ok=True)
             records = measure_all(cases_of(args), range(args.first_round, args.first_round + args.rounds), args.out)

@@ -34,7 +34,7 @@ if __name__ == "__main__" and not __package__:
 from benchmarks import classifier_case
 from benchmarks.classifier_case import METHODS, SAMPLE_RATE, STORAGES, Case, Record, Storage
 from benchmarks.machine import usable_cores
-from benchmarks.records import write_records
+from benchmarks.records import read_records, write_records
 
 
 def run_case(case: Case) -> Record:
@@ -352,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> list[Record]:
             write_records(args.out, records)
 
     if args.read is not None:
-        records = [json.loads(line) for path in args.read for line in path.read_text().splitlines()]
+        records = read_records(args.read)
     else:
         records = measure_all(cases_of(args), args.rounds, keep)
     groups = alike(records)

@@ -30,7 +30,7 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks.machine import usable_cores
 from benchmarks.planted_faces import People, Truth, made_up_people, people_of, plant
-from benchmarks.records import write_records
+from benchmarks.records import read_records, write_records
 from data.faces import FaceRecords
 from tools import find_duplicates
 from utils.atomic import write_json
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
         if args.read is not None:
-            records = [json.loads(line) for path in args.read for line in path.read_text().splitlines()]
+            records = read_records(args.read)
         else:
             with tempfile.TemporaryDirectory(prefix="bench_duplicates_") as folder:
                 records = measure(args, args.folder or Path(folder))

@@ -27,7 +27,7 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.planted_faces import people_of
-from benchmarks.records import write_records
+from benchmarks.records import read_records, write_records
 from data.records.writer import write_face_records
 from tools import make_demo_faces
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
         if args.read is not None:
-            records = [json.loads(line) for path in args.read for line in path.read_text().splitlines()]
+            records = read_records(args.read)
         else:
             with tempfile.TemporaryDirectory(prefix="moving_on_") as folder:
                 records = measure(args, args.folder or Path(folder))

@@ -24,3 +24,9 @@ def metrics(output, name="loss"):
 
 def weights(output):
     return torch.load(Path(output) / "model.pt", weights_only=True)
+
+
+def run_with_checkpoints(output):
+    """An epoch of twelve steps with checkpoints after 4, 8 and 12."""
+    run(output, "num_epoch=1", "checkpoint_steps=4", "keep_checkpoints=9")
+    return output

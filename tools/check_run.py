@@ -20,8 +20,6 @@ from training.checkpoint import (
     TRAINING,
     check,
     list_checkpoints,
-    load_training,
-    open_saved_heads,
     read_best,
     step_of,
 )
@@ -52,9 +50,7 @@ def examine(checkpoint: Path) -> Verdict:
     """Verify one checkpoint."""
     started_s = time.monotonic()
     try:
-        manifest = check(checkpoint)
-        settings = load_training(checkpoint, manifest)["head"]
-        saved = open_saved_heads(checkpoint, settings)
+        manifest, saved = check(checkpoint)
     except DamagedError as error:
         return Verdict(checkpoint, "damaged", plain(str(error)))
     heads = sum(len(layer.heads_n) for layer in saved.layers)

@@ -137,8 +137,8 @@ def open_saved_heads(
     return open_heads(checkpoint / HEADS, settings, None if manifest is None else manifest.below(HEADS), wanted)
 
 
-def check(checkpoint: Path, part: int = 0, parts: int = 1) -> Manifest | None:
-    """Read a checkpoint's files, or every ``parts``-th of them, and hold them against the manifest.
+def check(checkpoint: Path) -> tuple[Manifest | None, SavedHeads]:
+    """Read all of a checkpoint's files and hold them against the manifest; returns that and the classifier.
 
     Without a manifest, what is read is held against itself: numbers of heads, shapes, and torch's own checksums.
 
@@ -147,13 +147,12 @@ def check(checkpoint: Path, part: int = 0, parts: int = 1) -> Manifest | None:
     """
     manifest = manifest_of(checkpoint)
     if manifest is not None:
-        verify(checkpoint, manifest, part, parts)
-    if part == 0:
-        state = load_training(checkpoint, manifest)
-        if name := first_non_finite({key: state.get(key) for key in ("backbone", "optimizer")}):
-            raise DamagedError(f"{checkpoint / TRAINING} is of no use: {name} is not finite in it")
-        open_heads(checkpoint / HEADS, state["head"], None if manifest is None else manifest.below(HEADS))
-    return manifest
+        verify(checkpoint, manifest)
+    state = load_training(checkpoint, manifest)
+    if name := first_non_finite({key: state.get(key) for key in ("backbone", "optimizer")}):
+        raise DamagedError(f"{checkpoint / TRAINING} is of no use: {name} is not finite in it")
+    files = None if manifest is None else manifest.below(HEADS)
+    return manifest, open_heads(checkpoint / HEADS, state["head"], files)
 
 
 def newest_sound(folder: Path, other_than: Path | None = None) -> Path | None:

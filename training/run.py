@@ -262,8 +262,8 @@ class TrainingRun:
         """
         if self.saver.is_pending and not self.stop.writing_agreed:
             self.saver.finish()
-        if self.stop.save_agreed:
-            log.info("step %d: a checkpoint is begun, as SIGUSR1 or checkpoint_minutes asked", self.step)
+        if self.stop.save_agreed and not self._wants_save:
+            log.info("step %d: SIGUSR1 or checkpoint_minutes asks for a checkpoint", self.step)
         self._wants_save |= self.is_due(self.cfg.checkpoint_steps) or self.stop.save_agreed
         is_free = not self.saver.is_pending and not self.was_skipped
         if self._wants_save and is_free and self.step_in_epoch < self.steps_per_epoch:
@@ -343,7 +343,8 @@ class TrainingRun:
         except (RuntimeError, ValueError, KeyError) as error:
             text = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{path} was written by a run with another network, loss or optimizer: {text}"
+                f"{path} was written by a run with another network, loss or optimizer; set them back, or start a "
+                f"new run from its model.pt with init_backbone: {text}"
             ) from error
         if self.cfg.fp16 and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

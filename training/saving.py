@@ -172,8 +172,7 @@ class Saver:
     ) -> tuple[FileSum | None, HeadPart | None]:
         try:
             for value in (state, weights):
-                if name := first_non_finite(value):
-                    raise FloatingPointError(f"{name} is not finite")
+                _check_finite(value)
             part = None if heads is None else heads.write(partial / HEADS)
         finally:
             if heads is not None:
@@ -215,16 +214,14 @@ class Saver:
         """:func:`together`, with an error that says what to do."""
         try:
             return together(do)
-        except OSError as error:
+        except (OSError, FloatingPointError) as error:
             if self._is_main and partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise SaveError(
-                f"could not write {target}: {error}. Make room there and go on with resume = 'auto', or elsewhere "
-                f"with output=NEW resume=PATH; the last checkpoint is {self.last()}"
-            ) from error
-        except FloatingPointError as error:
-            if self._is_main and partial is not None:
-                shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise SaveError(
+                    f"could not write {target}: {error}. Make room there and go on with resume = 'auto', or "
+                    f"elsewhere with output=NEW resume=PATH; the last checkpoint is {self.last()}"
+                ) from error
             raise FloatingPointError(
                 f"{target} is not written, because {error}: training has diverged. Lower lr, lengthen the warm-up, "
                 f"or use bf16 in place of fp16; the last checkpoint is {self.last()}"
@@ -264,9 +261,13 @@ class _Copies:
         return value
 
 
-def _write_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    if name := first_non_finite(state):
+def _check_finite(value: Any) -> None:
+    if name := first_non_finite(value):
         raise FloatingPointError(f"{name} is not finite")
+
+
+def _write_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    _check_finite(state)
     write_model(state, path)
 
 

@@ -4,15 +4,13 @@ import shutil
 
 import pytest
 
-from tiny_runs import run
+from tiny_runs import run_with_checkpoints
 from tools import check_run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    output = tmp_path_factory.mktemp("finished") / "run"
-    run(output, "num_epoch=1", "checkpoint_steps=4", "keep_checkpoints=9")
-    return output
+    return run_with_checkpoints(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture

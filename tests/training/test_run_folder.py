@@ -10,7 +10,7 @@ import torch
 
 import train
 from paths import ROOT
-from tiny_runs import TINY, metrics, run, weights
+from tiny_runs import TINY, metrics, run, run_with_checkpoints, weights
 from training import run_folder, run_lock
 from training.checkpoint import list_checkpoints, load_training, open_saved_heads
 from training.run_lock import FolderLock
@@ -27,10 +27,7 @@ def _no_restart(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An epoch of twelve steps with checkpoints after 4, 8 and 12."""
-    output = tmp_path_factory.mktemp("finished") / "run"
-    run(output, "num_epoch=1", "checkpoint_steps=4", "keep_checkpoints=9")
-    return output
+    return run_with_checkpoints(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture
