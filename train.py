@@ -30,12 +30,13 @@ from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
 from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
-from utils.config import Config, get_config
+from utils.config import get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
 from utils.fate import one_fate, speaks, tell_launcher
 from utils.log import init_logging, log, warn_once
 from utils.manifest import DamagedError
+from utils.settings import Config
 from utils.text import plain
 
 

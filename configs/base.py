@@ -1,4 +1,4 @@
-"""The defaults that every recipe starts from; utils/config.py explains each setting."""
+"""The defaults that every recipe starts from; utils/settings.py explains each setting."""
 
 from easydict import EasyDict as edict  # noqa: N813
 

@@ -16,7 +16,7 @@ from data.faces import FaceDataset
 from heads.saved import SavedHeads
 from heads.shard import HeadShard
 from training.checkpoint import find_checkpoint, open_saved_heads
-from utils.config import Config
+from utils.settings import Config
 
 Names = Sequence[str | None]
 

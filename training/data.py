@@ -18,10 +18,10 @@ from data.faces import Batch, FaceDataset, ImageFolder, check_labels
 from data.joined import JoinedSets
 from data.workers import check_shared_memory
 from dataset import Loader, get_dataloader
-from utils.config import Config
 from utils.device import to_device
 from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
 from utils.log import log
+from utils.settings import Config
 
 SYNTHETIC_IMAGES = 1_000_000  # of "synthetic" data without num_image
 MAX_DAMAGED_SHARE = 0.01  # of the images, above which none are skipped any more

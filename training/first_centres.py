@@ -25,10 +25,10 @@ from heads.shard import INITIAL_STD, HeadShard
 from heads.storage import VISITS
 from training.carried_centres import find_carried_people
 from training.data import check_damaged_share
-from utils.config import Config
 from utils.device import to_device
 from utils.distributed import all_gather_objects, get_world_size, together
 from utils.log import log
+from utils.settings import Config
 
 IMAGES_OF_A_CLASS = 32  # at most, for its mean; spread evenly over all that it has
 CLASSES_AT_ONCE = 1024  # in memory; a block has one head at least

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from training.data import RunData
-from utils.config import Config
 from utils.log import warn_once
+from utils.settings import Config
 from utils.text import parse_json
 
 _NAMED = 5  # people in a message

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from backbones import get_model
 from heads.layout import Layout
 from training.optimizers import row_states
-from utils.config import Config
 from utils.log import log
+from utils.settings import Config
 
 MIB = 2**20
 STATES = {"sgd": 1, "adamw": 2}  # numbers of optimizer state for each weight of the backbone

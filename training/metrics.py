@@ -15,8 +15,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.atomic import open_atomic
-from utils.config import Config
 from utils.log import log
+from utils.settings import Config
 from utils.text import parse_json
 
 

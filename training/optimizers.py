@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from heads.optim import Idle, RowAdamW, RowOptimizer, RowSGD
 from heads.selection import expected_share
 from heads.shard import HeadShard
-from utils.config import Config
+from utils.settings import Config
 
 RARELY = 0.5  # share of the steps that visit a row, up to which momentum does harm
 
@@ -61,6 +61,6 @@ def make_optimizer(cfg: Config, backbone: nn.Module, lr: float) -> Optimizer:
 def make_row_optimizer(cfg: Config, shard: HeadShard, lr: float, rule: RowRule) -> RowOptimizer:
     """The rows'; ``lr`` is the run's rate."""
     if cfg.optimizer == "adamw":
-        assert rule.idle != "dense", "utils/config.py refuses it"
+        assert rule.idle != "dense", "utils/config_rules.py refuses it"
         return RowAdamW(shard, rule.lr * lr, weight_decay=cfg.weight_decay, idle=rule.idle)
     return RowSGD(shard, rule.lr * lr, rule.momentum, cfg.weight_decay, rule.nesterov, rule.idle)

@@ -18,9 +18,9 @@ from training.metrics import MetricsWriter
 from training.optimizers import RowRule, row_rule
 from training.run import TrainingRun
 from utils.atomic import write_json
-from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects
 from utils.log import log
+from utils.settings import Config
 
 DATA_WAIT_LIMIT = 0.2  # share of time waiting for data above which the log says so
 _HINT_EVERY = 100  # log lines

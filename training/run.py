@@ -34,12 +34,12 @@ from training.sigterm import StopRequest
 from training.start import start_from
 from training.sync_bn import synchronise_batch_norm
 from training.verification import Verification
-from utils.config import Config
 from utils.device import to_device
 from utils.distributed import Ranks, all_gather_objects, broadcast_, broadcast_object, together
 from utils.log import log, warn_once
 from utils.manifest import DamagedError
 from utils.progress import collective
+from utils.settings import Config
 
 
 class TrainingRun:

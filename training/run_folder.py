@@ -12,10 +12,10 @@ from typing import Any
 from training.checkpoint import ASIDE, BEST, REPLACED, find_checkpoint, list_checkpoints, step_of
 from training.run_lock import FolderLock
 from utils.atomic import write_json
-from utils.config import Config
 from utils.distributed import Ranks, all_gather_objects, barrier, broadcast_object, together
 from utils.log import log
 from utils.processes import process_of
+from utils.settings import Config
 from utils.text import parse_json
 
 MODELS = ("model.pt", "model_best.pt")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from paths import ROOT
-from utils.config import Config, find_config, get_config, make_config
+from utils.config import find_config, get_config, make_config
+from utils.settings import Config
 
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "__init__"))
 
@@ -174,7 +175,7 @@ def test_the_shipped_recipes_are_these():
 
 
 def test_every_field_has_a_comment():
-    lines = (ROOT / "utils" / "config.py").read_text().splitlines()
+    lines = (ROOT / "utils" / "settings.py").read_text().splitlines()
     for field in dataclasses.fields(Config):
         (line,) = [text for text in lines if text.startswith(f"    {field.name}: ")]
         assert "  # " in line

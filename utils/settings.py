@@ -1,0 +1,183 @@
+"""Every setting of a run: its name, type and meaning, and what follows from several of them together."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+LossName = Literal["arcface", "cosface", "combined", "adaface", "magface", "curricularface"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run; a recipe in configs/ holds only what differs from configs/base.py."""
+
+    # Data
+    rec: str | tuple[str, ...]  # folder with train.rec and .idx, or of identity folders; a list; or "synthetic"
+    class_map: str | None  # JSON: people who are in several sets of rec, as a list of {"SET": CLASS, "SET": CLASS};
+    # SET is a set's number from 0 on, or its folder's name; CLASS the person's label or folder in it, or several
+    rec_weights: tuple[float, ...] | None  # how often each set's images come in an epoch: 1 once, 0.5 half; None: 1
+    num_classes: int | tuple[int, int] | Literal["auto"]  # identities C; (H, L): H heads of L; "auto": from the data
+    num_image: int | None  # images; None: counted from the data, a million if it is "synthetic"
+    image_size: tuple[int, int]  # height, width in pixels; the backbones take 112 x 112 only
+    val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
+    num_workers: int  # loader processes of each rank; 0: load in the training process
+    shuffle_chunk: int  # for spinning disks: records read in a row, such as 512; 0: all shuffled freely
+    on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or replaced by others and counted
+    dali: bool  # decode with nvidia-dali (requirement-dali.txt)
+    dali_aug: bool  # the same as augment = "insightface", with either loader
+    augment: str | dict[str, float] | None  # "adaface", "insightface", {"crop": 0.2}; None: flips alone
+
+    # Backbone
+    network: str  # a name that backbones.get_model knows
+    embedding_size: int  # D, the numbers of an embedding
+    dropout: float  # before the last layer, in [0, 1)
+    sync_bn: bool  # batch statistics over all ranks instead of each rank's own
+    init_backbone: str | None  # a file of weights to start from; None: random weights
+    freeze_backbone: bool  # keep these weights and train the classifier alone
+
+    # Margin loss
+    loss: LossName  # which margin; "combined" needs margin_list
+    scale: float  # factor on the cosines, above 0
+    margin: float | None  # radians or, for cosface and adaface, a cosine; None: the loss's usual one
+    margin_list: tuple[float, float, float] | None  # (m1, m2, m3) of insightface; decides the loss when given
+    interclass_filtering_threshold: float  # combined margin: drop other classes above this cosine; 0: off
+
+    # Classifier
+    head_size: int | None  # L, classes of one head; None: L of num_classes = (H, L), else PartialFC by sample_rate
+    negative_rate: float | None  # share of further heads drawn each step, 0 to 1; None: 0
+    head_scope: Literal["batch", "own"]  # softmax over all selected classes, or the sample's own head
+    head_storage: Literal["device", "host", "file"]  # where centres and their state live
+    head_folder: str | None  # for "file": a folder on a disk of each machine; None: <output>/heads
+    sample_rate: float  # PartialFC's share of classes, in (0, 1]; needs head_size None and an integer num_classes
+    init_centres: str | None  # None: random; "class_means" of init_backbone's embeddings; or a run's folder or
+    # checkpoint: the centres of its people who are here too
+    centres_map: str | None  # for a folder: JSON {"old class or name": new class or name}; None: by their names
+
+    # Optimization
+    optimizer: Literal["sgd", "adamw"]  # for the backbone and the classifier's rows
+    lr: float  # at the end of the warm-up
+    lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr unscaled
+    momentum: float  # SGD, in [0, 1)
+    nesterov: bool  # SGD: step from where the momentum leads
+    row_momentum: float | None  # SGD's momentum of class centres, in [0, 1); None: 0 if rarely visited, else momentum
+    row_lr: float  # the rate of class centres, as a factor on lr
+    row_idle: Literal["keep", "decay", "dense"] | None  # what steps without a class do to its momentum: nothing, make
+    # it smaller, or move the centre as well, as a dense optimizer; None: "decay" with SGD, "keep" with AdamW
+    weight_decay: float  # per step, of backbone and selected rows
+    clip_grad_norm: float  # largest norm of the backbone's gradient; 0: no clipping
+    batch_size: int  # images of one rank in one forward
+    gradient_acc: int  # forwards for one step
+    num_epoch: int  # passes over the data
+    warmup_epoch: float  # epochs of linear rise from 0; below 0: start that far down the slope
+    fp16: bool  # float16 with loss scaling
+    bf16: bool  # bfloat16
+    max_nonfinite: int  # steps in a row without a finite gradient before the run stops
+
+    # Run
+    output: str | None  # folder of everything that the run leaves; None: work_dirs/<name of the config>
+    resume: bool | str  # True: go on from the newest checkpoint in output; "auto": if it has a sound one, else start;
+    # a checkpoint's or another run's folder: go on from that one
+    overwrite: bool  # start over in an output folder that holds another run
+    seed: int  # of first weights, order of images, flips, centres and negatives
+    device: Literal["auto", "cpu", "cuda"]  # "auto": CUDA where there is a GPU
+    timeout_s: float  # a collective that a peer does not join within this is an error
+    verbose: int  # verify every this many optimizer steps; 0: at the end of epochs only
+    frequent: int  # log every this many optimizer steps
+    save_all_states: bool  # write checkpoints
+    checkpoint_steps: int  # also every this many steps; 0: at the end of epochs only
+    checkpoint_minutes: float  # also after this many minutes; 0: never
+    checkpoint_full_every: int  # of so many checkpoints one holds all class centres, the others those changed since
+    keep_checkpoints: int  # newest checkpoints that are kept
+    keep_best: str | None  # also the best by this figure of the verification, "lfw/accuracy", and model_best.pt
+
+    # Weights & Biases; the key comes from WANDB_API_KEY in the environment only
+    using_wandb: bool  # log there too
+    wandb_key: str | None  # refused unless it is empty or a placeholder
+    wandb_entity: str | None  # team or user
+    wandb_project: str | None  # name of the project
+    wandb_resume: bool  # go on with the run of the same name
+    wandb_log_all: bool  # every rank logs, not only rank 0
+    save_artifacts: bool  # upload model.pt
+    suffix_run_name: str | None  # added to the recipe's name
+    notes: str | None  # free text of the run
+
+    # Old files set it; nothing reads it
+    score: float | None  # of the MHE authors' files
+
+    name: str = ""  # of the recipe's file
+
+    def amp_dtype(self) -> torch.dtype | None:
+        """The autocast type, or None for float32 throughout."""
+        return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else None
+
+    def total_batch(self, world_size: int) -> int:
+        """Images that one optimizer step sees."""
+        return self.batch_size * world_size * self.gradient_acc
+
+    def base_lr(self, world_size: int) -> float:
+        """The rate at the end of the warm-up, scaled to the total batch where ``lr_batch`` asks for it."""
+        return self.lr if self.lr_batch is None else self.lr * self.total_batch(world_size) / self.lr_batch
+
+    def augmentation(self) -> str | dict[str, float] | None:
+        """What ``augment`` and ``dali_aug`` ask for together."""
+        return "insightface" if self.dali_aug else self.augment
+
+    def sources(self) -> tuple[str, ...]:
+        """The sets of faces that ``rec`` names."""
+        return (self.rec,) if isinstance(self.rec, str) else self.rec
+
+    def class_count(self) -> int | None:
+        """Identities C, or None where they are to be counted from the data."""
+        if isinstance(self.num_classes, tuple):
+            return self.num_classes[0] * self.num_classes[1]
+        return None if self.num_classes == "auto" else self.num_classes
+
+    def head_layout(self) -> tuple[int, float]:
+        """Classes of one head, and the share of further heads drawn each step."""
+        if isinstance(self.num_classes, tuple):
+            return self.num_classes[1], self.negative_rate or 0.0
+        if self.head_size is not None:
+            return self.head_size, self.negative_rate or 0.0
+        return 1, float(self.sample_rate)
+
+    def head_options(self, output: Path) -> dict[str, Any]:
+        """What a classifier is told about its heads, under the names that ``heads.shard.HeadShard`` takes."""
+        head_size, negative_rate = self.head_layout()
+        return {
+            "head_size": head_size,
+            "negative_rate": negative_rate,
+            "head_scope": self.head_scope,
+            "head_storage": self.head_storage,
+            "head_folder": Path(self.head_folder) if self.head_folder else output / "heads",
+            "seed": self.seed,
+        }
+
+    def output_dir(self) -> Path:
+        """The run's folder, absolute."""
+        return Path(self.output or Path("work_dirs", self.name)).expanduser().resolve()
+
+    def without_effect(self) -> list[str]:
+        """Settings given here that nothing reads, or that another setting overrules."""
+        unread = [name for name in ("score",) if getattr(self, name)]
+        if self.dali and self.rec == "synthetic":
+            unread.append("dali")  # nothing to decode
+        if self.resume and self.init_centres is not None:
+            unread.append("init_centres")  # the checkpoint's go on
+        if self.freeze_backbone:
+            unread += [name for name in ("sync_bn", "dropout") if getattr(self, name)]
+        if self.margin_list is not None and self.margin is not None:
+            unread.append("margin")  # margin_list decides
+        if self.optimizer != "sgd" and self.row_momentum is not None:
+            unread.append("row_momentum")
+        if isinstance(self.num_classes, tuple) and self.sample_rate != 1:
+            unread.append("sample_rate")  # the heads decide
+        return unread
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for config.json."""
+        return dataclasses.asdict(self)
