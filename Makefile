@@ -8,8 +8,11 @@ PYTHON ?= python3
 PY = $(VENV)/bin/python
 # One thread a process: tests start more processes than there are cores, and their products are small.
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest
-CORE_PACKAGES = -r requirement.txt -r requirement-opencv.txt pytest hypothesis scikit-learn
+CORE_PACKAGES = -r requirement.txt -r requirement-opencv.txt pytest pytest-xdist hypothesis scikit-learn
 DEMO = work_dirs/demo
+TWO_AT_ONCE = -n 2 --dist loadfile
+# Tests of the first choice two at once, then those of the second alone, since they need both cores.
+both-parts = failed=0; $(PYTEST) $(TWO_AT_ONCE) -m "$(1)" || failed=1; $(PYTEST) -m "$(2)" && exit $$failed
 
 .PHONY: demo test test-avx2 faults core-oldest core-2.11 oldest-ready 2.11-ready lint types mxnet clients dali clean
 
@@ -22,11 +25,11 @@ demo: $(VENV)/.ready
 	$(PY) -m tools.show_demo $(DEMO) $(DEMO)_data
 
 test: $(VENV)/.ready-dev
-	$(PYTEST)
+	$(call both-parts,not distributed,distributed)
 
 # The tests of numbers once more, as a processor without AVX-512 computes them.
 test-avx2: $(VENV)/.ready-dev
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "numeric and not slow"
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(TWO_AT_ONCE) -m "numeric and not slow"
 
 # Every fault that docs/reliability.md counts, in an hour on two cores; FAULTS="--only NAME ..." plays some again. Disks
 # that fill up and hosts of their own need root, and say so where they are left out.
@@ -37,11 +40,11 @@ faults: $(VENV)/.ready-dev
 # Classifier, training, checkpoint and evaluation on the oldest releases that requirement.txt admits, and on torch 2.11.
 core-oldest: PY = $(OLDEST_VENV)/bin/python
 core-oldest: oldest-ready
-	$(PYTEST) -m core
+	$(call both-parts,core and not distributed,core and distributed)
 
 core-2.11: PY = $(TORCH211_VENV)/bin/python
 core-2.11: 2.11-ready
-	$(PYTEST) -m core
+	$(call both-parts,core and not distributed,core and distributed)
 
 oldest-ready: $(OLDEST_VENV)/.ready
 

@@ -159,13 +159,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where sets and the old run are kept and used again")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="raw data")
     parser.add_argument("--read", type=Path, nargs="+", metavar="FILE.jsonl", help="show these instead of measuring")
-    parser.add_argument("--quick", action="store_true", help="24 made-up people, one seed: does it run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="24 made-up people, one seed, the classifier alone: does it run?"
+    )
     args = parser.parse_args(argv)
     args.tested = 60
     if args.quick:
         args.tested = 8
         args.people, args.old_epochs, args.epochs, args.seeds = 24, 1, 1, 1
-        args.lr, args.frozen_lr = args.lr[:1], args.frozen_lr[:1]
+        args.lr, args.frozen_lr = [], args.frozen_lr[:1]
     return args
 
 
