@@ -171,7 +171,7 @@ class FaceDataset(Dataset[Batch]):
     def _check_usable(self, index: int) -> None:
         at = int(np.searchsorted(self.unusable, index))
         if at < len(self.unusable) and self.unusable[at] == index:
-            raise ValueError(f"{self.where(index)}: its label is damaged or contradicts its identity record")
+            raise ValueError(f"{self.where(index)}: its label is damaged or outside num_classes")
 
     def _find_usable(self, index: int, load_many: LoadMany[T], damaged: list[str]) -> tuple[T, int, int]:
         for attempt in range(MAX_STAND_INS):
@@ -225,7 +225,7 @@ class FaceRecords(FaceDataset):
         check = self.check()
         if self.on_bad_sample == "stop" and (problem := check.problem or check.unlisted):
             raise ValueError(problem)
-        self.warning = check.unlisted
+        self.warning, self.note = check.unlisted, check.note
         return check.labels_N
 
     def class_names(self) -> Sequence[str | None] | None:

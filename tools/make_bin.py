@@ -36,7 +36,7 @@ from tools.parts.record_output import pair_config_lines, print_config
 from utils.atomic import open_atomic
 from utils.decode import fit_face
 from utils.paths import ListedPaths
-from utils.text import complain
+from utils.text import complain, plain
 
 _SHOWN = 3  # missing images that are named
 _WAY_OUT = "give the folder that holds all images with --root or, if you trust the list, --allow-outside"
@@ -76,7 +76,7 @@ class _RecordImages:
         self.reader = RecordReader(rec_path)
         span = find_images(self.reader)
         self.start = span.start
-        self.labels = read_labels(self.reader, span)
+        self.labels = read_labels(self.reader, span, lambda note: print(plain(note)))
 
     def read(self, index: int) -> bytes:
         return bytes(self.reader.read_face(self.start + index)[1])

@@ -110,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes = f"{part.classes.start} to {part.classes.stop - 1}" if part.classes else "none"
         table.add_row([plain(part.name), f"{len(part.images):,}", classes, f"{part.shared:,}"])
     print(table)
+    for one in sets:
+        if one.note:
+            print(plain(one.note))
     seconds = time.perf_counter() - start
     print(f"{args.out}: {len(joined):,} images of {joined.num_classes:,} classes in {seconds:.1f} s")
     print_config(config_lines(args.out, joined.num_classes, len(joined)))
