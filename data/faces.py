@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.folders import IMAGE_SUFFIXES, OutsideLinks, identity_folders, image_names
+from data.folders import IMAGE_SUFFIXES, FolderNotes, identity_folders, image_names
 from data.records.check import RecordCheck, check_records, is_whole, no_identity
 from data.records.images import find_images
 from data.records.layout import unpack
@@ -268,16 +268,18 @@ class FaceRecords(FaceDataset):
 class ImageFolder(FaceDataset):
     """``root/<identity>/<image>``; label i is the i-th folder by sorted name, ``classes[i]``.
 
-    Hidden files and folders, and files without an image's ending, are left out. ValueError if there is no
-    identity folder, or one without an image.
+    Images deeper down (``root/<identity>/<session>/<image>``) are taken too. Hidden files and folders, and files
+    without an image's ending, are left out; ``note`` says how many of each. ValueError if there is no identity
+    folder, or one without an image, or if the people plainly lie one level further down.
     """
 
     def __init__(self, root: str | Path, image_size: Size = (112, 112), on_bad_sample: OnBadSample = "stop") -> None:
         self.root, self.image_size, self.on_bad_sample = Path(root), image_size, on_bad_sample
-        links = OutsideLinks(self.root, most=1000)
-        self.classes: list[str] = identity_folders(self.root, links)
-        names = [image_names(self.root / identity, links) for identity in self.classes]
-        self.note = links.note()
+        notes = FolderNotes(self.root, most=1000)
+        self.classes: list[str] = identity_folders(self.root, notes)
+        names = [image_names(self.root / identity, notes) for identity in self.classes]
+        notes.check_level(self.classes)
+        self.note = notes.text()
         empty = [identity for identity, found in zip(self.classes, names, strict=True) if not found]
         if empty or not self.classes:
             raise ValueError(

@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.records.rebuild import Rebuilt, read_records, what_is_wrong, write_index
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.records.check import check_records, find_stop
-from data.records.reader import RecordReader
+from data.records.reader import REBUILD, RecordReader
 from utils.decode import decode_rgb
 
 
@@ -34,7 +34,10 @@ def find_images(reader: RecordReader) -> ImageSpan:
     is_insightface = is_header and not first.has_image[0]
     start = int(is_insightface)
     if stop <= start:
-        raise ValueError(f"{reader.rec_path}: none of its {len(reader)} records holds an image")
+        raise ValueError(
+            f"{reader.rec_path}: none of its {len(reader)} records holds an image; if {reader.idx_path.name} is cut "
+            f"short, {REBUILD.format(reader.rec_path)}"
+        )
     return ImageSpan(is_insightface, start, stop)
 
 

@@ -195,8 +195,11 @@ def _pairs(source: PairSource, seen: Seen, found: Findings) -> list[Problem]:
 
 
 def _folder(source: FolderSource, found: Findings) -> list[Problem]:
-    links = source.links
-    found.rows["links out of the folder"] = f"{links.count:,}, followed: {links.first}" if links.count else "none"
+    notes = source.notes
+    found.rows["links out of the folder"] = f"{notes.count:,}, followed: {notes.first}" if notes.count else "none"
+    if notes.deeper:
+        found.rows["deeper than <identity>/<image>"] = f"{notes.deeper:,} images, taken"
+    found.rows["files left out"] = f"{notes.left_out.total():,}" if notes.left_out else "none"
     problems = [
         Problem(
             "identity without images", "fill or remove it: training refuses it", (Place(str(source.path / name)),)
@@ -204,10 +207,12 @@ def _folder(source: FolderSource, found: Findings) -> list[Problem]:
         for name, count in zip(source.classes, source.counts, strict=True)
         if count == 0
     ]
-    for name, count in zip(source.classes, source.others, strict=True):
-        if count:
-            text = f"{count} files or folders in it are no images by their names, and are left out"
-            problems.append(Problem("other files", text, (Place(str(source.path / name)),)))
+    try:
+        notes.check_level(source.classes)
+    except ValueError as error:
+        problems.append(Problem("another level", str(error)))
+    if notes.left_out:
+        problems.append(Problem("other files", notes.left_out_text(), (Place(str(source.path)),)))
     return problems
 
 
