@@ -67,6 +67,8 @@ def find_problems(
     found.rows = {"source": str(source.path), "form": source.form, "images": f"{found.images:,}"}
     problems = [Problem("unreadable", text, (source.place(i),)) for i, text in seen.unreadable]
     problems += [Problem("undecodable", text, (source.place(i),)) for i, text in seen.undecodable]
+    for kind, count in seen.changed.items():
+        found.rows[f"images with {kind}"] = f"{count:,}"
     problems += _without_image(source, seen)
     problems += _sizes(source, seen, image_size, found)
     if isinstance(source, PairSource):
