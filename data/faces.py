@@ -39,7 +39,7 @@ class Changed(NamedTuple):
     """What decoding had to change in some images."""
 
     kind: str
-    count: int  # images
+    images: int
     where: str  # the last of them
 
 
@@ -123,7 +123,7 @@ class FaceDataset(Dataset[Batch]):
             raise ValueError(f"{self.where(index)}: {error}: the file is damaged{way}") from None
         if changed:
             before = self.changed.get(changed)
-            self.changed[changed] = Changed(changed, before.count + 1 if before else 1, self.where(index))
+            self.changed[changed] = Changed(changed, before.images + 1 if before else 1, self.where(index))
         if image.shape[:2] != self.image_size:
             raise ValueError(
                 f"{self.where(index)}: the image's (height, width) is {image.shape[:2]}, expected "

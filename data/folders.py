@@ -142,7 +142,7 @@ def image_names(folder: Path, notes: FolderNotes | None = None) -> list[bytes]:
     """
     names: list[bytes] = []
     pending = [(os.fspath(folder), "", 0)]
-    followed = {os.path.realpath(folder)}  # noqa: PTH118 (links to folders, so that none is followed in circles)
+    followed = {os.path.realpath(folder)}
     while pending:
         path, prefix, depth = pending.pop()
         with os.scandir(path) as entries:
@@ -167,7 +167,7 @@ def image_names(folder: Path, notes: FolderNotes | None = None) -> list[bytes]:
 
 def _is_new(link: os.DirEntry[str], folder: str, followed: set[str]) -> bool:
     """Whether a link leads to a folder that is neither above it nor among those followed, which it joins."""
-    real, here = os.path.realpath(link.path), os.path.realpath(folder)  # noqa: PTH118
+    real, here = os.path.realpath(link.path), os.path.realpath(folder)
     if real in followed or (here + os.sep).startswith(real.rstrip(os.sep) + os.sep):
         return False
     followed.add(real)

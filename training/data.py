@@ -202,7 +202,9 @@ def examine(faces: FaceDataset, num_classes: int | None) -> tuple[DataSummary, D
     for index in np.linspace(0, len(faces) - 1, 8).astype(int):
         faces[int(index)]
     names = "\n".join(_folder_names(faces))
-    checksum = zlib.crc32(names.encode(errors="surrogateescape"), zlib.crc32(faces.labels.tobytes(), zlib.crc32(unusable.tobytes())))
+    checksum = zlib.crc32(
+        names.encode(errors="surrogateescape"), zlib.crc32(faces.labels.tobytes(), zlib.crc32(unusable.tobytes()))
+    )
     images_C = np.bincount(labels, minlength=num_classes)
     people = zlib.crc32(images_C.astype(np.int64).tobytes())
     return DataSummary(num_classes, len(faces), int((images_C == 0).sum()), len(unusable), checksum, people), facts

@@ -56,6 +56,7 @@ def decode_noted(encoded: bytes | memoryview | NDArray[np.uint8]) -> tuple[NDArr
         raise ValueError(f"not a decodable image: {len(data)} bytes starting {data[:8].tobytes().hex(' ')!r}")
     if image.dtype != np.uint8 or white:
         return to_8_bits(image, white), DEEP
+    image = image.astype(np.uint8, copy=False)
     return image, TRANSPARENT if _has_alpha(data[:30].tobytes()) else ""
 
 

@@ -41,7 +41,9 @@ def find_images(reader: RecordReader) -> ImageSpan:
     return ImageSpan(is_insightface, start, stop)
 
 
-def read_labels(reader: RecordReader, span: ImageSpan, say: Callable[[str], object] | None = None) -> NDArray[np.int64]:
+def read_labels(
+    reader: RecordReader, span: ImageSpan, say: Callable[[str], object] | None = None
+) -> NDArray[np.int64]:
     """The label of each image in ``span``, the first of a vector; one pass over the headers.
 
     Args:

@@ -207,7 +207,7 @@ def test_any_name_is_the_same_person_after_packing(strange, tmp_path, capsys):
         os.rename(os.path.join(source, "zzz"), os.path.join(source, names[0]))  # noqa: PTH104, PTH118
 
 
-def test_every_tool_takes_any_name(strange, tmp_path, capsys):
+def test_every_tool_takes_any_name(strange, tmp_path, capsysbinary):
     root, source, names = strange
     out = str(tmp_path / os.fsdecode(b"\xff"))
     assert show_data.main([source, f"{out}.png", "--identities", f"{names[0]},{names[2]}"]) == 0
@@ -218,7 +218,10 @@ def test_every_tool_takes_any_name(strange, tmp_path, capsys):
     assert shuffle_rec.main([str(root / "packed"), f"{out}_mixed"]) == 0
     assert FaceRecords(f"{out}_mixed").class_names() == names
     assert find_duplicates.main([str(root / "run"), "--threshold", "0.9", "--device", "cpu", "--out", out]) == 0
-    assert "Traceback" not in capsys.readouterr().err
+    printed = capsysbinary.readouterr()
+    assert b"/\xff.png: 2 rows\n" in printed.out
+    assert b"Traceback" not in printed.err
+    assert b"error" not in printed.err
 
 
 def test_unreadable_files_are_listed_by_the_bytes_of_their_names(strange, tmp_path):

