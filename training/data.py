@@ -146,7 +146,11 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[RunData, Config]:
     data.summary = summary
     _adopt(data.faces, facts)
     if summary.empty_classes:
-        log.warning("data: %d of %d identities have no image", summary.empty_classes, summary.num_classes)
+        log.warning(
+            "data: %d of %d identities have no image; each takes a row of the classifier all the same",
+            summary.empty_classes,
+            summary.num_classes,
+        )
     for warning in facts.warnings:
         log.warning("data: %s", warning)
     if summary.unusable:

@@ -56,8 +56,8 @@ def decode_noted(encoded: bytes | memoryview | NDArray[np.uint8]) -> tuple[NDArr
         raise ValueError(f"not a decodable image: {len(data)} bytes starting {data[:8].tobytes().hex(' ')!r}")
     if image.dtype != np.uint8 or white:
         return to_8_bits(image, white), DEEP
-    image = image.astype(np.uint8, copy=False)
-    return image, TRANSPARENT if _has_alpha(data[:30].tobytes()) else ""
+    rgb: NDArray[np.uint8] = image
+    return rgb, TRANSPARENT if _has_alpha(data[:30].tobytes()) else ""
 
 
 def may_change(encoded: bytes | memoryview) -> bool:
@@ -110,7 +110,8 @@ def to_8_bits(image: NDArray[Any], highest: int | None = None) -> NDArray[np.uin
         highest = next((1 << bits) - 1 for bits in _DEPTHS if most < 1 << bits)
     if image.dtype == np.uint16 and highest == 0xFFFF:
         return (image >> 8).astype(np.uint8)
-    return np.rint(image.astype(np.float32) * (255.0 / highest)).clip(0, 255).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(image.astype(np.float32) * (255.0 / highest)).clip(0, 255).astype(np.uint8)
+    return scaled
 
 
 def _depth(data: NDArray[np.uint8]) -> tuple[bool, int | None]:

@@ -1,5 +1,6 @@
 """Image files of every kind: the grey levels that come out, and what is said of them."""
 
+import io
 import struct
 import zlib
 
@@ -129,3 +130,14 @@ def test_packing_stores_what_training_sees():
     assert not fitted.is_resized
     assert decode_noted(fitted.encoded)[1] == ""
     assert (decode_rgb(fitted.encoded) == scaled(square, 4095)).all()
+
+
+def test_cmyk():
+    pillow = pytest.importorskip("PIL.Image", reason="writes the CMYK files")
+    levels = np.full((32, 40, 3), (200, 60, 20), np.uint8)
+    for suffix, options in (("JPEG", {"quality": 98}), ("TIFF", {})):
+        file = io.BytesIO()
+        pillow.fromarray(levels).convert("CMYK").save(file, suffix, **options)
+        image, changed = decode_noted(file.getvalue())
+        assert (abs(image.astype(int) - levels) <= 2).all()
+        assert changed == ""
