@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.faces import Batch, Encoded, FaceDataset
+from data.faces import Batch, Changed, Encoded, FaceDataset
 from data.sampler import EpochSampler
+from utils.decode import encode_png, may_change
 
 log = logging.getLogger("mhs_arcface")  # that of utils.log, which a loader's worker need not import
 BATCHES_AHEAD = 2  # that DALI decodes while the training computes
@@ -40,6 +41,7 @@ class EncodedBatch(NamedTuple):
     labels_B: Tensor  # int64
     sample_ids_B: Tensor  # int64
     damaged: Sequence[str] = ()
+    changed: Sequence[Changed] = ()
 
 
 class EncodedFaces(Dataset[EncodedBatch]):
@@ -53,7 +55,8 @@ class EncodedFaces(Dataset[EncodedBatch]):
         files: list[Encoded] = [b""] * len(indices)
         labels_B, ids_B, damaged = self.faces.usable(indices, self._read, files.__setitem__)
         joined = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8)
-        return EncodedBatch(joined, torch.tensor([len(file) for file in files]), labels_B, ids_B, damaged)
+        sizes_B, changed = torch.tensor([len(file) for file in files]), self.faces.take_changed()
+        return EncodedBatch(joined, sizes_B, labels_B, ids_B, damaged, changed)
 
     def _read(self, indices: Sequence[int]) -> list[tuple[Encoded, int]]:
         found = self.faces.read_many(indices)
@@ -61,7 +64,11 @@ class EncodedFaces(Dataset[EncodedBatch]):
             # DALI fills in what a truncated JPEG lacks; the plain loader refuses the image.
             if len(file) == 0 or (file[:2] == _JPEG_START and _JPEG_END not in bytes(file[-64:])):
                 self.faces.decode(file, index)
-        return found
+        # DALI would decode these otherwise than the plain loader.
+        return [
+            (encode_png(self.faces.decode(file, index)), label) if may_change(file) else (file, label)
+            for index, (file, label) in zip(indices, found, strict=True)
+        ]
 
 
 class DaliLoader:
@@ -119,13 +126,13 @@ class DaliLoader:
         else:
             problem = "an image of another size"
         if images_BHW3 is not None:
-            return Batch(images_BHW3, batch.labels_B, batch.sample_ids_B, batch.damaged)
+            return Batch(images_BHW3, batch.labels_B, batch.sample_ids_B, batch.damaged, batch.changed)
         again = self.dataset.__getitems__(batch.sample_ids_B.tolist())
         if not again.damaged:
             self._refused += 1
             if self._refused & (self._refused - 1) == 0:
                 log.warning("dali: %d batches had to be decoded without it so far: %s", self._refused, problem)
-        return again._replace(damaged=[*batch.damaged, *again.damaged])
+        return again._replace(damaged=[*batch.damaged, *again.damaged], changed=batch.changed)
 
     def _run(self, batch: EncodedBatch) -> Tensor | None:
         """(B, H, W, 3) uint8, None if an image has another size; an error in DALI ends the pipeline."""

@@ -17,12 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.folders import IMAGE_SUFFIXES, OutsideLinks, identity_folders, image_names
+from data.folders import IMAGE_SUFFIXES, FolderNotes, identity_folders, image_names
 from data.records.check import RecordCheck, check_records, is_whole, no_identity
 from data.records.images import find_images
 from data.records.layout import unpack
 from data.records.reader import RecordReader
-from utils.decode import decode_rgb
+from utils.decode import decode_noted
 from utils.hashing import key
 from utils.text import parse_json
 
@@ -35,6 +35,14 @@ LoadMany = Callable[[Sequence[int]], Iterable[tuple[T, int]]]
 MAX_STAND_INS = 100  # damaged samples in a row, each replacing the one before, until loading gives up
 
 
+class Changed(NamedTuple):
+    """What decoding had to change in some images."""
+
+    kind: str
+    images: int
+    where: str  # the last of them
+
+
 class Batch(NamedTuple):
     """What the loader yields."""
 
@@ -42,6 +50,7 @@ class Batch(NamedTuple):
     labels_B: Tensor  # int64
     sample_ids_B: Tensor  # int64, in [0, N): each image's place in the data set
     damaged: Sequence[str] = ()  # what is wrong with each sample that another one in this batch replaces
+    changed: Sequence[Changed] = ()  # what decoding had to change
 
 
 class FaceDataset(Dataset[Batch]):
@@ -54,6 +63,11 @@ class FaceDataset(Dataset[Batch]):
     note = ""  # what is unusual about it, without being wrong
     unusable: NDArray[np.int64] = np.empty(0, np.int64)  # increasing: never delivered, because the label is damaged
     _labels: NDArray[np.int64]
+
+    @cached_property
+    def changed(self) -> dict[str, Changed]:
+        """What decoding has changed, by kind, since ``take_changed`` was called last."""
+        return {}
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -103,10 +117,13 @@ class FaceDataset(Dataset[Batch]):
     def decode(self, encoded: Encoded, index: int) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB of the encoded image ``index``; ValueError as for ``load``."""
         try:
-            image = decode_rgb(encoded)
+            image, changed = decode_noted(encoded)
         except ValueError as error:
             way = '; replace it, leave it out, or set on_bad_sample = "skip"' if self.on_bad_sample == "stop" else ""
             raise ValueError(f"{self.where(index)}: {error}: the file is damaged{way}") from None
+        if changed:
+            before = self.changed.get(changed)
+            self.changed[changed] = Changed(changed, before.images + 1 if before else 1, self.where(index))
         if image.shape[:2] != self.image_size:
             raise ValueError(
                 f"{self.where(index)}: the image's (height, width) is {image.shape[:2]}, expected "
@@ -166,12 +183,20 @@ class FaceDataset(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The images at ``indices`` as one batch; a worker calls this once a batch."""
         images_BHW3 = np.empty((len(indices), *self.image_size, 3), np.uint8)
-        return Batch(torch.from_numpy(images_BHW3), *self.usable(indices, self.load_many, images_BHW3.__setitem__))
+        found = self.usable(indices, self.load_many, images_BHW3.__setitem__)
+        return Batch(torch.from_numpy(images_BHW3), *found, self.take_changed())
+
+    def take_changed(self) -> list[Changed]:
+        """What decoding has changed in images of this process since it was asked last."""
+        taken = [changed for one in self.sets for changed in one.changed.values()]
+        for one in self.sets:
+            one.changed.clear()
+        return taken
 
     def _check_usable(self, index: int) -> None:
         at = int(np.searchsorted(self.unusable, index))
         if at < len(self.unusable) and self.unusable[at] == index:
-            raise ValueError(f"{self.where(index)}: its label is damaged or contradicts its identity record")
+            raise ValueError(f"{self.where(index)}: its label is damaged or outside num_classes")
 
     def _find_usable(self, index: int, load_many: LoadMany[T], damaged: list[str]) -> tuple[T, int, int]:
         for attempt in range(MAX_STAND_INS):
@@ -225,7 +250,7 @@ class FaceRecords(FaceDataset):
         check = self.check()
         if self.on_bad_sample == "stop" and (problem := check.problem or check.unlisted):
             raise ValueError(problem)
-        self.warning = check.unlisted
+        self.warning, self.note = check.unlisted, check.note
         return check.labels_N
 
     def class_names(self) -> Sequence[str | None] | None:
@@ -268,16 +293,18 @@ class FaceRecords(FaceDataset):
 class ImageFolder(FaceDataset):
     """``root/<identity>/<image>``; label i is the i-th folder by sorted name, ``classes[i]``.
 
-    Hidden files and folders, and files without an image's ending, are left out. ValueError if there is no
-    identity folder, or one without an image.
+    Images deeper down (``root/<identity>/<session>/<image>``) are taken too. Hidden files and folders, and files
+    without an image's ending, are left out; ``note`` says how many of each. ValueError if there is no identity
+    folder, or one without an image, or if the people plainly lie one level further down.
     """
 
     def __init__(self, root: str | Path, image_size: Size = (112, 112), on_bad_sample: OnBadSample = "stop") -> None:
         self.root, self.image_size, self.on_bad_sample = Path(root), image_size, on_bad_sample
-        links = OutsideLinks(self.root, most=1000)
-        self.classes: list[str] = identity_folders(self.root, links)
-        names = [image_names(self.root / identity, links) for identity in self.classes]
-        self.note = links.note()
+        notes = FolderNotes(self.root, most=1000)
+        self.classes: list[str] = identity_folders(self.root, notes)
+        names = [image_names(self.root / identity, notes) for identity in self.classes]
+        notes.check_level(self.classes)
+        self.note = notes.text()
         empty = [identity for identity, found in zip(self.classes, names, strict=True) if not found]
         if empty or not self.classes:
             raise ValueError(

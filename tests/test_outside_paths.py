@@ -9,7 +9,7 @@ import pytest
 
 import eval_ijbc
 from data.faces import ImageFolder
-from data.folders import OutsideLinks, identity_folders, image_names
+from data.folders import FolderNotes, identity_folders, image_names
 from eval.ijb.lists import read_ijb
 from eval.pairs.__main__ import main as eval_pairs
 from eval.pairs.bin_file import load_bin
@@ -172,7 +172,7 @@ def test_a_folder_without_links_says_nothing(tmp_path, capsys):
 
 
 def test_counting_ends_early_where_it_would_take_long(linked):
-    links = OutsideLinks(linked, most=1)
+    links = FolderNotes(linked, most=1)
     for name in identity_folders(linked, links):
         image_names(linked / name, links)
     assert "followed: 1 or more, the first" in links.note()

@@ -30,11 +30,12 @@ from tools.parts.data_scan import scan
 from tools.parts.face_sources import open_source
 from tools.parts.record_output import print_config
 from utils.atomic import open_atomic, write_json
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 SHOWN = 5  # problems of one kind that are printed
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     assert __doc__ is not None

@@ -24,7 +24,7 @@ from training.checkpoint import (
     step_of,
 )
 from utils.manifest import DamagedError
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def describe(run: Path, verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0: the newest checkpoint is sound, 1: it is not, 2: there is none."""
     parser = argparse.ArgumentParser(

@@ -19,7 +19,7 @@ import torch
 
 from training.checkpoint import find_checkpoint, open_saved_heads
 from utils.atomic import open_atomic, temporary_name
-from utils.text import complain, parse_json
+from utils.text import any_name_can_be_printed, complain, parse_json
 
 
 def write_centres(checkpoint: Path, out: Path, updates: Path | None = None) -> tuple[int, int, int]:
@@ -81,6 +81,7 @@ def names_of_classes(checkpoint: Path, count: int) -> Path | None:
     return path if isinstance(names, list) and len(names) == count else None
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(

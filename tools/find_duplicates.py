@@ -38,13 +38,11 @@ Exit status: 0 done, 2 what was given cannot be used, or another map is in the w
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import math
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.faces import FaceRecords
@@ -57,14 +55,14 @@ from tools.parts.run_faces import ClassImages, open_run_faces, write_unit_centre
 from tools.parts.test_people import TestPeople, open_test
 from training.checkpoint import find_checkpoint
 from utils.device import choose_device
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        with _any_name_can_be_printed():
+        with any_name_can_be_printed():
             _find(args)
     except (ValueError, OSError) as error:
         complain("find_duplicates", error)
@@ -159,21 +157,6 @@ def _find(args: argparse.Namespace) -> None:
         _print_use(people, sources if are_records else [], num_classes)
 
 
-@contextlib.contextmanager
-def _any_name_can_be_printed() -> Iterator[None]:
-    """Names of files that are no text go to the standard output as the bytes that they are."""
-    out = sys.stdout
-    if not isinstance(out, io.TextIOWrapper):
-        yield
-        return
-    before = out.errors
-    out.reconfigure(errors="surrogateescape")
-    try:
-        yield
-    finally:
-        out.reconfigure(errors=before)
-
-
 def _scratch(out: Path) -> tempfile.TemporaryDirectory[str]:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -219,6 +202,9 @@ def _print(
     print(
         f"{found.embedded_images:,} images of {found.embedded_classes:,} of {faces.num_classes:,} classes looked at"
     )
+    for note in [one.note for one in faces.sets] + [test.note for test in tests]:
+        if note:
+            print(plain(note))
     if centres is None:
         print("no checkpoint: centres are not compared")
     elif centres.untouched:

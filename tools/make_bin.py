@@ -36,7 +36,7 @@ from tools.parts.record_output import pair_config_lines, print_config
 from utils.atomic import open_atomic
 from utils.decode import fit_face
 from utils.paths import ListedPaths
-from utils.text import complain
+from utils.text import any_name_can_be_printed, complain, plain
 
 _SHOWN = 3  # missing images that are named
 _WAY_OUT = "give the folder that holds all images with --root or, if you trust the list, --allow-outside"
@@ -63,7 +63,10 @@ class _Images(Protocol):
 
 class _FolderImages:
     def __init__(self, root: Path) -> None:
-        files = list(FolderFiles(root))
+        folders = FolderFiles(root)
+        files = list(folders)
+        for line in folders.notes.lines():
+            print(plain(line))
         self.paths = np.array([os.fsencode(path) for of_identity in files for path in of_identity])
         self.labels = np.repeat(np.arange(len(files)), [len(of_identity) for of_identity in files])
 
@@ -76,7 +79,7 @@ class _RecordImages:
         self.reader = RecordReader(rec_path)
         span = find_images(self.reader)
         self.start = span.start
-        self.labels = read_labels(self.reader, span)
+        self.labels = read_labels(self.reader, span, lambda note: print(plain(note)))
 
     def read(self, index: int) -> bytes:
         return bytes(self.reader.read_face(self.start + index)[1])
@@ -201,6 +204,7 @@ def write_bin(path: Path, pairs: EncodedPairs, size: int, quality: int) -> int:
     return resized
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status, 2 for pairs that cannot be made."""
     args = _parse(argv)

@@ -28,7 +28,7 @@ from data.records.layout import EXACT_LABELS, pack, unpack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, range_record, write_property
 from tools.parts.record_output import check_out, config_lines, print_config, write_classes
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 _READ_AT_ONCE = 256  # records
 
@@ -78,6 +78,7 @@ def merge_records(joined: JoinedSets, readers: Sequence[RecordReader], out: Path
     write_classes(out, joined.class_names())
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status, 2 for sets that cannot be merged."""
     assert __doc__ is not None
@@ -110,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes = f"{part.classes.start} to {part.classes.stop - 1}" if part.classes else "none"
         table.add_row([plain(part.name), f"{len(part.images):,}", classes, f"{part.shared:,}"])
     print(table)
+    for one in sets:
+        if one.note:
+            print(plain(one.note))
     seconds = time.perf_counter() - start
     print(f"{args.out}: {len(joined):,} images of {joined.num_classes:,} classes in {seconds:.1f} s")
     print_config(config_lines(args.out, joined.num_classes, len(joined)))

@@ -34,7 +34,7 @@ from tools.parts.record_output import check_out, config_lines, print_config, wri
 from tools.shuffle_rec import shuffle_records
 from utils.atomic import open_atomic
 from utils.decode import FittedFace, fit_face
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 _FILES_A_TASK = 32
 _PROGRESS_S = 10.0
@@ -149,6 +149,7 @@ def _fit_file(path: str, coding: Coding) -> FittedFace | str:
         return str(error)
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status, 2 for input that cannot be packed."""
     args = _parse(argv)
@@ -175,8 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("pack_rec: interrupted, nothing is written", file=sys.stderr)
         return 130
     _report(packed, args.out, time.perf_counter() - start)
-    if isinstance(files, FolderFiles) and files.links.count:
-        print(plain(files.links.note()))
+    for line in files.notes.lines() if isinstance(files, FolderFiles) else ():
+        print(plain(line))
     return 0
 
 

@@ -27,11 +27,12 @@ from tools.parts.contact_sheet import FACE, Row, check_png, contact_sheet, write
 from tools.parts.face_sources import open_source
 from utils.decode import decode_rgb
 from utils.device import prepare_device
-from utils.text import complain
+from utils.text import any_name_can_be_printed, complain
 
 BATCH = 128
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(

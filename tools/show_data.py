@@ -20,9 +20,10 @@ from data.records.images import find_images, read_labels
 from tools.parts.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
 from tools.parts.face_sources import AnySource, FolderSource, PairSource, RecordSource, open_source
 from utils.decode import decode_rgb
-from utils.text import complain
+from utils.text import any_name_can_be_printed, complain
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(

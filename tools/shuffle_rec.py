@@ -31,7 +31,7 @@ from data.records.images import find_images, first_image_size, read_labels
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_property
 from tools.parts.record_output import check_out, config_lines, print_config, write_classes
-from utils.text import complain
+from utils.text import any_name_can_be_printed, complain, plain
 
 _SPILLED = struct.Struct("<QQ")  # place in the new order, length
 _READ_AT_ONCE = 256  # records
@@ -57,7 +57,7 @@ def shuffle_records(rec_path: Path, out: Path, seed: int, memory_mb: int = 1024)
     """
     reader = RecordReader(rec_path)
     span = find_images(reader)
-    labels_N = read_labels(reader, span)
+    labels_N = read_labels(reader, span, lambda note: print(plain(note)))
     n = len(labels_N)
     in_file_order = reader.offsets[span.start : span.stop].argsort(kind="stable") + span.start  # (N,) positions
     place_N = np.random.default_rng(seed).permutation(n)  # of the i-th image in the file
@@ -115,6 +115,7 @@ def _sorted(placed: Iterator[tuple[int, bytes]], first: int, size: int) -> Itera
         payloads[i] = None
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status, 2 for input that cannot be shuffled."""
     assert __doc__ is not None

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,12 @@ from data.workers import check_shared_memory
 from dataset import Loader, get_dataloader
 from utils.device import to_device
 from utils.distributed import Ranks, all_gather_objects, all_reduce_sum_
-from utils.log import log
+from utils.log import log, warn_once
 from utils.settings import Config
 
 SYNTHETIC_IMAGES = 1_000_000  # of "synthetic" data without num_image
 MAX_DAMAGED_SHARE = 0.01  # of the images, above which none are skipped any more
+_SAID_AT = (1, 100, 10_000, 1_000_000)  # images that decoding changed, when the log says so
 MAX_DAMAGED_FROM = 1000  # images from which that share counts
 
 
@@ -144,7 +146,11 @@ def open_data(cfg: Config, ranks: Ranks) -> tuple[RunData, Config]:
     data.summary = summary
     _adopt(data.faces, facts)
     if summary.empty_classes:
-        log.warning("data: %d of %d identities have no image", summary.empty_classes, summary.num_classes)
+        log.warning(
+            "data: %d of %d identities have no image; each takes a row of the classifier all the same",
+            summary.empty_classes,
+            summary.num_classes,
+        )
     for warning in facts.warnings:
         log.warning("data: %s", warning)
     if summary.unusable:
@@ -200,7 +206,9 @@ def examine(faces: FaceDataset, num_classes: int | None) -> tuple[DataSummary, D
     for index in np.linspace(0, len(faces) - 1, 8).astype(int):
         faces[int(index)]
     names = "\n".join(_folder_names(faces))
-    checksum = zlib.crc32(names.encode(), zlib.crc32(faces.labels.tobytes(), zlib.crc32(unusable.tobytes())))
+    checksum = zlib.crc32(
+        names.encode(errors="surrogateescape"), zlib.crc32(faces.labels.tobytes(), zlib.crc32(unusable.tobytes()))
+    )
     images_C = np.bincount(labels, minlength=num_classes)
     people = zlib.crc32(images_C.astype(np.int64).tobytes())
     return DataSummary(num_classes, len(faces), int((images_C == 0).sum()), len(unusable), checksum, people), facts
@@ -251,10 +259,11 @@ def _folder_of(source: str) -> Path:
 
 
 class DamagedSamples:
-    """How many damaged images have been replaced on this rank."""
+    """How many images have been replaced on this rank because they are damaged, and how many decoding changed."""
 
     def __init__(self) -> None:
         self.damaged = self.images = 0
+        self._changed: Counter[str] = Counter()  # since this process started, by kind
 
     def counts(self) -> tuple[int, int]:
         """Damaged images, and images in all."""
@@ -265,12 +274,17 @@ class DamagedSamples:
         self.damaged, self.images = counts
 
     def count(self, batch: Batch) -> None:
-        """Take a batch into account; log the 1st, 2nd, 4th, 8th ... damaged image.
+        """Take a batch into account; log the 1st, 2nd, 4th, 8th ... damaged image, the 1st, 100th ... changed one.
 
         Raises:
             ValueError: there are too many; see :func:`check_damaged_share`.
         """
         self.images += len(batch.labels_B)
+        for kind, count, where in batch.changed:
+            before = self._changed[kind]
+            self._changed[kind] += count
+            if any(before < said <= before + count for said in _SAID_AT):
+                warn_once("data: images with %s: %d of %d so far (%s)", kind, before + count, self.images, where)
         for message in batch.damaged:
             self.damaged += 1
             if self.damaged & (self.damaged - 1) == 0:

@@ -129,7 +129,7 @@ def check_wandb(cfg: Config) -> None:
 def _start_wandb(cfg: Config, output: Path) -> Any:
     import wandb
 
-    run_id = hashlib.sha1(str(output).encode()).hexdigest()[:16]  # so that a resumed run finds its old one
+    run_id = hashlib.sha1(os.fsencode(output)).hexdigest()[:16]  # so that a resumed run finds its old one
     name = cfg.name + (f"_{cfg.suffix_run_name}" if cfg.suffix_run_name else "")
     return wandb.init(
         entity=cfg.wandb_entity,

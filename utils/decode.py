@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,31 +10,67 @@ from numpy.typing import NDArray
 
 from utils.opencv import cv2
 
+_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras give
+_PNM = re.compile(rb"P[2356]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*(\d{1,5})\s")
+_TIFF = (b"II*\0", b"MM\0*")  # whose depth stands anywhere in the file
+_JP2 = b"jP  \r\n\x87\n"
+_WEBP_ALPHA = {b"X": 20, b"L": 24}  # the byte whose bit 4 tells of transparency
+DEEP = "more than 8 bits, scaled to 8 by the image's own range"
+TRANSPARENT = "transparency, which is left out"
 _KEPT = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # first bytes of JPEG and PNG, which every reader of records takes
 
 
 def decode_rgb(encoded: bytes | memoryview | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Decode one JPEG or PNG file to RGB.
+    """Decode one image file of any kind that OpenCV reads to RGB; see :func:`decode_noted`."""
+    return decode_noted(encoded)[0]
+
+
+def decode_noted(encoded: bytes | memoryview | NDArray[np.uint8]) -> tuple[NDArray[np.uint8], str]:
+    """Decode one image file of any kind that OpenCV reads to RGB, and say what had to be changed.
+
+    An image is turned as its EXIF says, and CMYK becomes RGB. What has more than 8 bits is scaled by
+    :func:`to_8_bits`, and transparency is left out.
 
     Returns:
-        (H, W, 3) uint8, grey images repeated over the channels.
+        (H, W, 3) uint8, grey images repeated over the channels; and which of the last two it was, "" for neither.
 
     Raises:
-        ValueError: the bytes are no image that OpenCV reads, or one of more pixels than it may decode.
+        ValueError: the bytes are no image that OpenCV reads, one of more pixels than it may decode, or one of values
+            that are no grey levels.
     """
     data = np.frombuffer(encoded, np.uint8)
+    is_deep, white = _depth(data)
+    image: NDArray[Any] | None = None
     try:
-        image = _imdecode_rgb(data) if len(data) else None
+        if is_deep:
+            image = _imdecode_deep(data)
+        elif len(data):
+            image = _imdecode_rgb(data)
     except cv2.error as error:
         if "MAX_IMAGE" in str(error):
             raise ValueError(
                 "its header announces more pixels than are decoded here (2^27, or what the environment variable "
                 "OPENCV_IO_MAX_IMAGE_PIXELS says)"
             ) from None
-        image = None
     if image is None:
         raise ValueError(f"not a decodable image: {len(data)} bytes starting {data[:8].tobytes().hex(' ')!r}")
-    return image.astype(np.uint8, copy=False)
+    if image.dtype != np.uint8 or white:
+        return to_8_bits(image, white), DEEP
+    rgb: NDArray[np.uint8] = image
+    return rgb, TRANSPARENT if _has_alpha(data[:30].tobytes()) else ""
+
+
+def may_change(encoded: bytes | memoryview) -> bool:
+    """Whether :func:`decode_noted` may have something to say of an image, by its first bytes."""
+    data = np.frombuffer(encoded, np.uint8)
+    return _depth(data)[0] or _has_alpha(data[:30].tobytes())
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """A PNG file of an RGB image (H, W, 3)."""
+    done, out = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert done
+    return out.tobytes()
 
 
 def resize_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -43,6 +80,69 @@ def resize_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         return image
     how = cv2.INTER_AREA if max(height, width) > size else cv2.INTER_LINEAR
     return cv2.resize(image, (size, size), interpolation=how).astype(np.uint8, copy=False)
+
+
+def to_8_bits(image: NDArray[Any], highest: int | None = None) -> NDArray[np.uint8]:
+    """Scale grey levels of any type to 0 .. 255.
+
+    Whole numbers of 16 bits: cameras fill 10, 12 or 14 of them only, and with all 16 taken as the range, such images
+    are nearly black. The range is 0 to ``highest``, or to the end of the smallest of 8, 10, 12, 14 and 16 bits that
+    holds the image's largest value. Of 16 bits the upper 8 are taken, as OpenCV does. Floating point: 0 to 1 where
+    nothing is above 1, else as for whole numbers. Negative values become 0.
+
+    Args:
+        image: of any shape.
+        highest: the level of white, where the file says it.
+
+    Raises:
+        ValueError: a value is not finite, or above 16 bits.
+    """
+    if image.dtype == np.uint8 and highest in (None, 255):
+        return image
+    most = float(image.max())
+    if not np.isfinite(image.min()) or not np.isfinite(most):
+        raise ValueError("it holds values that are no finite numbers")
+    if image.dtype.kind == "f" and most <= 1:
+        highest = 1
+    if highest is None:
+        if most >= 1 << _DEPTHS[-1]:
+            raise ValueError(f"its values reach {most:.6g}, expected at most {(1 << _DEPTHS[-1]) - 1}")
+        highest = next((1 << bits) - 1 for bits in _DEPTHS if most < 1 << bits)
+    if image.dtype == np.uint16 and highest == 0xFFFF:
+        return (image >> 8).astype(np.uint8)
+    scaled: NDArray[np.uint8] = np.rint(image.astype(np.float32) * (255.0 / highest)).clip(0, 255).astype(np.uint8)
+    return scaled
+
+
+def _depth(data: NDArray[np.uint8]) -> tuple[bool, int | None]:
+    """Whether an image may have another depth than 8 bits, and the level of white where its file states it."""
+    if len(data) < 30 or data[0] == 0xFF:  # JPEG
+        return False, None
+    head = data[:42].tobytes()
+    if head.startswith(b"\x89PNG"):
+        states = head[37:41] == b"sBIT" and 8 <= head[41] < 16
+        return head[24] == 16, (1 << head[41]) - 1 if states and head[24] == 16 else None
+    if head[:2] in (b"P2", b"P3", b"P5", b"P6") and (found := _PNM.match(data[:1024].tobytes())):
+        return found[1] != b"255", None if found[1] in (b"255", b"65535") else int(found[1]) or None
+    return head.startswith(_TIFF) or head[4:12] == _JP2, None
+
+
+def _has_alpha(head: bytes) -> bool:
+    if head.startswith(b"\x89PNG"):
+        return head[25] in (4, 6)
+    return (head[8:16] == b"WEBPVP8X" or head[8:16] == b"WEBPVP8L") and bool(head[_WEBP_ALPHA[head[15:16]]] & 0x10)
+
+
+def _imdecode_deep(data: NDArray[np.uint8]) -> NDArray[Any] | None:
+    """Decode to RGB with the depth that the file has."""
+    if data[:4].tobytes() in _TIFF:  # OpenCV does not make colour of grey floating point
+        image: NDArray[Any] | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if image is None or image.dtype.kind == "f":
+            if image is None or image.ndim == 3:
+                return None if image is None else np.ascontiguousarray(image[..., 2::-1])
+            return np.repeat(image[..., None], 3, 2)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return None if image is None else np.ascontiguousarray(image[..., ::-1])
 
 
 def _imdecode_rgb(data: NDArray[np.uint8]) -> NDArray[Any] | None:
@@ -74,10 +174,10 @@ def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 9
     Raises:
         ValueError: ``encoded`` is no image.
     """
-    image = decode_rgb(encoded)
+    image, changed = decode_noted(encoded)
     height, width = image.shape[:2]
     is_resized = (height, width) != (size, size)
-    if not is_resized and keep and encoded.startswith(_KEPT):
+    if not is_resized and keep and encoded.startswith(_KEPT) and not changed:  # else others would read it otherwise
         return FittedFace(encoded, False, True)
     image = resize_square(image, size)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if encoding == ".jpg" else []

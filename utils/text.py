@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -12,7 +15,7 @@ def plain(text: str, keep: str = "") -> str:
     r"""Text as one line that a terminal shows and does not obey: ``\x1b`` instead of an escape character.
 
     Other control characters, characters that turn the direction of writing, line ends and the stand-ins for bytes
-    that are no UTF-8 are written in the same way.
+    that are no UTF-8 (``\udcd5`` for the byte d5, as in our JSON files) are written in the same way.
 
     Args:
         text: any text.
@@ -32,6 +35,21 @@ def _escaped(character: str) -> str:
 def complain(program: str, error: BaseException) -> None:
     """Print on stderr, in one line, why a command ends."""
     print(f"{program}: error: {plain(str(error))}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def any_name_can_be_printed() -> Iterator[None]:
+    """Names of files that are no text go to the standard output as the bytes that they are; also a decorator."""
+    out = sys.stdout
+    if not isinstance(out, io.TextIOWrapper):
+        yield
+        return
+    before = out.errors
+    out.reconfigure(errors="surrogateescape")
+    try:
+        yield
+    finally:
+        out.reconfigure(errors=before)
 
 
 def parse_json(text: str) -> Any:

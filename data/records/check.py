@@ -5,13 +5,15 @@ Shapes: N images, the records [start, stop) of a file in the order of their keys
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data.records.identities import KeyRange, compare
 from data.records.layout import EXACT_LABELS, HEADER, MAGIC, PART
-from data.records.reader import HeaderScan, RecordReader
+from data.records.reader import REBUILD, HeaderScan, RecordReader
 
 _BLOCK = 1 << 20  # records whose headers are examined together
 _TAIL_BLOCK = 4096
@@ -20,38 +22,40 @@ _GAP_LOOK = 4096  # bytes searched for a record's start; one in several parts en
 
 
 class RecordCheck(NamedTuple):
-    """The labels of N images, and what speaks against them."""
+    """The labels of N images, as their headers give them, and what speaks against them."""
 
-    labels_N: NDArray[np.int64]  # -1: the header is damaged, or its label is not to be trusted
+    labels_N: NDArray[np.int64]  # -1: the header is damaged, or its label is no identity
     problem: str  # the first of these with file, record and offset; "": there is none
     unlisted: str  # which record of the .rec file its index does not list; "": none
+    note: str = ""  # in which way identity records and labels disagree, which damages nothing; "": they do not
 
 
 def find_stop(reader: RecordReader) -> int:
     """The position after the last image: where the identity records begin, if there are any.
 
-    An identity record has two labels and no image. A damaged record that follows an image counts as one.
+    A record without an image that no image follows is one, whatever its labels; so is a damaged record between such,
+    while one that follows an image counts as an image.
     """
-    stop = len(reader)  # the first identity record after the last image, as far as has been searched
+    stop = len(reader)  # the first record without an image after the last image, as far as has been searched
     for start in range((len(reader) - 1) // _TAIL_BLOCK * _TAIL_BLOCK, -1, -_TAIL_BLOCK):
         scan = reader.scan_headers(start, start + _TAIL_BLOCK, damaged="mark")
-        is_identity = (scan.flags == 2) & ~scan.has_image
-        certain = np.flatnonzero(~is_identity & (scan.flags >= 0))
-        after = int(certain[-1]) + 1 if len(certain) else 0
-        identities = np.flatnonzero(is_identity[after:])
-        if len(identities):
-            stop = start + after + int(identities[0])
-        if len(certain):
+        images = np.flatnonzero(scan.has_image & (scan.flags >= 0))
+        after = int(images[-1]) + 1 if len(images) else 0
+        others = np.flatnonzero(scan.flags[after:] >= 0)
+        if len(others):
+            stop = start + after + int(others[0])
+        if len(images):
             return stop
     return stop
 
 
 def check_records(reader: RecordReader, start: int, stop: int) -> RecordCheck:
-    """Read every header of a file once, and compare labels, identity records and index with each other.
+    """Read every header of a file once, and hold it against the index and the identity records.
 
     - A record among the images must hold an image and a label that ``is_whole``.
-    - Where most identity records fit the images, an image must have the label of the identity record that claims it.
     - There must be no unlisted record between those that the index lists.
+    - Identity records only give a note: packers write one for each run of equal labels in their list, so that an
+      unsorted list leaves several for a label, and a label without images none. Labels stand in the images' headers.
 
     Temporary memory: 16 bytes a record.
     """
@@ -71,18 +75,21 @@ def check_records(reader: RecordReader, start: int, stop: int) -> RecordCheck:
         if not (problem or good.all()):
             at = first + int(good.argmin())
             problem = _what_is_wrong(reader, at, scan, at - begin)
-    claimed_N = _claimed_labels(reader, start, stop)
-    both = (claimed_N >= 0) & (labels_N >= 0)
-    contradicted = both & (labels_N != claimed_N)
-    if 2 * contradicted.sum() < both.sum():  # else these records number identities in another way
-        if contradicted.any() and not problem:
-            at = int(contradicted.argmax())
-            problem = (
-                f"{reader.where(start + at)}: label {labels_N[at]}, but its identity record says that it is of "
-                f"identity {claimed_N[at]}; the file or its index is damaged: copy both again"
-            )
-        labels_N[contradicted] = -1
-    return RecordCheck(labels_N, problem, _unlisted_record(reader, np.concatenate(sizes)))
+    note = compare(reader.rec_path, reader.keys[start:stop], labels_N, read_ranges(reader, stop))
+    return RecordCheck(labels_N, problem, _unlisted_record(reader, np.concatenate(sizes)), note)
+
+
+def read_ranges(reader: RecordReader, stop: int) -> list[KeyRange]:
+    """What the identity records from position ``stop`` on say; (nan, nan) where that is no range."""
+    ranges = []
+    for position in range(stop, len(reader)):
+        low = high = np.nan
+        with contextlib.suppress(ValueError):
+            header, _ = reader.read_face(position)
+            if header.flag == 2:
+                low, high = map(float, header.label)
+        ranges.append(KeyRange(reader.index.key(position), low, high))
+    return ranges
 
 
 def is_whole(labels: ArrayLike) -> Any:
@@ -110,25 +117,6 @@ def _what_is_wrong(reader: RecordReader, position: int, scan: HeaderScan, i: int
     return f"{reader.where(position)}: it changed while it was read"
 
 
-def _claimed_labels(reader: RecordReader, start: int, stop: int) -> NDArray[np.int64]:
-    """(N,) the identity that each image belongs to by the identity records' key ranges, -1 where none claims it.
-
-    Identity i is the record ``i`` keys after the first one; keys past 2^24 are rounded and claim nothing.
-    """
-    claimed_N = np.full(stop - start, -1, np.int64)
-    keys = reader.keys
-    image_keys, first_identity = keys[start:stop], keys[stop] if stop < len(keys) else 0
-    for position in range(stop, len(reader)):
-        try:
-            header, _ = reader.read_face(position)
-        except ValueError:
-            continue
-        if header.flag == 2 and is_whole(header.label).all() and header.label[0] < header.label[1]:
-            low, high = np.searchsorted(image_keys, header.label.astype(np.int64))
-            claimed_N[low:high] = keys[position] - first_identity
-    return claimed_N
-
-
 def _unlisted_record(reader: RecordReader, sizes: NDArray[np.int64]) -> str:
     """Which record of the file the index leaves out, "" if none."""
     ends = reader.offsets + PART.size + sizes + -sizes % 4  # of a record in several parts: inside its last part
@@ -147,6 +135,7 @@ def _unlisted_record(reader: RecordReader, sizes: NDArray[np.int64]) -> str:
         if is_start.any():
             return (
                 f"{reader.idx_path}: it does not list the record at byte {first + 4 * int(is_start.argmax())} of "
-                f"{reader.rec_path.name}; it is cut short, or lines are missing: copy both files again"
+                f"{reader.rec_path.name}; it is cut short, or lines are missing: copy both files again, or "
+                f"{REBUILD.format(reader.rec_path)}"
             )
     return ""

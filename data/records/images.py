@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.records.check import check_records, find_stop
-from data.records.reader import RecordReader
+from data.records.reader import REBUILD, RecordReader
 from utils.decode import decode_rgb
 
 
@@ -27,15 +28,28 @@ def find_images(reader: RecordReader) -> ImageSpan:
         ValueError: no record holds an image.
     """
     first = reader.scan_headers(0, 1, damaged="mark")
-    is_insightface = int(first.flags[0]) == 2 and not first.has_image[0]
-    start, stop = int(is_insightface), find_stop(reader)
+    stop = find_stop(reader)
+    # A lone number in record 0 is a header only where identity records follow; else it is an image that got lost.
+    is_header = int(first.flags[0]) > 0 or (int(first.flags[0]) == 0 and stop < len(reader))
+    is_insightface = is_header and not first.has_image[0]
+    start = int(is_insightface)
     if stop <= start:
-        raise ValueError(f"{reader.rec_path}: none of its {len(reader)} records holds an image")
+        raise ValueError(
+            f"{reader.rec_path}: none of its {len(reader)} records holds an image; if {reader.idx_path.name} is cut "
+            f"short, {REBUILD.format(reader.rec_path)}"
+        )
     return ImageSpan(is_insightface, start, stop)
 
 
-def read_labels(reader: RecordReader, span: ImageSpan) -> NDArray[np.int64]:
+def read_labels(
+    reader: RecordReader, span: ImageSpan, say: Callable[[str], object] | None = None
+) -> NDArray[np.int64]:
     """The label of each image in ``span``, the first of a vector; one pass over the headers.
+
+    Args:
+        reader: of the file.
+        span: its images.
+        say: takes the note on identity records that disagree with the labels, if there is one.
 
     Returns:
         (N,) in the order of the keys.
@@ -47,6 +61,8 @@ def read_labels(reader: RecordReader, span: ImageSpan) -> NDArray[np.int64]:
     check = check_records(reader, span.start, span.stop)
     if problem := check.problem or check.unlisted:
         raise ValueError(problem)
+    if check.note and say is not None:
+        say(check.note)
     return check.labels_N
 
 

@@ -41,7 +41,7 @@ class RecordIndex:
                 if repeated.any():
                     raise ValueError(
                         f"key {keys[repeated.argmax()]} stands there more than once; each record needs its own "
-                        "key: pack the faces again"
+                        "key: copy the index again"
                     )
             if int(keys[-1]) - int(keys[0]) == len(keys) - 1:
                 keys = range(int(keys[0]), int(keys[-1]) + 1)
@@ -80,7 +80,9 @@ def read_index(path: Path) -> RecordIndex:
                 offsets.append(numbers[1::2].copy())
             line += len(numbers) // 2
     if not keys:
-        raise ValueError(f"{path}: the index is empty, expected a line `key<TAB>offset` for each record")
+        raise ValueError(
+            f"{path}: the index is empty, expected a line `key<TAB>offset` for each record: copy it again"
+        )
     try:
         return RecordIndex(_join(keys), np.concatenate(offsets))
     except ValueError as error:
@@ -121,5 +123,5 @@ def _parse(text: bytes, path: Path, line: int) -> NDArray[np.int64]:
     number, found = next((n, one) for n, one in lines if not re.fullmatch(rb"[0-9]+\t[0-9]+", one))
     raise ValueError(
         f"{path}: line {number} is {found[:60]!r}, expected `key<TAB>offset`, two whole numbers; the index is "
-        "damaged: copy it again or pack the faces again"
+        "damaged: copy it again"
     )

@@ -25,6 +25,7 @@ _MAX_FIRST_READ = 1 << 20  # bytes that the index may ask for before the record 
 _SLOW_READ_S = 30e-6  # a record that takes longer on average comes from a disk, not from the system's cache
 _HINTED_READS = 64  # calls of read_many that give hints after one was slow
 _CHUNKS_KEPT = 1024  # chunks remembered as asked for
+REBUILD = "make the index anew from the .rec file: python -m tools.rebuild_index {}"
 _open_lock, _seek_lock = threading.Lock(), threading.Lock()
 
 
@@ -69,14 +70,17 @@ class RecordReader:
         self.rec_path = Path(rec_path)
         self.idx_path = self.rec_path.with_suffix(".idx") if idx_path is None else Path(idx_path)
         self.chunk = chunk
-        for path in (self.rec_path, self.idx_path):
+        for path, way in ((self.rec_path, "pack the faces again"), (self.idx_path, REBUILD.format(self.rec_path))):
             if not path.is_file():
                 raise FileNotFoundError(
                     f"{path}: no such file; expected {self.rec_path.name} with its index "
-                    f"{self.idx_path.name}: copy both from one place, or pack the faces again"
+                    f"{self.idx_path.name}: copy both from one place, or {way}"
                 )
         self._size = self.rec_path.stat().st_size
-        self.index = read_index(self.idx_path)
+        try:
+            self.index = read_index(self.idx_path)
+        except ValueError as error:
+            raise ValueError(f"{error}, or {REBUILD.format(self.rec_path)}") from None
         bad = (self.offsets > self._size - PART.size) | (self.offsets % 4 != 0)
         if bad.any():
             raise self._damaged(int(bad.argmax()), f"expected a multiple of 4 inside the file's {self._size} bytes")
@@ -294,7 +298,7 @@ class RecordReader:
     def _damaged(self, position: int, problem: str) -> ValueError:
         return ValueError(
             f"{self.where(position)}: {problem}; the file is damaged, or {self.idx_path.name} belongs to "
-            "another: copy both again"
+            f"another: copy both again; where the index alone is at fault, {REBUILD.format(self.rec_path)}"
         )
 
 

@@ -34,7 +34,7 @@ def cache_key(facts: Mapping[str, Any], names: list[str], *arrays: NDArray[Any])
         arrays: what else belongs to each image, such as landmarks and the file's size and time.
     """
     digest = hashlib.sha256(json.dumps({"format": _FORMAT, **facts}, sort_keys=True).encode())
-    digest.update("\n".join(names).encode())
+    digest.update("\n".join(names).encode(errors="surrogateescape"))
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)

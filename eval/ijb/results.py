@@ -102,7 +102,7 @@ def write_results(
 
 
 def _write_text(report: IJBReport, ending: str, text: str) -> None:
-    report.write(ending, lambda file: file.write((text + "\n").encode()))
+    report.write(ending, lambda file: file.write((text + "\n").encode(errors="surrogateescape")))
 
 
 def _verification_facts(found: VerificationResult | None) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def write_report(
                 file.write(png)
         shown.append(page_section)
     with open_atomic(path) as file:
-        file.write(render_page(title, shown, dict(facts) | _provenance(), printed).encode())
+        file.write(render_page(title, shown, dict(facts) | _provenance(), printed).encode(errors="backslashreplace"))
     return [path, *files]
 
 

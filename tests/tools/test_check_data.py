@@ -282,9 +282,13 @@ class TestFilesThatDisagree:
             reader = RecordReader(source / "train.rec")
             for position, key in enumerate(reader.keys.tolist()):
                 writer.write(key, pack([1, 4], id=7) if key == 7 else reader.read_at(position))
-        _, _, problems = check(tmp_path / "other.rec", out=tmp_path / "report")
-        assert kinds_of(problems) == ["header"]
-        assert "keys 1 to 4 hold 2 identities" in problems[0]["detail"]
+        status, report, problems = check(tmp_path / "other.rec", out=tmp_path / "report")
+        assert (status, problems) == (0, [])
+        assert report["rows"]["identity records"].startswith("3; ")
+        assert (
+            "images of several labels in one: 1 (the first is record key 7 with 1 and 4)"
+            in (report["rows"]["identity records"])
+        )
 
     @pytest.mark.parametrize("text", ["4,112,112", "3,112,96", "many"])
     def test_property(self, tmp_path, text):

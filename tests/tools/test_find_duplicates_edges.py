@@ -210,7 +210,7 @@ def test_damaged_labels_of_test_sets_are_left_out(trained, tmp_path, capsys):
     write_face_records(tmp_path / "test", [*STRANGERS, [face(7, 249), face(7, 250)]])
     data = bytearray((tmp_path / "test" / "train.rec").read_bytes())
     at = data.rindex(face(7, 249)) - 20  # float32 label of the record's header, after its flag
-    data[at : at + 4] = struct.pack("<f", 10)  # which its identity record contradicts
+    data[at : at + 4] = struct.pack("<f", 0.5)
     (tmp_path / "test" / "train.rec").write_bytes(data)
     assert run(trained, "--test", tmp_path / "test") == 0
     (overlap,) = table(trained / "duplicates" / "test_overlap.csv")

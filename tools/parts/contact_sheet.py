@@ -24,6 +24,7 @@ def contact_sheet(rows: Sequence[Row]) -> NDArray[np.uint8]:
     Returns:
         (height, width, 3) uint8 RGB.
     """
+    rows = [([_drawable(line) for line in texts], images) for texts, images in rows]
     lines = [line for texts, _ in rows for line in texts]
     margin = 2 * _GAP + max((cv2.getTextSize(line, _FONT, _FONT_SCALE, 1)[0][0] for line in lines), default=0)
     columns = max((len(images) for _, images in rows), default=0)
@@ -54,6 +55,11 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     assert done
     with open_atomic(path) as file:
         file.write(png.tobytes())
+
+
+def _drawable(line: str) -> str:
+    """The text with ``?`` for each byte that is no UTF-8, on whose stand-in OpenCV would end the process."""
+    return line.encode(errors="replace").decode()
 
 
 def _fitted(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

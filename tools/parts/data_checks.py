@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.records.check import read_ranges
+from data.records.identities import compare
 from data.records.layout import EXACT_LABELS
 from tools.parts.data_scan import Seen
 from tools.parts.face_sources import AnySource, FolderSource, PairSource, Place, RecordSource
@@ -65,6 +67,8 @@ def find_problems(
     found.rows = {"source": str(source.path), "form": source.form, "images": f"{found.images:,}"}
     problems = [Problem("unreadable", text, (source.place(i),)) for i, text in seen.unreadable]
     problems += [Problem("undecodable", text, (source.place(i),)) for i, text in seen.undecodable]
+    for kind, count in seen.changed.items():
+        found.rows[f"images with {kind}"] = f"{count:,}"
     problems += _without_image(source, seen)
     problems += _sizes(source, seen, image_size, found)
     if isinstance(source, PairSource):
@@ -88,10 +92,14 @@ def find_problems(
 
 
 def _without_image(source: AnySource, seen: Seen) -> list[Problem]:
-    """Empty files, and records of labels alone where no header record says that there are any."""
-    if isinstance(source, RecordSource) and any(position == 0 for position, _, _ in seen.ranges):
-        return []
-    return [Problem("undecodable", "there is no image in it", (source.place(i),)) for i, _, _ in sorted(seen.ranges)]
+    """Empty files, and records of labels alone that are neither the header nor identity records."""
+    without = sorted(i for i, _, _ in seen.ranges)
+    if isinstance(source, RecordSource):
+        if without and without[0] == 0:
+            return []  # insightface's form, see _header
+        last = int(np.flatnonzero(seen.is_image)[-1]) if seen.is_image.any() else -1
+        without = [i for i in without if i < last]
+    return [Problem("undecodable", "there is no image in it", (source.place(i),)) for i in without]
 
 
 def _sizes(source: AnySource, seen: Seen, image_size: Size, found: Findings) -> list[Problem]:
@@ -189,8 +197,11 @@ def _pairs(source: PairSource, seen: Seen, found: Findings) -> list[Problem]:
 
 
 def _folder(source: FolderSource, found: Findings) -> list[Problem]:
-    links = source.links
-    found.rows["links out of the folder"] = f"{links.count:,}, followed: {links.first}" if links.count else "none"
+    notes = source.notes
+    found.rows["links out of the folder"] = f"{notes.count:,}, followed: {notes.first}" if notes.count else "none"
+    if notes.deeper:
+        found.rows["deeper than <identity>/<image>"] = f"{notes.deeper:,} images, taken"
+    found.rows["files left out"] = f"{notes.left_out.total():,}" if notes.left_out else "none"
     problems = [
         Problem(
             "identity without images", "fill or remove it: training refuses it", (Place(str(source.path / name)),)
@@ -198,10 +209,12 @@ def _folder(source: FolderSource, found: Findings) -> list[Problem]:
         for name, count in zip(source.classes, source.counts, strict=True)
         if count == 0
     ]
-    for name, count in zip(source.classes, source.others, strict=True):
-        if count:
-            text = f"{count} files or folders in it are no images by their names, and are left out"
-            problems.append(Problem("other files", text, (Place(str(source.path / name)),)))
+    try:
+        notes.check_level(source.classes)
+    except ValueError as error:
+        problems.append(Problem("another level", str(error)))
+    if notes.left_out:
+        problems.append(Problem("other files", notes.left_out_text(), (Place(str(source.path)),)))
     return problems
 
 
@@ -244,8 +257,7 @@ def _header(source: RecordSource, seen: Seen, found: Findings) -> list[Problem]:
     problems = []
     if len(images) == 0:
         return []
-    ranges = [(position, a, b) for position, a, b in seen.ranges if position > images[-1]]
-    end, count = int(keys[images[-1]]) + 1, len(ranges)
+    end, count = int(keys[images[-1]]) + 1, sum(position > images[-1] for position, _, _ in seen.ranges)
     _, said_end, said_stop = next(entry for entry in seen.ranges if entry[0] == 0)
     rounding = 0 if end + count <= EXACT_LABELS else np.spacing(np.float32(end + count))
     if max(abs(end - said_end), abs(end + count - said_stop)) > rounding:
@@ -259,19 +271,11 @@ def _header(source: RecordSource, seen: Seen, found: Findings) -> list[Problem]:
             problems.append(
                 Problem("header", "a record without an image among the images", (source.place(position),))
             )
-    if count != found.identities:
-        text = f"{count} identity records for {found.identities} identities"
-        problems.append(Problem("header", text, (Place(str(source.path)),)))
+    labels = np.where(np.isfinite(seen.labels[images]), seen.labels[images], -1).astype(np.int64)
+    note = compare(source.path, keys[images], labels, read_ranges(source.reader, int(images[-1]) + 1))
+    found.rows["identity records"] = f"{count:,}{'; ' + note if note else ''}"
     if end > EXACT_LABELS:
-        found.rows["identity records"] = f"{count:,}; not compared, float32 rounds keys past {EXACT_LABELS:,}"
-        return problems
-    found.rows["identity records"] = f"{count:,}"
-    for position, low, high in ranges:
-        first, last = np.searchsorted(keys, (low, high))
-        labels = np.unique(seen.labels[first:last][seen.is_image[first:last]])
-        if len(labels) != 1:
-            text = f"its keys {low:.0f} to {high:.0f} hold {len(labels)} identities, expected one"
-            problems.append(Problem("header", text, (source.place(position),)))
+        found.rows["identity records"] += f"; those past key {EXACT_LABELS:,} not compared, float32 rounds there"
     return problems
 
 

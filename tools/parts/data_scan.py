@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from tools.parts.face_sources import AnySource
 from tools.parts.ordered_map import ordered_map
-from utils.decode import decode_rgb
+from utils.decode import decode_noted
 
 _CHUNK = 1024  # items that a process takes at a time
 _source: AnySource | None = None  # that this process reads
@@ -32,6 +32,8 @@ class Seen:
     unreadable: list[tuple[int, str]] = field(default_factory=list)  # position and why
     undecodable: list[tuple[int, str]] = field(default_factory=list)
     ranges: list[tuple[int, float, float]] = field(default_factory=list)  # position, two labels: no image
+
+    changed: Counter[str] = field(default_factory=Counter)  # images that decoding changes, by kind
 
     @classmethod
     def empty(cls, n: int) -> Seen:
@@ -53,6 +55,7 @@ class Seen:
         self.unreadable += part.unreadable
         self.undecodable += part.undecodable
         self.ranges += part.ranges
+        self.changed.update(part.changed)
 
     def size_counts(self) -> Counter[tuple[int, int]]:
         """How many images have which (height, width)."""
@@ -99,7 +102,10 @@ def _scan(start: int) -> Seen:
         seen.is_image[i] = True
         seen.digests[i] = int.from_bytes(hashlib.blake2b(item.encoded, digest_size=8).digest(), "little")
         try:
-            seen.sizes[i] = np.minimum(decode_rgb(item.encoded).shape[:2], 65535)
+            image, changed = decode_noted(item.encoded)
+            seen.sizes[i] = np.minimum(image.shape[:2], 65535)
+            if changed:
+                seen.changed[changed] += 1
         except ValueError as error:
             seen.undecodable.append((position, str(error)))
     return seen

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.folders import OutsideLinks, identity_folders, image_names
+from data.folders import FolderNotes, identity_folders, image_names
 from data.records.layout import split, unpack
 from data.records.reader import RecordReader
 from eval.pairs.bin_file import load_bin
@@ -84,12 +84,9 @@ class FolderSource:
 
     def __init__(self, path: Path) -> None:
         self.path, self.form = path, "image folder"
-        self.links = OutsideLinks(path)
-        self.classes = identity_folders(path, self.links)
-        names = [image_names(path / identity, self.links) for identity in self.classes]
-        self.others = [
-            _others(path / identity, len(images)) for identity, images in zip(self.classes, names, strict=True)
-        ]
+        self.notes = FolderNotes(path)
+        self.classes = identity_folders(path, self.notes)
+        names = [image_names(path / identity, self.notes) for identity in self.classes]
         self.counts = np.array([len(images) for images in names], np.int64)
         self.names = np.array([name for images in names for name in images], bytes)
         self.labels = np.repeat(np.arange(len(names)), self.counts)
@@ -153,9 +150,3 @@ def open_source(path: str | Path) -> AnySource:
         hint = f"; give {records[0]} by its own path" if records else ""
         raise ValueError(f"{path}: neither train.rec with train.idx in it, nor <identity>/<image> below it{hint}")
     return source
-
-
-def _others(folder: Path, images: int) -> int:
-    """How many visible files and folders in an identity's folder are not images."""
-    with os.scandir(folder) as entries:
-        return sum(not entry.name.startswith(".") for entry in entries) - images

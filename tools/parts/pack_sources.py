@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from data.folders import IMAGE_SUFFIXES, OutsideLinks, identity_folders, image_names
+from data.folders import IMAGE_SUFFIXES, FolderNotes, identity_folders, image_names
 from utils.paths import ListedPaths
 
 _WAY_OUT = "give the folder that holds all images as SRC or, if you trust the list, --allow-outside"
@@ -38,10 +38,10 @@ class FolderFiles:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; expected <identity>/<image> in it")
-        self.root, self.links = root, OutsideLinks(root)
-        self.names = identity_folders(root, self.links)
+        self.root, self.notes = root, FolderNotes(root)
+        self.names = identity_folders(root, self.notes)
         if not self.names:
-            found = len(image_names(root))
+            found = self.notes.left_out.total()
             what = f"{found} images and no folder" if found else "no folder"
             raise ValueError(
                 f"{root}: expected a folder for each identity with its images in it ({', '.join(IMAGE_SUFFIXES)}), "
@@ -49,10 +49,14 @@ class FolderFiles:
             )
 
     def __iter__(self) -> Iterator[list[str]]:
-        """Yield the paths of each identity's images, sorted by name."""
+        """Yield the paths of each identity's images, sorted by name; ``notes`` is complete after the last.
+
+        ValueError at the end if the people plainly lie one level further down.
+        """
         for name in self.names:
             folder = self.root / name
-            yield [str(folder / os.fsdecode(image)) for image in image_names(folder, self.links)]
+            yield [str(folder / os.fsdecode(image)) for image in image_names(folder, self.notes)]
+        self.notes.check_level(self.names)
 
 
 class ListFiles:

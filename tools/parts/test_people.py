@@ -29,6 +29,7 @@ class TestPeople:
     images: list[NDArray[np.int64]]  # of each person, at most as many as asked for
     load: Load
     damaged: list[str] = field(default_factory=list)  # images of nobody, since their labels are damaged
+    note: str = ""  # what is unusual about the set
 
 
 def open_test(path: Path, image_size: Size, most: int) -> TestPeople:
@@ -57,7 +58,7 @@ def open_test(path: Path, image_size: Size, most: int) -> TestPeople:
     names = faces.class_names() or []
     people = [(names[i] if i < len(names) else None) or f"label {i}" for i in present]
     images = [own.some(i, most) for i in present]
-    return TestPeople(str(path), people, images, lambda number: faces.load(number)[0], damaged)
+    return TestPeople(str(path), people, images, lambda number: faces.load(number)[0], damaged, faces.note)
 
 
 def _open_bin(path: Path, image_size: Size, most: int) -> TestPeople:
