@@ -10,8 +10,8 @@ Shapes: W ranks, B batch of one rank, G = W * B, D embedding size, C classes, L 
 heads, S selected classes of this rank.
 
 Source: Liang et al., Multi-Head Encoding for Extreme Label Classification, TPAMI 2025 (arXiv 2412.10182); with
-``head_size=1`` it is PartialFC (An et al., CVPR 2022) or, with ``negative_rate=1``, model-parallel full softmax.
-Differs from both authors' code in that the update is sparse, and from the former in that it is exact across ranks.
+``head_size=1`` and ``sample_rate`` it is PartialFC (An et al., CVPR 2022), with ``negative_rate=1`` model-parallel
+full softmax. Differs from both authors' code in that the update is sparse, and that it is exact across ranks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PartialFCMHS(nn.Module):
         num_classes: C.
         amp_dtype: type of the embeddings' exchange, the normalisation and the product; None keeps the centres'.
         shard: what :class:`heads.shard.HeadShard` takes, ``head_size`` (L) at least; also ``negative_rate``,
-            ``head_scope``, ``head_storage``, ``head_folder``, ``seed``, ``dtype``, ``device``.
+            ``sample_rate``, ``head_scope``, ``head_storage``, ``head_folder``, ``seed``, ``dtype``, ``device``.
 
     Raises:
         ValueError: an argument outside its range, named with what is allowed.
@@ -81,7 +81,7 @@ class PartialFCMHS(nn.Module):
         shard, layout = self.shard, self.shard.layout
         return (
             f"num_classes={layout.num_classes}, head_size={layout.head_size}, heads={layout.num_heads}, "
-            f"negative_rate={shard.negative_rate}, head_scope={shard.head_scope!r}, "
+            f"negative_rate={shard.negative_rate}, sample_rate={shard.sample_rate}, head_scope={shard.head_scope!r}, "
             f"classes here=[{layout.class_start}, {layout.class_end})"
         )
 

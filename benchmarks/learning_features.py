@@ -72,8 +72,8 @@ class _World:
 _world = lru_cache(1)(_World)
 
 
-def train_and_test(arm: Arm, seed: int, size: Size) -> dict[str, Any]:
-    """One run: what it cost, and how well it tells the test's identities apart."""
+def train_and_test(arm: Arm, seed: int, size: Size, amp_dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """One run: what it cost, and how well it tells the test's identities apart; ``amp_dtype`` is the classifier's."""
     world = _world(size)
     torch.manual_seed(seed)
     backbone = nn.Sequential(
@@ -81,13 +81,15 @@ def train_and_test(arm: Arm, seed: int, size: Size) -> dict[str, Any]:
         *(nn.Linear(256, 256), nn.BatchNorm1d(256), nn.PReLU()),
         *(nn.Linear(256, size.dim), nn.BatchNorm1d(size.dim)),
     )
-    classifier = PartialFCMHS(CosFace(32.0, 0.3), size.dim, size.classes, seed=seed, **arm.head_options())
+    classifier = PartialFCMHS(
+        CosFace(32.0, 0.3), size.dim, size.classes, amp_dtype=amp_dtype, seed=seed, **arm.head_options()
+    )
     rule = arm.rule
     optimizer = torch.optim.SGD(backbone.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY)
     row_optimizer = RowSGD(classifier.shard, LR, rule.row_momentum, WEIGHT_DECAY, idle=rule.row_idle)
     steps_per_epoch = size.classes * size.images // size.batch
     steps = steps_per_epoch * size.epochs
-    rate = PolySchedule(LR, steps, round(steps * WARMUP))
+    rate = PolySchedule(LR, steps, round(steps * WARMUP), power=2)
     cost = Cost()
     order = torch.Generator().manual_seed(seed)
     class_of = torch.randperm(size.classes, generator=order)  # which identities share a head

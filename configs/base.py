@@ -32,6 +32,7 @@ config.loss = "arcface"
 config.scale = 64.0
 config.margin = None
 config.margin_list = None
+config.loss_options = None
 config.interclass_filtering_threshold = 0.0
 
 # Classifier
@@ -41,6 +42,7 @@ config.head_scope = "batch"
 config.head_storage = "device"
 config.head_folder = None
 config.sample_rate = 1.0
+config.classifier_amp = False
 config.init_centres = None
 config.centres_map = None
 
@@ -59,6 +61,7 @@ config.batch_size = 128
 config.gradient_acc = 1
 config.num_epoch = 20
 config.warmup_epoch = 0
+config.lr_power = None
 config.fp16 = False
 config.bf16 = False
 config.max_nonfinite = 10

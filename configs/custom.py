@@ -18,4 +18,5 @@ config.num_classes = "auto"  # counted from the data; without head_size every cl
 config.batch_size = 64
 config.lr = 0.05  # with init_backbone set lr = 0.01
 config.num_epoch = 20
+config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1
 config.warmup_epoch = 1

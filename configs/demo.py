@@ -20,6 +20,7 @@ config.rec = str(Path(__file__).resolve().parent.parent / "work_dirs" / "demo_da
 config.batch_size = 32
 config.lr = 0.05
 config.num_epoch = 10
+config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1
 config.warmup_epoch = 0.5
 config.num_workers = 1
 config.frequent = 20

@@ -17,4 +17,5 @@ config.rec = "/train_tmp/ms1m-retinaface-t1"
 config.num_classes = 93431
 config.num_image = 5179510
 config.num_epoch = 20
+config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1
 config.val_targets = ["lfw", "cfp_fp", "agedb_30"]

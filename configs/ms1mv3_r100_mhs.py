@@ -18,4 +18,5 @@ config.fp16 = True
 config.rec = "/train_tmp/ms1m-retinaface-t1"
 config.num_image = 5179510
 config.num_epoch = 20
+config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1
 config.val_targets = ["lfw", "cfp_fp", "agedb_30"]

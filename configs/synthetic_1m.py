@@ -17,4 +17,5 @@ config.rec = "synthetic"
 config.num_classes = 1000000
 config.num_image = 1024000
 config.num_epoch = 1
+config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1
 config.save_all_states = False

@@ -17,6 +17,7 @@ config.num_classes = [881, 12]  # 881 heads of 12 classes
 config.fp16 = True
 config.lr = 0.2
 config.num_epoch = 25
+config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1
 config.warmup_epoch = 2
 config.rec = "/train_tmp/CASIA-WebFace-112x112-bin"
 config.num_image = 452960

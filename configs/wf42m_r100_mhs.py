@@ -19,5 +19,6 @@ config.rec = "/train_tmp/WebFace42M"
 config.num_classes = 2059906
 config.num_image = 42474557
 config.num_epoch = 20
+config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1
 config.warmup_epoch = 1
 config.val_targets = ["lfw", "cfp_fp", "agedb_30"]

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from backbones.base import to_network_input
-from embedder.embedder import embed_with_mirrored
+from embedder.embedder import LengthMeter, embed_with_mirrored
 from utils.device import to_device
 
 LoadBatch = Callable[[int, int], NDArray[np.uint8]]
@@ -96,6 +96,7 @@ def embed_batches(
     batch_size: int,
     flip: bool = True,
     is_stopping: Callable[[], bool] = never,
+    meter: LengthMeter | None = None,
 ) -> NDArray[np.float32]:
     """Embed ``n`` images, each as itself plus its mirror image.
 
@@ -110,6 +111,7 @@ def embed_batches(
         batch_size: images per forward pass; with ``flip`` there are two passes.
         flip: add the embedding of the mirror image.
         is_stopping: asked after each batch.
+        meter: measures the embeddings before they are added.
 
     Returns:
         (N, D), sums, not normalised; (0, 0) without images.
@@ -128,12 +130,13 @@ def embed_batches(
         return out
 
     def embed_both(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return embed_with_mirrored(embed, images_BHW3)
+        return embed_with_mirrored(measured, images_BHW3)
 
+    measured = embed if meter is None else meter.watch(embed)
     blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     out_ND: NDArray[np.float32] | None = None
     with evaluation_mode(network):
-        for start, end, embedding_BD in embedded_blocks(embed_both if flip else embed, load, blocks):
+        for start, end, embedding_BD in embedded_blocks(embed_both if flip else measured, load, blocks):
             if out_ND is None:
                 out_ND = np.empty((n, embedding_BD.shape[1]), np.float32)
             out_ND[start:end] = embedding_BD

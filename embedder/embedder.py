@@ -45,5 +45,34 @@ def embed_with_mirrored(
     return embed(images_BHW3) + embed(_mirrored(images_BHW3))
 
 
+class LengthMeter:
+    """Measures embeddings on their way: the mean length of all that are finite, straight and mirrored ones each.
+
+    It is the ``XNorm`` of insightface's verification.
+    """
+
+    def __init__(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+    def watch(
+        self, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    ) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+        """``embed``, whose results are measured."""
+
+        def watched(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+            out_BD = embed(images_BHW3)
+            length_B = np.linalg.norm(out_BD.astype(np.float64), axis=1)
+            is_finite_B = np.isfinite(length_B)
+            self.sum += float(length_B[is_finite_B].sum())
+            self.count += int(is_finite_B.sum())
+            return out_BD
+
+        return watched
+
+    def mean(self) -> float:
+        """The mean length, nan if nothing finite has come."""
+        return self.sum / self.count if self.count else float("nan")
+
+
 def _mirrored(images_BHW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images_BHW3[:, :, ::-1])

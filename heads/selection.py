@@ -32,11 +32,23 @@ class Selection:
     hidden_GS: Tensor | None  # (G, S) bool, classes outside a sample's softmax; None: there are none
 
 
-def expected_share(num_classes: int, head_size: int, negative_rate: float, global_batch: int) -> float:
+def expected_share(
+    num_classes: int, head_size: int, negative_rate: float, global_batch: int, sample_rate: float | None = None
+) -> float:
     """Share of classes that a step works on, if labels fall evenly: 1 - (1 - L / C)^G, and the drawn ones."""
     head_share = min(head_size / num_classes, 1.0)
     labelled = 1 - (1 - head_share) ** global_batch
-    return labelled + (1 - labelled) * negative_rate
+    return max(labelled, sample_rate or 0.0) + (1 - labelled) * negative_rate
+
+
+def check_labels(labels_G: Tensor, num_classes: int) -> None:
+    """Raise ValueError for a label outside [0, C)."""
+    lowest, highest = (int(v) for v in labels_G.aminmax())
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"labels must be in [0, {num_classes - 1}], found {lowest} to {highest}; "
+            "set num_classes to the number of identities, or 'auto'"
+        )
 
 
 def draw_heads(layout: Layout, rate: float, key: int) -> Tensor:
@@ -50,6 +62,27 @@ def draw_heads(layout: Layout, rate: float, key: int) -> Tensor:
     return heads if rate == 1 else heads[hashing.uniform(key, heads) < rate]
 
 
+def sample_classes(num_classes: int, rate: float, key: int, labels_G: Tensor, start: int, end: int) -> Tensor:
+    """PartialFC's sample: the classes in [start, end) that take part whatever the labels, (n,), ascending.
+
+    All classes stand in a random order, a function of ``key``, and the first t are drawn. t is such that they and the
+    labels' classes together are int(rate * C) over all ranks; where the labels alone are more, none is drawn. So the
+    sample is the same on any number of ranks, and each computes its own part of it.
+
+    Source: ``sample`` of PartialFC_V2 in insightface's arcface_torch; differs from it in that the number is kept over
+    all ranks, while each rank there draws int(rate * C / W) for itself.
+    """
+    own_P = labels_G.unique()
+    more = int(rate * num_classes) - len(own_P)
+    if more <= 0 or start >= end:
+        return torch.empty(0, dtype=torch.int64)
+    # The labels' classes among the first t do not count: t = more + how many they are.
+    places_P = hashing.permuted(key, own_P, num_classes).sort().values
+    passed = int((places_P - torch.arange(len(own_P)) < more).sum())
+    classes = torch.arange(start, end)
+    return classes[hashing.permuted(key, classes, num_classes) < more + passed]
+
+
 def select_heads(
     layout: Layout, labels_G: Tensor, drawn_h: Tensor, scope: HeadScope, device: torch.device = _HOST
 ) -> Selection:
@@ -57,20 +90,11 @@ def select_heads(
 
     Args:
         layout: this rank's.
-        labels_G: (G,) int64 in [0, C), of all ranks.
-        drawn_h: from :func:`draw_heads`.
+        labels_G: (G,) int64 in [0, C), of all ranks; see :func:`check_labels`.
+        drawn_h: from :func:`draw_heads` or :func:`sample_classes`.
         scope: "batch": every sample sees all selected classes; "own": its own head's and the drawn ones.
         device: where ``columns_G`` and ``hidden_GS`` are wanted.
-
-    Raises:
-        ValueError: a label outside [0, C).
     """
-    lowest, highest = (int(v) for v in labels_G.aminmax())
-    if lowest < 0 or highest >= layout.num_classes:
-        raise ValueError(
-            f"labels must be in [0, {layout.num_classes - 1}], found {lowest} to {highest}; "
-            "set num_classes to the number of identities, or 'auto'"
-        )
     L = layout.head_size
     head_of_label_G = labels_G // L
     here_G = (head_of_label_G >= layout.head_start) & (head_of_label_G < layout.head_end)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from heads.arrays import CENTRES, MOMENTUM, MemoryArrays, Rows
 from heads.layout import Layout
-from heads.selection import HeadScope, Selection, draw_heads, select_heads
+from heads.selection import HeadScope, Selection, check_labels, draw_heads, sample_classes, select_heads
 from heads.storage import LAST_STEP, Fetch, HeadStorage, Place
 from utils import hashing
 from utils.device import to_device
@@ -53,6 +53,8 @@ class HeadShard:
         num_classes: C.
         embedding_size: D.
         head_size: L; above C it means one head.
+        sample_rate: PartialFC's rule in place of ``negative_rate``, for heads of one class: the batch's classes and
+            random others, together this share of all, see :func:`heads.selection.sample_classes`. None: no such rule.
         negative_rate: each head that holds no label of the batch takes part with this probability, drawn anew each
             step: 0 is pure multi-head sampling, 1 takes every head.
         head_scope: what a sample's softmax runs over: "batch", all selected classes of all ranks; "own", its own
@@ -75,6 +77,7 @@ class HeadShard:
         *,
         head_size: int,
         negative_rate: float = 0.0,
+        sample_rate: float | None = None,
         head_scope: HeadScope = "batch",
         head_storage: Place = "device",
         head_folder: Path | None = None,
@@ -88,6 +91,11 @@ class HeadShard:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= negative_rate <= 1:
             raise ValueError(f"negative_rate must be in [0, 1], got {negative_rate}")
+        if sample_rate is not None and not (0 <= sample_rate <= 1 and head_size == 1 and negative_rate == 0):
+            raise ValueError(
+                "sample_rate must be in [0, 1], with head_size = 1 and negative_rate = 0; got "
+                f"{sample_rate} with {head_size} and {negative_rate}"
+            )
         if head_scope not in ("batch", "own"):
             raise ValueError(f"head_scope must be 'batch' or 'own', got {head_scope!r}")
         if dtype not in (torch.float32, torch.float64):
@@ -96,7 +104,7 @@ class HeadShard:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.embedding_size, self.dtype, self.seed = embedding_size, dtype, seed
-        self.negative_rate, self.head_scope = negative_rate, head_scope
+        self.negative_rate, self.sample_rate, self.head_scope = negative_rate, sample_rate, head_scope
         self.layout = Layout.of_rank(num_classes, head_size, get_rank(), get_world_size())
         self.storage = HeadStorage(
             self.layout, embedding_size, dtype, self.device, self.initial_centres, head_storage, head_folder
@@ -118,11 +126,18 @@ class HeadShard:
         Raises:
             ValueError: a label outside [0, C).
         """
-        return select_heads(self.layout, labels_G, self.drawn_heads(iteration), self.head_scope, self.device)
+        check_labels(labels_G, self.layout.num_classes)
+        drawn_h = self.drawn_heads(iteration, labels_G)
+        return select_heads(self.layout, labels_G, drawn_h, self.head_scope, self.device)
 
-    def drawn_heads(self, iteration: int) -> Tensor:
-        """This rank's heads (n,) that take part in a forward whatever its labels, ascending."""
-        return draw_heads(self.layout, self.negative_rate, hashing.key(self.seed, _FOR_NEGATIVES, iteration))
+    def drawn_heads(self, iteration: int, labels_G: Tensor) -> Tensor:
+        """This rank's heads (n,) that are drawn for a forward, ascending; PartialFC's rule needs its labels (G,)."""
+        layout, key = self.layout, hashing.key(self.seed, _FOR_NEGATIVES, iteration)
+        if self.sample_rate is None:
+            return draw_heads(layout, self.negative_rate, key)
+        return sample_classes(
+            layout.num_classes, self.sample_rate, key, labels_G, layout.class_start, layout.class_end
+        )
 
     def prefetch(self, local_labels: Tensor) -> None:
         """Announce the labels of a coming forward, so that its heads arrive while earlier ones compute.

@@ -32,7 +32,8 @@ class Margin(nn.Module):
     def extra_repr(self) -> str:
         """The settings that a printed margin shows."""
         settings = {name: value for name, value in vars(self).items() if isinstance(value, float)}
-        return ", ".join(f"{name}={value:g}" for name, value in settings.items())
+        words = [f"{name}={value:g}" for name, value in settings.items()]
+        return ", ".join(words + ["easy_margin"] * getattr(self, "easy_margin", False))
 
     def observe(self, targets_N: Tensor, norms_N: Tensor) -> None:
         """Update running statistics from one training batch, before its :meth:`forward`; most margins have none."""

@@ -16,6 +16,7 @@ config.batch_size = 8
 config.lr = 0.05
 config.num_epoch = 1
 config.warmup_epoch = 0.25
+config.lr_power = 2
 config.num_workers = 0
 config.frequent = 1
 config.device = "cpu"

@@ -67,6 +67,7 @@ def plan_memory(
     head_size: int,
     drawn_rows: int,
     head_storage: str,
+    sampled_rows: int = 0,
     freeze_backbone: bool = False,
 ) -> MemoryPlan:
     """Count what a rank allocates.
@@ -84,10 +85,11 @@ def plan_memory(
         head_size: L.
         drawn_rows: classes in randomly drawn heads, expected.
         head_storage: "device", "host" or "file".
+        sampled_rows: PartialFC's classes, the batch's own included.
         freeze_backbone: whether the network has neither gradients nor optimizer.
     """
     states, G = STATES[optimizer], batch_size * world_size
-    S, row = min(rows, G * head_size + drawn_rows), embedding_size * 4
+    S, row = min(rows, max(G * head_size + drawn_rows, sampled_rows)), embedding_size * 4
     held = (1 + row_states) * S * row  # one forward's centres and state, as fetched
     grad, logits = S * row, G * S * 4
     waiting = (gradient_acc - 1) * (held + grad)  # earlier forwards of the step
@@ -144,7 +146,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
         raise ValueError("num_classes = 'auto' leaves the number to the data: add num_classes=N")
     if world_size < 1:
         raise ValueError(f"--ranks must be at least 1, got {world_size}")
-    head_size, negative_rate = cfg.head_layout()
+    head_size, negative_rate, sample_rate = cfg.head_layout()
     rows = Layout.of_rank(num_classes, head_size, 0, world_size).classes_here
     with torch.random.fork_rng(devices=[]):  # a run's own random state, for dropout, stays unchanged
         return plan_memory(
@@ -160,6 +162,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
             embedding_size=cfg.embedding_size,
             head_size=head_size,
             drawn_rows=round(negative_rate * rows),
+            sampled_rows=round((sample_rate or 0.0) * rows),
             head_storage=cfg.head_storage,
             freeze_backbone=cfg.freeze_backbone,
         )

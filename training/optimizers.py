@@ -39,11 +39,14 @@ def row_rule(cfg: Config, world_size: int) -> RowRule:
 
 def _visited_share(cfg: Config, world_size: int) -> float:
     """Share of the class centres that a step updates, expected; what is drawn if the classes are not known."""
-    head_size, negative_rate = cfg.head_layout()
+    head_size, negative_rate, sample_rate = cfg.head_layout()
     num_classes = cfg.class_count()
     if num_classes is None:
-        return negative_rate
-    return expected_share(num_classes, head_size, negative_rate, cfg.total_batch(world_size))
+        return max(negative_rate, sample_rate or 0.0)
+    visited = sample_rate  # of gradient_acc forwards one after the other
+    if sample_rate is not None:
+        visited = 1 - (1 - sample_rate) ** cfg.gradient_acc
+    return expected_share(num_classes, head_size, negative_rate, cfg.total_batch(world_size), visited)
 
 
 def row_states(cfg: Config, world_size: int) -> int:

@@ -56,25 +56,28 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     if ranks.device.type == "cuda":
         device += f" ({torch.cuda.get_device_name(ranks.device)})"
     hosts = all_gather_objects(f"{platform.node()} {device}")
-    head_size, negative_rate = cfg.head_layout()
-    share = expected_share(num_classes, head_size, negative_rate, cfg.batch_size * ranks.world_size)
+    head_size, negative_rate, sample_rate = cfg.head_layout()
+    share = expected_share(num_classes, head_size, negative_rate, cfg.batch_size * ranks.world_size, sample_rate)
+    draws = f"negatives {negative_rate:g}" if sample_rate is None else f"sample rate {sample_rate:g}"
     lr = cfg.base_lr(ranks.world_size)
     precision = {None: "float32", torch.float16: "float16 with loss scaling", torch.bfloat16: "bfloat16"}
+    exact = ", classifier in float32" if cfg.classifier_dtype() != cfg.amp_dtype() else ""
     lines = [
-        f"torch {torch.__version__}, {precision[cfg.amp_dtype()]}, seed {cfg.seed}",
+        f"torch {torch.__version__}, {precision[cfg.amp_dtype()]}{exact}, seed {cfg.seed}",
         *(f"rank {rank}: {where}" for rank, where in enumerate(hosts)),
         f"batch: {ranks.world_size} ranks x {cfg.batch_size} x accumulation {cfg.gradient_acc} = "
         f"{cfg.total_batch(ranks.world_size)}, lr {lr:g}, {cfg.optimizer}",
         f"data: {num_image} images of {num_classes} identities from {', '.join(cfg.sources())}",
         f"steps: {steps_per_epoch} an epoch, {steps_per_epoch * cfg.num_epoch} in all, "
-        f"{round(steps_per_epoch * cfg.warmup_epoch)} of them warm-up",
-        f"classifier: {num_classes} classes in {-(-num_classes // head_size)} heads of {head_size}, negatives "
-        f"{negative_rate:g}; a step works on about {100 * share:.3g} % of the classes",
+        f"{max(round(steps_per_epoch * cfg.warmup_epoch), 0)} of them warm-up; then the rate falls "
+        f"{_fall_text(cfg.schedule_power())}",
+        f"classifier: {num_classes} classes in {-(-num_classes // head_size)} heads of {head_size}, {draws}; "
+        f"a step works on about {100 * share:.3g} % of the classes",
         f"class centres: {_rule_text(cfg, row_rule(cfg, ranks.world_size))}",
     ]
     if cfg.freeze_backbone:
         lines.append("backbone: frozen, as init_backbone or the checkpoint gave it; only the classifier trains")
-    if share > 0.5 and negative_rate < 0.5:
+    if share > 0.5 and negative_rate < 0.5 and sample_rate is None:
         lines.append(
             "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "
             "saves more and shows each sample fewer other classes"
@@ -83,6 +86,11 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     if cfg.row_idle in ("keep", "decay") and cfg.optimizer == "sgd" and not row_rule(cfg, ranks.world_size).momentum:
         unread.append("row_idle")  # there is no momentum to keep
     return [*lines, *(f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in unread)]
+
+
+def _fall_text(power: float) -> str:
+    known = {1.0: "linearly to 0, as insightface's", 2.0: "to 0 with power 2, as the MHE authors'"}
+    return known.get(power, f"to 0 with power {power:g}")
 
 
 def _rule_text(cfg: Config, rule: RowRule) -> str:

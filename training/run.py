@@ -29,7 +29,7 @@ from training.optimizers import make_optimizer, make_row_optimizer, row_rule
 from training.run_lock import FolderLock
 from training.running_statistics import RunningStatistics
 from training.saving import Saver
-from training.schedule import PolySchedule
+from training.schedule import schedule_of
 from training.sigterm import StopRequest
 from training.start import start_from
 from training.sync_bn import synchronise_batch_norm
@@ -66,9 +66,7 @@ class TrainingRun:
         self.model = self._join_ranks(self.backbone)
         self.classifier = self._make_classifier()
         self.total_steps = steps_per_epoch * cfg.num_epoch
-        self.rate = PolySchedule(
-            cfg.base_lr(ranks.world_size), self.total_steps, round(steps_per_epoch * cfg.warmup_epoch)
-        )
+        self.rate = schedule_of(cfg, ranks.world_size, steps_per_epoch)
         self.optimizer = None if cfg.freeze_backbone else make_optimizer(cfg, self.backbone, self.rate.base_lr)
         rule = row_rule(cfg, ranks.world_size)
         self.row_optimizer = together(lambda: make_row_optimizer(cfg, self.classifier.shard, self.rate.base_lr, rule))
@@ -123,13 +121,13 @@ class TrainingRun:
         cfg = self.cfg
         num_classes = cfg.class_count()
         assert num_classes is not None
-        margin = get_margin(cfg.loss, cfg.scale, cfg.margin, cfg.margin_list, cfg.interclass_filtering_threshold)
+        margin = get_margin(**cfg.margin_options())
         return together(
             lambda: PartialFCMHS(
                 margin,
                 cfg.embedding_size,
                 num_classes,
-                amp_dtype=self.amp_dtype,
+                amp_dtype=cfg.classifier_dtype(),
                 device=self.device,
                 **cfg.head_options(self.output),
             )

@@ -112,7 +112,7 @@ class Verification:
         return figures
 
     def _log(self, tag: str, result: PairResult, best: float, is_trained: bool) -> None:
-        log.info("%sNorm of straight + mirrored: %f", tag, result.norm)
+        log.info("%sXNorm: %f", tag, result.norm)
         log.info("%sAccuracy-Flip: %1.5f+-%1.5f", tag, result.accuracy, result.accuracy_std)
         if not np.isnan(best):
             log.info("%sAccuracy-Highest: %1.5f", tag, best)

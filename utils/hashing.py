@@ -4,6 +4,8 @@ A draw is the hash of (seed, ..., id). So sample 7 of epoch 3 is flipped, or cla
 whoever asks, and whenever.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,29 @@ def key(*parts: int) -> int:
 def uniform(key_: int, ids: Tensor) -> Tensor:
     """A number in [0, 1) for each id (int64, any shape), float32, from a :func:`key`."""
     return _shift_right(mix(ids ^ key_), 40).float().mul_(2.0**-24)
+
+
+def permuted(key_: int, ids: Tensor, size: int) -> Tensor:
+    """The place of each id (int64 in [0, size), any shape) in a random order of all of them, from a :func:`key`.
+
+    A Feistel network over two digits of unlike base; the few results past ``size`` go through it again.
+    """
+    first = math.isqrt(size - 1) + 1
+    second = -(-size // first)
+    left, right = ids // second, ids % second
+    for turn in range(3):
+        left = _turned(left, mix(right ^ key(key_, turn, 0)), first)
+        right = _turned(right, mix(left ^ key(key_, turn, 1)), second)
+    places = left * second + right
+    if (past := places >= size).any():
+        places[past] = permuted(key_, places[past], size)
+    return places
+
+
+def _turned(digit: Tensor, hashed: Tensor, base: int) -> Tensor:
+    """``digit`` in [0, base), moved on by a hash; base is below 2**31."""
+    moved = _shift_right(hashed, 33).mul_(base).bitwise_right_shift_(31).add_(digit)
+    return moved.sub_(moved.ge(base).long().mul_(base))
 
 
 def normal(key_: int, ids_N: Tensor, width: int) -> Tensor:

@@ -45,6 +45,8 @@ class Config:
     scale: float  # factor on the cosines, above 0
     margin: float | None  # radians or, for cosface and adaface, a cosine; None: the loss's usual one
     margin_list: tuple[float, float, float] | None  # (m1, m2, m3) of insightface; decides the loss when given
+    loss_options: dict[str, float | bool] | None  # of adaface: "h", "t_alpha"; of magface: "l_a", "u_a", "l_m",
+    # "u_m", "lambda_g", "easy_margin"; None: the usual ones
     interclass_filtering_threshold: float  # combined margin: drop other classes above this cosine; 0: off
 
     # Classifier
@@ -53,7 +55,9 @@ class Config:
     head_scope: Literal["batch", "own"]  # softmax over all selected classes, or the sample's own head
     head_storage: Literal["device", "host", "file"]  # where centres and their state live
     head_folder: str | None  # for "file": a folder on a disk of each machine; None: <output>/heads
-    sample_rate: float  # PartialFC's share of classes, in (0, 1]; needs head_size None and an integer num_classes
+    sample_rate: float  # PartialFC's share of classes, the batch's own included, in [0, 1]; 0: the batch's own alone;
+    # needs head_size None and an integer num_classes
+    classifier_amp: bool  # embeddings travel and meet the centres in fp16's or bf16's type, not in float32
     init_centres: str | None  # None: random; "class_means" of init_backbone's embeddings; or a run's folder or
     # checkpoint: the centres of its people who are here too
     centres_map: str | None  # for a folder: JSON {"old class or name": new class or name}; None: by their names
@@ -73,7 +77,9 @@ class Config:
     batch_size: int  # images of one rank in one forward
     gradient_acc: int  # forwards for one step
     num_epoch: int  # passes over the data
-    warmup_epoch: float  # epochs of linear rise from 0; below 0: start that far down the slope
+    warmup_epoch: float  # epochs of linear rise from 0; 0 or below: none
+    lr_power: float | None  # the rate falls as (1 - t) to this power: 1 is insightface's schedule, 2 that of the MHE
+    # authors; None: 2 for their num_classes = (H, L), else 1
     fp16: bool  # float16 with loss scaling
     bf16: bool  # bfloat16
     max_nonfinite: int  # steps in a row without a finite gradient before the run stops
@@ -123,6 +129,19 @@ class Config:
         """The rate at the end of the warm-up, scaled to the total batch where ``lr_batch`` asks for it."""
         return self.lr if self.lr_batch is None else self.lr * self.total_batch(world_size) / self.lr_batch
 
+    def margin_options(self) -> dict[str, Any]:
+        """What decides the margin, under the names that ``losses.get_margin`` takes."""
+        names = ("loss", "scale", "margin", "margin_list", "interclass_filtering_threshold", "loss_options")
+        return {name: getattr(self, name) for name in names}
+
+    def schedule_power(self) -> float:
+        """The exponent of the fall of the rate: ``lr_power``, or what the authors of such a recipe use."""
+        return self.lr_power or (2.0 if isinstance(self.num_classes, tuple) else 1.0)
+
+    def classifier_dtype(self) -> torch.dtype | None:
+        """The type of the classifier's exchange and product, or None for float32."""
+        return self.amp_dtype() if self.classifier_amp else None
+
     def augmentation(self) -> str | dict[str, float] | None:
         """What ``augment`` and ``dali_aug`` ask for together."""
         return "insightface" if self.dali_aug else self.augment
@@ -137,20 +156,21 @@ class Config:
             return self.num_classes[0] * self.num_classes[1]
         return None if self.num_classes == "auto" else self.num_classes
 
-    def head_layout(self) -> tuple[int, float]:
-        """Classes of one head, and the share of further heads drawn each step."""
+    def head_layout(self) -> tuple[int, float, float | None]:
+        """Classes of one head, the share of further heads drawn each step, and PartialFC's rate if it rules."""
         if isinstance(self.num_classes, tuple):
-            return self.num_classes[1], self.negative_rate or 0.0
+            return self.num_classes[1], self.negative_rate or 0.0, None
         if self.head_size is not None:
-            return self.head_size, self.negative_rate or 0.0
-        return 1, float(self.sample_rate)
+            return self.head_size, self.negative_rate or 0.0, None
+        return (1, 1.0, None) if self.sample_rate == 1 else (1, 0.0, self.sample_rate)
 
     def head_options(self, output: Path) -> dict[str, Any]:
         """What a classifier is told about its heads, under the names that ``heads.shard.HeadShard`` takes."""
-        head_size, negative_rate = self.head_layout()
+        head_size, negative_rate, sample_rate = self.head_layout()
         return {
             "head_size": head_size,
             "negative_rate": negative_rate,
+            "sample_rate": sample_rate,
             "head_scope": self.head_scope,
             "head_storage": self.head_storage,
             "head_folder": Path(self.head_folder) if self.head_folder else output / "heads",
@@ -172,6 +192,8 @@ class Config:
             unread += [name for name in ("sync_bn", "dropout") if getattr(self, name)]
         if self.margin_list is not None and self.margin is not None:
             unread.append("margin")  # margin_list decides
+        if self.classifier_amp and self.amp_dtype() is None:
+            unread.append("classifier_amp")  # there is no other type
         if self.optimizer != "sgd" and self.row_momentum is not None:
             unread.append("row_momentum")
         if isinstance(self.num_classes, tuple) and self.sample_rate != 1:

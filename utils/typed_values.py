@@ -15,11 +15,14 @@ def typed(key: str, value: Any, hint: Any) -> Any:
     Raises:
         ValueError: it is of another type; says what was expected and what came.
     """
-    for option in _options(hint):
-        accepted, converted = _convert(value, option)
-        if accepted:
-            return converted
+    accepted, converted = _first_that_fits(value, hint)
+    if accepted:
+        return converted
     raise ValueError(f"{key} must be {_describe(hint)}, got {value!r} ({type(value).__name__})")
+
+
+def _first_that_fits(value: Any, hint: Any) -> tuple[bool, Any]:
+    return next((pair for option in _options(hint) if (pair := _convert(value, option))[0]), (False, None))
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -44,8 +47,8 @@ def _convert(value: Any, option: Any) -> tuple[bool, Any]:
     if origin is dict:
         if not isinstance(value, Mapping):
             return False, None
-        converted = {name: _convert(v, args[1]) for name, v in value.items()}
-        return all(ok for ok, _ in converted.values()), {str(name): v for name, (_, v) in converted.items()}
+        converted = {str(name): _first_that_fits(v, args[1]) for name, v in value.items()}
+        return all(ok for ok, _ in converted.values()), {name: v for name, (_, v) in converted.items()}
     if option is type(None):
         return value is None, None
     if option is float:

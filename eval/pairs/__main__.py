@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from prettytable import PrettyTable
 
 from embedder.batches import embedded_blocks
-from embedder.embedder import Embedder, embed_with_mirrored
+from embedder.embedder import Embedder, LengthMeter, embed_with_mirrored
 from embedder.load import load_embedder
 from eval.pairs.bin_file import PairSet
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_loader
@@ -74,16 +75,21 @@ def list_sets(folder: Path) -> list[str]:
     return [name for name in PUBLIC_SETS if name in names] + sorted(names.difference(PUBLIC_SETS))
 
 
-def embed_set(embedder: Embedder, pairs: PairSet, batch_size: int, flip: bool = True) -> NDArray[np.float32]:
+def embed_set(
+    embedder: Embedder, pairs: PairSet, batch_size: int, flip: bool = True, meter: LengthMeter | None = None
+) -> NDArray[np.float32]:
     """Embed every image of a set, with ``flip`` as the sum with its mirror image: (2n, D), not normalised.
+
+    ``meter`` measures the embeddings before they are added.
 
     Raises:
         ValueError: an image that does not decode or is not square; the message gives its index.
     """
 
     def embed(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return embed_with_mirrored(embedder.embed, images_BHW3) if flip else embedder.embed(images_BHW3)
+        return embed_with_mirrored(measured, images_BHW3) if flip else measured(images_BHW3)
 
+    measured = embedder.embed if meter is None else meter.watch(embedder.embed)
     n = len(pairs.encoded)
     load = pair_loader(pairs.encoded, embedder.image_size)
     blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
@@ -120,9 +126,11 @@ def evaluate(
     for target in targets:
         try:
             pairs = load_pairs(find_pairs(target, Path(options.data)), options.allow_outside)
-            embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip)
+            meter = LengthMeter()
+            embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip, meter)
             name = pairs.name if pairs.name not in results else target  # two files of one name
-            results[name] = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
+            result = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
+            results[name] = replace(result, norm=meter.mean())
             if report is not None:
                 report.add(name, pairs, embeddings_ND, results[name])
         except (ValueError, OSError) as error:

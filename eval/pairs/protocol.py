@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from embedder.batches import LoadBatch, Stopped, embed_batches, never
+from embedder.embedder import LengthMeter
 from eval.pairs.bin_file import PairSet
 from utils.decode import decode_rgb, resize_square
 from utils.device import to_device
@@ -48,7 +49,7 @@ class PairResult:
     genuine_cosine: float = float("nan")  # mean over pairs of the same person
     impostor_cosine: float = float("nan")  # mean over pairs of two persons
     spread: float = float("nan")  # standard deviation of the embeddings, mean over dimensions
-    norm: float = float("nan")  # mean length before L2 normalisation; evaluate_pairs() leaves it out
+    norm: float = float("nan")  # mean length of straight and mirrored embeddings each; evaluate_pairs() leaves it out
     non_finite: int = 0  # embeddings that hold a nan or an infinity
     message: str = ""  # why a figure is missing or rests on fewer folds
 
@@ -205,7 +206,7 @@ def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: i
 
 
 def evaluate_embeddings(embeddings: NDArray[np.float32], issame: NDArray[np.bool_], folds: int = 10) -> PairResult:
-    """Scale embeddings to length 1 and evaluate them; their mean length is kept in the result.
+    """Scale embeddings to length 1 and evaluate them; their mean length is the result's ``norm``.
 
     Args:
         embeddings: (2n, D), as the network gives them; a row of zeros stays one.
@@ -251,7 +252,7 @@ def verify(
 ) -> PairResult:
     """Embed a set, the images shared out over the ranks, and evaluate it; every rank gets the same result.
 
-    Collectives: one object gather (the embedding size, an error if any, whether to stop) and one all-reduce of
+    Collectives: one object gather (embedding size, an error if any, whether to stop, lengths) and one all-reduce of
     (2n, D) float32. An image that one rank cannot decode is an error on all of them, so that none is left waiting.
 
     Args:
@@ -269,7 +270,7 @@ def verify(
     """
     n_images = len(pair_set.encoded)
     start, end = part_of(n_images, get_rank(), get_world_size())
-    part_ND, error = np.empty((0, 0), np.float32), ""
+    part_ND, error, meter = np.empty((0, 0), np.float32), "", LengthMeter()
     try:
         load = pair_loader(pair_set.encoded, image_size)
         part_ND = embed_batches(
@@ -279,18 +280,23 @@ def verify(
             device,
             batch_size,
             is_stopping=is_stopping,
+            meter=meter,
         )
     except Stopped:
         pass  # the others hear of it
     except ValueError as problem:
         error = f"verification set {pair_set.name}, {problem}"
-    reports = all_gather_objects((part_ND.shape[1], error, is_stopping()), f"reports on the set {pair_set.name}")
-    if any(stops for _, _, stops in reports):
+    reports = all_gather_objects(
+        (part_ND.shape[1], error, is_stopping(), meter.sum, meter.count), f"reports on the set {pair_set.name}"
+    )
+    sizes, errors, stops, sums, counts = zip(*reports, strict=True)
+    if any(stops):
         raise Stopped
-    for _, other_error, _ in reports:
-        if other_error:
-            raise ValueError(other_error)
-    all_ND = torch.zeros((n_images, max(size for size, _, _ in reports)), device=device)
+    for other_error in filter(None, errors):
+        raise ValueError(other_error)
+    all_ND = torch.zeros((n_images, max(sizes)), device=device)
     if end > start:
         all_ND[start:end] = to_device(torch.from_numpy(part_ND), device)
-    return evaluate_embeddings(all_reduce_sum_(all_ND, "embeddings").cpu().numpy(), pair_set.issame, folds)
+    result = evaluate_embeddings(all_reduce_sum_(all_ND, "embeddings").cpu().numpy(), pair_set.issame, folds)
+    meter.sum, meter.count = sum(sums), sum(counts)
+    return replace(result, norm=meter.mean())

@@ -21,7 +21,9 @@ CASES = {
     "negatives": {"num_classes": 29, "head_size": 3, "negative_rate": 0.4},
     "own_negatives": {"num_classes": 29, "head_size": 3, "negative_rate": 0.4, "head_scope": "own"},
     "full": {"num_classes": 29, "head_size": 1, "negative_rate": 1.0},
-    "partial_fc": {"num_classes": 29, "head_size": 1, "negative_rate": 0.3},
+    "partial_fc": {"num_classes": 29, "head_size": 1, "sample_rate": 0.6},
+    "partial_fc_own": {"num_classes": 29, "head_size": 1, "sample_rate": 0.6, "head_scope": "own"},
+    "partial_fc_labels_alone": {"num_classes": 29, "head_size": 1, "sample_rate": 0.0},
     "fewer_heads_than_ranks": {"num_classes": 29, "head_size": 20},
     "one_head": {"num_classes": 29, "head_size": 50},
     "one_identity": {"num_classes": 29, "head_size": 3, "labels": [17] * G},
@@ -88,7 +90,7 @@ def train_dense(case):
     heads = torch.arange(C) // L
     record = {"loss": [], "grad": []}
     for step in range(STEPS):
-        drawn = torch.isin(heads, draws.drawn_heads(step))
+        drawn = torch.isin(heads, draws.drawn_heads(step, labels[step]))
         own = ((labels[step] // L).unsqueeze(1) == heads) | drawn
         selected = own.any(0)
         visible = own if case.get("head_scope") == "own" else selected.expand_as(own)
@@ -124,7 +126,7 @@ def test_sharded_equals_dense(name, world_size):
 
 def draw(rank, world_size):
     classifier = PartialFCMHS(ArcFace(), 8, 1000, head_size=7, negative_rate=0.25, seed=11)
-    drawn = [classifier.shard.drawn_heads(iteration) for iteration in range(3)]
+    drawn = [classifier.shard.drawn_heads(iteration, torch.tensor([0])) for iteration in range(3)]
     centres = classifier.shard.initial_centres(
         torch.arange(classifier.shard.layout.class_start, classifier.shard.layout.class_end)
     )

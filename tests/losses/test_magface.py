@@ -49,6 +49,18 @@ def test_equals_loop_form():
         assert torch.equal(now, then)
 
 
+def test_easy_margin_spares_cosines_up_to_zero_as_its_authors_run_it():
+    cosines, labels, norms = batch()
+    want = cosines * 64
+    for i, label in enumerate(labels):
+        c = cosines[i, label].item()
+        if c > 0:
+            want[i, label] = 64 * math.cos(math.acos(c) + loop_margin(norms[i].item()))
+    assert 0 < (cosines[range(len(labels)), labels] > 0).sum() < len(labels)  # both branches are met
+    found = MagFace(easy_margin=True)(cosines, labels, None, norms)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-12)
+
+
 def test_penalty_equals_loop_form():
     _, _, norms = batch()
     lengths = [max(10.0, min(110.0, n)) for n in norms.tolist()]

@@ -1,10 +1,12 @@
+import inspect
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from losses import ArcFace, CombinedMargin, CosFace, get_margin
+from losses import OPTIONS, ArcFace, CombinedMargin, CosFace, get_margin
 
 pytestmark = pytest.mark.numeric
 
@@ -125,3 +127,34 @@ def test_get_margin_follows_the_config():
     assert (type(combined), combined.m3, combined.threshold) == (CombinedMargin, 0.4, 0.3)
     with pytest.raises(ValueError, match="loss must be"):
         get_margin("combined", 64)
+
+
+def test_get_margin_passes_on_what_the_authors_of_a_loss_can_set():
+    magface = {"l_a": 5, "u_a": 100.0, "l_m": 0.4, "u_m": 0.7, "lambda_g": 35, "easy_margin": True}
+    found = get_margin("magface", 64, loss_options=magface)
+    assert {name: getattr(found, name) for name in magface} == magface
+    adaface = get_margin("adaface", 64, 0.3, loss_options={"h": 0.5, "t_alpha": 0})
+    assert (adaface.margin, adaface.h, adaface.t_alpha) == (0.3, 0.5, 0)
+    assert str(found).endswith("lambda_g=35, easy_margin)")
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        ("adaface", {"l_a": 1.0}, "'adaface' takes h, t_alpha; got l_a"),
+        ("adaface", {"margin": 0.4}, "got margin; margin is a setting of its own"),
+        ("magface", {"easy": True}, "'magface' takes l_a, u_a, l_m, u_m, lambda_g, easy_margin; got easy"),
+        ("magface", {"easy_margin": 1.0}, "easy_margin in loss_options must be True or False, got 1.0"),
+        ("magface", {"l_a": True}, "l_a in loss_options must be a number, got True"),
+        ("magface", {"l_a": 200}, "0 < l_a < u_a"),
+        ("arcface", {"h": 0.3}, "'arcface' takes none; got h"),
+    ],
+)
+def test_get_margin_names_the_options_that_a_loss_has(loss, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        get_margin(loss, 64, loss_options=options)
+
+
+def test_options_are_arguments_of_their_losses():
+    for loss, names in OPTIONS.items():
+        assert set(names) <= set(inspect.signature(type(get_margin(loss, 64))).parameters)

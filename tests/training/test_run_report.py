@@ -12,14 +12,23 @@ from utils.config import get_config
 from utils.distributed import Ranks
 
 
-@pytest.mark.parametrize(("C", "L", "rate", "G"), [(1000, 10, 0.0, 64), (1000, 1, 0.1, 32), (1000, 100, 0.0, 20)])
-def test_expected_share_is_the_mean_of_what_is_selected(C, L, rate, G):
-    classifier = PartialFCMHS(ArcFace(), 4, C, head_size=L, negative_rate=rate)
+@pytest.mark.parametrize(
+    ("C", "L", "rate", "sample_rate", "G"),
+    [
+        (1000, 10, 0.0, None, 64),
+        (1000, 1, 0.1, None, 32),
+        (1000, 100, 0.0, None, 20),
+        (1000, 1, 0.0, 0.2, 64),
+        (1000, 1, 0.0, 0.0, 64),
+    ],
+)
+def test_expected_share_is_the_mean_of_what_is_selected(C, L, rate, sample_rate, G):
+    classifier = PartialFCMHS(ArcFace(), 4, C, head_size=L, negative_rate=rate, sample_rate=sample_rate)
     g = torch.Generator().manual_seed(0)
     shares = [
         len(classifier.shard.select(torch.randint(0, C, (G,), generator=g), i).classes_S) / C for i in range(300)
     ]
-    assert sum(shares) / len(shares) == pytest.approx(expected_share(C, L, rate, G), rel=0.03)
+    assert sum(shares) / len(shares) == pytest.approx(expected_share(C, L, rate, G, sample_rate), rel=0.03)
 
 
 def test_long_heads_are_pointed_out():
@@ -29,6 +38,27 @@ def test_long_heads_are_pointed_out():
     assert any("heads save little" in line for line in long)
     assert not any("heads save little" in line for line in short)
     assert any("1 ranks x 128 x accumulation 1 = 128, lr 0.1" in line for line in short)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (
+            ["head_size=None", "num_classes=200", "lr_power=None"],
+            "then the rate falls linearly to 0, as insightface's",
+        ),
+        (["head_size=None", "num_classes=[20,10]", "lr_power=None"], "falls to 0 with power 2, as the MHE authors'"),
+        (["lr_power=0.5"], "falls to 0 with power 0.5"),
+        (["warmup_epoch=-1"], ", 0 of them warm-up"),
+        (["head_size=None", "sample_rate=0.3"], "200 heads of 1, sample rate 0.3; a step works on about 30 % of the"),
+        (["bf16=True"], "bfloat16, classifier in float32, seed"),
+        (["bf16=True", "classifier_amp=True"], "bfloat16, seed"),
+        (["classifier_amp=True"], "note: classifier_amp = True has no effect"),
+    ],
+)
+def test_the_banner_says_whose_rules_it_follows(overrides, text):
+    lines = banner_lines(get_config("demo", overrides), Ranks(0, 1, 0, torch.device("cpu")), 200, 4000, 10)
+    assert text in "\n".join(lines)
 
 
 @pytest.mark.parametrize(

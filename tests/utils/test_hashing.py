@@ -1,5 +1,6 @@
 """Draws are functions of their key and id alone, and look random."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,3 +54,24 @@ def test_inputs_are_not_modified():
     hashing.uniform(3, ids)
     hashing.normal(3, ids, 4)
     assert torch.equal(ids, torch.arange(5))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 29, 100, 93_431])
+def test_a_random_order_holds_each_place_once_and_changes_with_the_key(size):
+    ids = torch.arange(size)
+    orders = [hashing.permuted(hashing.key(7, step), ids, size) for step in range(2)]
+    for order in orders:
+        assert torch.equal(order.sort().values, ids)
+    assert size < 29 or not torch.equal(*orders)
+
+
+def test_a_place_does_not_depend_on_who_else_asks():
+    whole = hashing.permuted(5, torch.arange(1000), 1000)
+    assert torch.equal(hashing.permuted(5, torch.tensor([999, 3, 3]), 1000), whole[[999, 3, 3]])
+
+
+def test_places_of_neighbours_are_unrelated():
+    places = hashing.permuted(5, torch.arange(90_000), 90_000).double() / 90_000
+    for apart in (1, 2, 300, 301):  # 300 is the base of a digit
+        both = torch.stack((places[apart:], places[:-apart]))
+        assert abs(torch.corrcoef(both)[0, 1]) < 5 / 90_000**0.5

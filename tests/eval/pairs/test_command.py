@@ -78,6 +78,10 @@ def test_figures_are_those_of_training(model, data):
         pairs_command.parse_arguments(arguments(model, data, "--targets", "lfw", "--no-flip"))
     )
     assert results["lfw"].norm == pytest.approx(evaluate_embeddings(alone, pairs.issame).norm, rel=1e-5)
+    mirrored = found - alone
+    lengths = np.linalg.norm(np.concatenate((alone, mirrored)), axis=1)  # insightface's XNorm
+    results, _, _ = pairs_command.evaluate(pairs_command.parse_arguments(arguments(model, data, "--targets", "lfw")))
+    assert results["lfw"].norm == pytest.approx(lengths.mean(), rel=1e-4)
 
 
 def test_named_targets_and_files_from_elsewhere(model, data, tmp_path, capsys):

@@ -16,6 +16,7 @@ from eval.pairs.protocol import (
 )
 from pair_stub import Stub, embed_images, face, made_set, png
 from ranks import run_ranks
+from utils.decode import decode_rgb
 
 pytestmark = pytest.mark.numeric
 
@@ -258,8 +259,15 @@ def test_verify_on_one_rank():
     reference = evaluate_pairs(raw / length, pairs.issame)
     assert result.accuracy == reference.accuracy == 1
     assert result.genuine_cosine == pytest.approx(1)
-    assert result.norm == pytest.approx(length.mean(), rel=1e-6)
     assert net.training
+
+
+def test_the_norm_is_the_mean_of_straight_and_mirrored_each():
+    pairs, net = made_set(), Stub().eval()
+    x = torch.stack([torch.from_numpy(decode_rgb(image)).permute(2, 0, 1) / 127.5 - 1 for image in pairs.encoded])
+    with torch.no_grad():
+        both = torch.cat((net(x), net(x.flip(3))))  # insightface's XNorm: each one's length, before they are added
+    assert verify(net, pairs, CPU, batch_size=7).norm == pytest.approx(float(both.norm(dim=1).mean()), rel=1e-6)
 
 
 def test_verify_reports_non_finite_weights():

@@ -1,0 +1,217 @@
+"""The config files of the peer projects load unchanged, and mean what they mean there."""
+
+import typing
+
+import pytest
+import torch
+
+from paths import ROOT
+from utils.config import find_config, get_config
+from utils.settings import Config
+
+RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "__init__"))
+HEAD = "from easydict import EasyDict as edict\nconfig = edict()\n"
+
+# The keys and values, in their order, of files that insightface's arcface_torch ships.
+INSIGHTFACE_BASE = (
+    HEAD
+    + """
+config.margin_list = (1.0, 0.5, 0.0)
+config.network = "r50"
+config.resume = False
+config.save_all_states = False
+config.output = "ms1mv3_arcface_r50"
+config.embedding_size = 512
+config.sample_rate = 1
+config.interclass_filtering_threshold = 0
+config.fp16 = False
+config.batch_size = 128
+config.optimizer = "sgd"
+config.lr = 0.1
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.verbose = 2000
+config.frequent = 10
+config.dali = False
+config.dali_aug = False
+config.gradient_acc = 1
+config.seed = 2048
+config.num_workers = 2
+config.wandb_key = "XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX"
+config.suffix_run_name = None
+config.using_wandb = False
+config.wandb_entity = "entity"
+config.wandb_project = "project"
+config.wandb_log_all = True
+config.save_artifacts = False
+config.wandb_resume = False
+"""
+)
+INSIGHTFACE_VIT = (
+    HEAD
+    + """
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "vit_b_dp005_mask_005"
+config.resume = False
+config.output = None
+config.embedding_size = 512
+config.sample_rate = 0.3
+config.fp16 = True
+config.weight_decay = 0.1
+config.batch_size = 256
+config.gradient_acc = 12
+config.optimizer = "adamw"
+config.lr = 0.001
+config.verbose = 2000
+config.dali = False
+config.rec = "/train_tmp/WebFace42M"
+config.num_classes = 2059906
+config.num_image = 42474557
+config.num_epoch = 40
+config.warmup_epoch = config.num_epoch // 10
+config.val_targets = []
+"""
+)
+INSIGHTFACE_FILTER = (
+    HEAD
+    + """
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "r50"
+config.sample_rate = 0.3
+config.interclass_filtering_threshold = 0.4
+config.fp16 = True
+config.rec = "/train_tmp/WebFace12M_Conflict"
+config.num_classes = 1017970
+config.num_image = 12720066
+config.num_epoch = 20
+config.warmup_epoch = config.num_epoch // 10
+config.val_targets = []
+"""
+)
+INSIGHTFACE_3M = (
+    HEAD
+    + """
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "r18"
+config.embedding_size = 512
+config.sample_rate = 0.1
+config.fp16 = True
+config.batch_size = 512
+config.lr = 0.1
+config.dali = False
+config.rec = "synthetic"
+config.num_classes = 30 * 10000 * 10
+config.num_image = 1000000
+config.num_epoch = 30
+config.warmup_epoch = -1
+config.val_targets = []
+"""
+)
+# A file of the MHE authors' FaceRecognition.
+MHE = (
+    HEAD
+    + """
+config.loss = "arcface"
+config.network = "r18"
+config.resume = False
+config.output = None
+config.embedding_size = 512
+config.sample_rate = 0.1
+config.fp16 = True
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.batch_size = 128
+config.lr = 0.2
+config.verbose = 2000
+config.dali = False
+config.score = 1
+config.notes = "a note"
+config.rec = "/data/CASIA-WebFace"
+config.num_classes = [881, 12]
+config.num_image = 452960
+config.num_epoch = 25
+config.warmup_epoch = 2
+config.val_targets = ['lfw', 'cfp_fp', "agedb_30", "cplfw", "calfw", "cfp_ff"]
+config.margin = 0.5
+config.scale = 64
+"""
+)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text, name="mine.py"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_insightface_base(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_BASE))
+    assert cfg.margin_list == (1.0, 0.5, 0.0)
+    assert cfg.head_layout() == (1, 1.0, None)
+    assert cfg.save_all_states is False
+    assert cfg.output_dir().name == "ms1mv3_arcface_r50"
+
+
+def test_insightface_partial_fc(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_VIT))
+    assert cfg.head_layout() == (1, 0.0, 0.3)
+    assert cfg.class_count() == 2059906
+    assert cfg.optimizer == "adamw"
+    assert cfg.total_batch(8) == 256 * 12 * 8
+    assert cfg.warmup_epoch == 4
+    assert cfg.amp_dtype().itemsize == 2
+
+
+def test_insightface_filter(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_FILTER))
+    assert cfg.interclass_filtering_threshold == 0.4
+    assert cfg.margin_list == (1.0, 0.0, 0.4)
+
+
+def test_insightface_negative_warmup(recipe):
+    assert get_config(recipe(INSIGHTFACE_3M)).warmup_epoch == -1
+
+
+def test_mhe(recipe):
+    cfg = get_config(recipe(MHE))
+    assert cfg.class_count() == 881 * 12
+    assert cfg.head_layout() == (12, 0.0, None)
+    assert (cfg.loss, cfg.margin, cfg.scale, cfg.margin_list) == ("arcface", 0.5, 64.0, None)
+    assert cfg.without_effect() == ["score", "sample_rate"]
+
+
+def test_every_key_of_the_peers_is_known():
+    peers = (
+        "loss margin_list network resume output embedding_size sample_rate interclass_filtering_threshold fp16 "
+        "optimizer momentum weight_decay batch_size lr verbose frequent score dali dali_aug num_workers gradient_acc "
+        "seed rec num_classes num_image num_epoch warmup_epoch val_targets save_all_states margin scale using_wandb "
+        "wandb_key wandb_entity wandb_project wandb_resume wandb_log_all save_artifacts suffix_run_name notes"
+    )
+    assert set(peers.split()) <= set(typing.get_type_hints(Config))
+
+
+def test_each_peer_gets_its_own_schedule(recipe):
+    assert get_config(recipe(INSIGHTFACE_3M)).schedule_power() == 1  # as PolynomialLRWarmup
+    assert get_config(recipe(MHE)).schedule_power() == 2  # as PolyScheduler
+    assert get_config(recipe(MHE), ["lr_power=1"]).schedule_power() == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_recipes_say_whose_schedule_they_follow(name):
+    assert get_config(name).lr_power == 2
+    assert "config.lr_power = 2  # the schedule of the MHE authors" in find_config(name).read_text()
+
+
+def test_insightface_sample_rate_0(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_FILTER.replace("sample_rate = 0.3", "sample_rate = 0")))
+    assert cfg.head_layout() == (1, 0.0, 0.0)
+
+
+def test_the_classifier_computes_in_float32_as_insightface_does(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_FILTER))
+    assert (cfg.amp_dtype(), cfg.classifier_dtype()) == (torch.float16, None)
+    assert get_config(recipe(INSIGHTFACE_FILTER), ["classifier_amp=True"]).classifier_dtype() == torch.float16
