@@ -6,6 +6,11 @@ followed by a log line, a verification or a checkpoint where the config asks for
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import ends_at_once
+
+    ends_at_once("train.py")  # until there is a run that saves first
+
 import argparse
 import gc
 import platform
@@ -32,10 +37,11 @@ from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
 from utils.config import get_config
 from utils.device import prepare_device
-from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
+from utils.distributed import Ranks, all_gather_objects, broadcast_object, close_ranks, init_ranks, together
 from utils.fate import one_fate, speaks, tell_launcher
 from utils.log import init_logging, log, warn_once
 from utils.manifest import DamagedError
+from utils.processes import ends_soon
 from utils.settings import Config
 from utils.text import plain
 
@@ -214,18 +220,20 @@ def _next(arriving: Iterator[Batch]) -> Batch | None:
 
 
 def stop_here(run: TrainingRun) -> NoReturn:
-    """Save what there is and end every rank's process, as SIGTERM asked."""
+    """Save what there is and end every rank's process, as SIGTERM or Ctrl-C asked. Collective: an object gather."""
+    cause = next((cause for cause in all_gather_objects(run.stop.cause, "causes") if cause), "SIGTERM")
     run.save(model=not run.cfg.save_all_states)
     run.saver.close()
     left = "resume = 'auto' goes on from there"
     if not run.cfg.save_all_states:
         left = "model.pt is written, no checkpoint (save_all_states)"
-    text = f"stopped by SIGTERM after step {run.step}; {left}"
+    text = f"stopped by {cause} after step {run.step}; {left}"
     warn_once(text)
     tell_launcher(text)
     close_ranks()
-    sys.exit(143)
+    sys.exit(run.stop.exit_status(cause))
 
 
 if __name__ == "__main__":
-    record(main)()  # so that torchrun shows the traceback of the rank that failed first
+    with ends_soon():
+        record(main)()  # so that torchrun shows the traceback of the rank that failed first

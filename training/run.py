@@ -87,7 +87,7 @@ class TrainingRun:
         self.lock: FolderLock | None = None  # on the run's folder
         self.stop = StopRequest(output / "checkpoints")
         self.saver = Saver(output, self.classifier.shard, cfg.keep_checkpoints, cfg.checkpoint_full_every)
-        self.stop.is_excused = lambda: self.saver.is_waited_for
+        self.stop.is_excused = lambda: self.saver.holds_up
         self._wants_save, self._saved_at = False, (-1, -1)  # (epoch, step) of the last save
         self._saved_s = time.monotonic()
 
