@@ -16,6 +16,11 @@ give the same bytes for any number of workers.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("pack_rec")
+
 import argparse
 import functools
 import os
