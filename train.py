@@ -30,7 +30,7 @@ from training.first_centres import set_first_centres
 from training.identity import Identity
 from training.memory import advice_on_memory
 from training.metrics import MetricsWriter, check_wandb
-from training.report import Speedometer, StepReport, announce
+from training.report import Speedometer, StepReport, announce, step_bar
 from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
 from training.sigterm import nothing_to_save_yet
@@ -43,7 +43,7 @@ from utils.log import init_logging, log, warn_once
 from utils.manifest import DamagedError
 from utils.processes import ends_soon
 from utils.settings import Config
-from utils.text import plain
+from utils.text import clock, plain
 
 
 @nothing_to_save_yet()
@@ -143,18 +143,19 @@ def way_on(damaged: Path, ranks: Ranks) -> str:
 
 def train(run: TrainingRun, data: RunData) -> None:
     """Run the epochs that are left; at the end of each, model.pt is in the output folder."""
-    cfg = run.cfg
+    cfg, begin_s = run.cfg, time.monotonic()
     with (
         MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics,
         advice_on_memory(cfg, run.world_size),
         run.stop,
+        step_bar(run) as bar,
     ):
         verification = Verification(
             verification_targets(cfg), data_folder(cfg), run.device, cfg.batch_size, metrics, run.stop
         )
         if run.step == 0:
             run.verify(verification)  # a broken set shows before the first step
-        report = StepReport(run, data, metrics)
+        report = StepReport(run, data, metrics, bar)
         while run.epoch < cfg.num_epoch:
             batches = epoch_batches(run, data, report.speed)
             while run.step_in_epoch < run.steps_per_epoch:
@@ -179,7 +180,7 @@ def train(run: TrainingRun, data: RunData) -> None:
             run.save(model=True)
         run.close()
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
-    log.info("done: %s", run.output / "model.pt")
+    log.info("done: %s, after %s", run.output / "model.pt", clock(time.monotonic() - begin_s))
 
 
 def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterator[Batch]:
