@@ -29,12 +29,13 @@ from training.data import RunData, data_folder, open_data, verification_targets
 from training.first_centres import set_first_centres
 from training.identity import Identity
 from training.memory import advice_on_memory
-from training.metrics import MetricsWriter, check_wandb
+from training.metrics import MetricsWriter
 from training.report import Speedometer, StepReport, announce, step_bar
 from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
 from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
+from training.wandb_log import check_wandb
 from utils.config import get_config
 from utils.device import prepare_device
 from utils.distributed import Ranks, all_gather_objects, broadcast_object, close_ranks, init_ranks, together

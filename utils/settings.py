@@ -95,7 +95,7 @@ class Config:
     keep_checkpoints: int  # newest checkpoints that are kept
     keep_best: str | None  # also the best by this figure of the verification, "lfw/accuracy", and model_best.pt
 
-    # Weights & Biases; the key comes from WANDB_API_KEY in the environment only
+    # Weights & Biases; it finds its login itself (`wandb login`, WANDB_API_KEY), and WANDB_MODE=offline needs none
     using_wandb: bool  # log there too
     wandb_key: str | None  # refused unless it is empty or a placeholder
     wandb_entity: str | None  # team or user

@@ -69,7 +69,7 @@ def scan(source: AnySource, workers: int) -> Seen:
     seen = Seen.empty(len(source))
     starts = range(0, len(source), _CHUNK)
     parts = ordered_map(_scan, starts, max(1, min(workers, len(starts))), functools.partial(_hold, source))
-    with open_bar(len(source), "image") as bar:
+    with open_bar(len(source), "image", "read") as bar:
         for start, part in zip(starts, parts, strict=True):
             seen.put(start, part)
             bar.update(len(part.labels))
