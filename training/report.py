@@ -77,6 +77,9 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     ]
     if cfg.freeze_backbone:
         lines.append("backbone: frozen, as init_backbone or the checkpoint gave it; only the classifier trains")
+    elif cfg.freeze_bn:
+        also = ", scales and shifts" if cfg.freeze_bn is True else ""
+        lines.append(f"batch norm: running statistics{also} frozen, as init_backbone or the checkpoint gave them")
     if share > 0.5 and negative_rate < 0.5:
         lines.append(
             "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "

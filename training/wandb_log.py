@@ -17,7 +17,7 @@ from utils.log import log
 from utils.settings import Config
 from utils.text import plain
 
-_HOST = "https://api.wandb.ai"
+_HOSTS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # W&B's own, of its versions
 _WITHOUT_LOGIN = ("offline", "dryrun", "disabled")  # modes; dryrun is the old name of offline
 _FINISH_S = 120.0  # that W&B has at the end to send what is left
 
@@ -35,12 +35,13 @@ def check_wandb(cfg: Config) -> None:
     settings = _settings()
     if os.environ.get("WANDB_MODE", settings.get("mode", "online")) in _WITHOUT_LOGIN:
         return
-    host = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or _HOST
+    host = os.environ.get("WANDB_BASE_URL") or settings.get("base_url")
+    hosts = [host] if host else _HOSTS
     has_key = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
-    if not (has_key or settings.get("api_key") or _is_in_netrc(host)):
+    if not (has_key or settings.get("api_key") or any(map(_is_in_netrc, hosts))):
         raise ValueError(
-            f"using_wandb = True, but nobody has logged in to {host} here: run `wandb login`, set the environment "
-            "variable WANDB_API_KEY, or keep the figures on this machine with WANDB_MODE=offline"
+            f"using_wandb = True, but nobody has logged in to {host or 'W&B'} here: run `wandb login`, set the "
+            "environment variable WANDB_API_KEY, or keep the figures on this machine with WANDB_MODE=offline"
         )
 
 

@@ -87,7 +87,7 @@ def put(path, text):
 
 
 def test_without_a_login_the_run_is_refused_with_what_to_do(nobody):
-    with pytest.raises(ValueError, match=r"nobody has logged in to https://api.wandb.ai here: run `wandb login`, .*"):
+    with pytest.raises(ValueError, match=r"nobody has logged in to W&B here: run `wandb login`, .*"):
         check()
 
 
