@@ -12,7 +12,6 @@ from tiny_runs import TINY, metrics, run, weights
 from utils.config import get_config
 from utils.distributed import Ranks
 
-
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 
 
