@@ -212,6 +212,8 @@ def _next(arriving: Iterator[Batch]) -> Batch | None:
     try:
         return next(arriving, None)
     except RuntimeError as error:
+        if "/dev/shm is full" in str(error):  # the last line of a worker's traceback says what to do
+            raise OSError(str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")) from error
         if "DataLoader worker" not in str(error):
             raise
         raise OSError(
