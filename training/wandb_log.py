@@ -20,6 +20,7 @@ from utils.text import plain
 _HOSTS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # W&B's own, of its versions
 _WITHOUT_LOGIN = ("offline", "dryrun", "disabled")  # modes; dryrun is the old name of offline
 _FINISH_S = 120.0  # that W&B has at the end to send what is left
+_EARLY_S = 20.0  # likewise when the run is stopped or fails: a launcher kills soon
 
 
 def check_wandb(cfg: Config) -> None:
@@ -106,6 +107,7 @@ class WandbLog:
 
     def finish(self, artifact: Path | None, succeeded: bool) -> None:
         """Upload a file, if there is one, and what has not been sent yet; given up after some time."""
+        limit_s = _FINISH_S if succeeded else _EARLY_S
 
         def end() -> None:
             if artifact is not None:
@@ -115,9 +117,9 @@ class WandbLog:
         thread = threading.Thread(target=lambda: self._or_warn("did not end well", end), daemon=True)
         if self._run is not None:
             thread.start()
-            thread.join(_FINISH_S)
+            thread.join(limit_s)
         if thread.is_alive():
-            log.warning("Weights & Biases has not taken all figures within %g s: `wandb sync` sends them", _FINISH_S)
+            log.warning("Weights & Biases has not taken all figures within %g s: `wandb sync` sends them", limit_s)
 
     def _or_warn(self, what: str, do: Callable[[], object]) -> None:
         """Call ``do``; after an error there is no W&B any more."""

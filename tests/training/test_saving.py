@@ -34,6 +34,32 @@ def names(output):
     return [path.name for path in list_checkpoints(output / "checkpoints")]
 
 
+def test_a_disk_that_takes_nothing_is_an_error_in_time_and_is_not_asked_again(tmp_path, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(saving, "_save", lambda *_: over.wait(30))
+    state, _ = start(tmp_path)
+    monkeypatch.setattr(saving.progress, "timeout_s", 1.0)
+    state.save()
+    monkeypatch.setattr(saving.shutil, "rmtree", lambda *_, **__: pytest.fail("asks the disk again"))
+    with pytest.raises(SaveError, match=r"step_0: the disk has taken nothing for 0\.8 s \(0\.8 of timeout_s\)"):
+        state.saver.finish()
+    over.set()
+    state.saver.abandon()
+
+
+def test_a_save_excuses_a_run_only_while_the_disk_takes_data(tmp_path, monkeypatch):
+    state, _ = start(tmp_path)
+    state.saver.is_waited_for = True
+    monkeypatch.setattr(saving.progress, "wrote_s", time.monotonic() - saving.DISK_S - 1)
+    assert not state.saver.holds_up
+    monkeypatch.setattr(saving.progress, "wrote_s", time.monotonic())
+    assert state.saver.holds_up
+    state.save()
+    state.saver.is_waited_for = False
+    state.close()
+    assert not state.saver.holds_up
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     """What is saved is the moment's state, and it has no name before it is complete."""
     held = threading.Event()
