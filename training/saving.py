@@ -78,7 +78,7 @@ class Saver:
         self._heads = HeadSaver(shard, full_every)
         self._worker = single_threaded_worker(shard.device, "save")
         self._pending: _Pending | None = None
-        self.is_waited_for = False  # training stands still until it is written
+        self._waited_for: Future[Any] | None = None  # this rank's part of a save for which training stands still
         self._named = 0  # checkpoints
         self._is_main = get_rank() == 0
 
@@ -94,8 +94,10 @@ class Saver:
 
     @property
     def holds_up(self) -> bool:
-        """Whether training stands still until this rank has written, and the disk still takes data."""
-        return self.is_waited_for and time.monotonic() - progress.wrote_s < DISK_S
+        """Whether training stands still for a save that goes on: the disk takes data, or the others' disks may."""
+        if self._waited_for is None:
+            return False
+        return self._waited_for.done() or time.monotonic() - progress.wrote_s < DISK_S
 
     def begin(self, step: int, training: dict[str, Any] | None, model: Mapping[str, Tensor] | None) -> None:
         """Start to save; finishes the save before first. What is given may change once this returns.
@@ -135,11 +137,11 @@ class Saver:
         if pending is None:
             return
         target = pending.final or self.output / "model.pt"
-        self.is_waited_for = True
+        self._waited_for = pending.written
         try:
             training_sum, part = self.or_error(target, lambda: _result(pending.written), pending.partial)
         finally:
-            self.is_waited_for = False
+            self._waited_for = None
         if pending.final is None or part is None:
             return
         files = {f"{HEADS}/{name}": own for name, own in part.sums.items()}

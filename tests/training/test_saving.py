@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -47,17 +48,17 @@ def test_a_disk_that_takes_nothing_is_an_error_in_time_and_is_not_asked_again(tm
     state.saver.abandon()
 
 
-def test_a_save_excuses_a_run_only_while_the_disk_takes_data(tmp_path, monkeypatch):
+def test_a_save_excuses_a_run_while_this_disk_or_the_other_ranks_disks_take_data(tmp_path, monkeypatch):
     state, _ = start(tmp_path)
-    state.saver.is_waited_for = True
-    monkeypatch.setattr(saving.progress, "wrote_s", time.monotonic() - saving.DISK_S - 1)
     assert not state.saver.holds_up
+    state.saver._waited_for = Future()
     monkeypatch.setattr(saving.progress, "wrote_s", time.monotonic())
     assert state.saver.holds_up
-    state.save()
-    state.saver.is_waited_for = False
-    state.close()
+    monkeypatch.setattr(saving.progress, "wrote_s", time.monotonic() - saving.DISK_S - 1)
     assert not state.saver.holds_up
+    state.saver._waited_for.set_result(None)  # this rank has written, and waits for the others
+    assert state.saver.holds_up
+    state.close()
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
