@@ -74,7 +74,7 @@ def die_with_parent(number: int) -> None:
 
 
 @contextmanager
-def ends_soon(limit_s: float = 30.0) -> Iterator[None]:
+def ends_soon(limit_s: float = 20.0) -> Iterator[None]:
     """See to it that the process ends soon after what is inside, though Python would wait for all of its threads.
 
     A thread may wait for a disk that does not answer, which nothing else would end.
