@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from training import sigterm
 sigterm._PATIENCE_S = 2.0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell's & inherits that it is ignored
 """
 
 
