@@ -9,6 +9,11 @@ for the embeddings. Shapes: P pairs, U templates, D embedding size.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("eval_ijbc.py")
+
 import argparse
 import os
 import sys

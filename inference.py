@@ -7,6 +7,11 @@ it). There is no detector here. A square image without landmarks counts as align
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("inference.py")
+
 import argparse
 import json
 import re

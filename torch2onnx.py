@@ -7,6 +7,11 @@ are compared with torch's.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("torch2onnx.py")
+
 import argparse
 import contextlib
 import importlib.util

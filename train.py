@@ -6,6 +6,11 @@ followed by a log line, a verification or a checkpoint where the config asks for
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import ends_at_once
+
+    ends_at_once("train.py")  # until there is a run that saves first
+
 import argparse
 import gc
 import platform
@@ -24,20 +29,22 @@ from training.data import RunData, data_folder, open_data, verification_targets
 from training.first_centres import set_first_centres
 from training.identity import Identity
 from training.memory import advice_on_memory
-from training.metrics import MetricsWriter, check_wandb
-from training.report import Speedometer, StepReport, announce
+from training.metrics import MetricsWriter
+from training.report import Speedometer, StepReport, announce, step_bar
 from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
 from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
+from training.wandb_log import check_wandb
 from utils.config import get_config
 from utils.device import prepare_device
-from utils.distributed import Ranks, broadcast_object, close_ranks, init_ranks, together
+from utils.distributed import Ranks, all_gather_objects, broadcast_object, close_ranks, init_ranks, together
 from utils.fate import one_fate, speaks, tell_launcher
 from utils.log import init_logging, log, warn_once
 from utils.manifest import DamagedError
+from utils.processes import ends_soon
 from utils.settings import Config
-from utils.text import plain
+from utils.text import clock, plain
 
 
 @nothing_to_save_yet()
@@ -137,18 +144,19 @@ def way_on(damaged: Path, ranks: Ranks) -> str:
 
 def train(run: TrainingRun, data: RunData) -> None:
     """Run the epochs that are left; at the end of each, model.pt is in the output folder."""
-    cfg = run.cfg
+    cfg, begin_s = run.cfg, time.monotonic()
     with (
         MetricsWriter(run.output, run.step, cfg, run.is_main) as metrics,
         advice_on_memory(cfg, run.world_size),
         run.stop,
+        step_bar(run) as bar,
     ):
         verification = Verification(
             verification_targets(cfg), data_folder(cfg), run.device, cfg.batch_size, metrics, run.stop
         )
         if run.step == 0:
             run.verify(verification)  # a broken set shows before the first step
-        report = StepReport(run, data, metrics)
+        report = StepReport(run, data, metrics, bar)
         while run.epoch < cfg.num_epoch:
             batches = epoch_batches(run, data, report.speed)
             while run.step_in_epoch < run.steps_per_epoch:
@@ -173,7 +181,7 @@ def train(run: TrainingRun, data: RunData) -> None:
             run.save(model=True)
         run.close()
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
-    log.info("done: %s", run.output / "model.pt")
+    log.info("done: %s, after %s", run.output / "model.pt", clock(time.monotonic() - begin_s))
 
 
 def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterator[Batch]:
@@ -204,6 +212,8 @@ def _next(arriving: Iterator[Batch]) -> Batch | None:
     try:
         return next(arriving, None)
     except RuntimeError as error:
+        if "/dev/shm is full" in str(error):  # the last line of a worker's traceback says what to do
+            raise OSError(str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")) from error
         if "DataLoader worker" not in str(error):
             raise
         raise OSError(
@@ -214,18 +224,20 @@ def _next(arriving: Iterator[Batch]) -> Batch | None:
 
 
 def stop_here(run: TrainingRun) -> NoReturn:
-    """Save what there is and end every rank's process, as SIGTERM asked."""
+    """Save what there is and end every rank's process, as SIGTERM or Ctrl-C asked. Collective: an object gather."""
+    cause = next((cause for cause in all_gather_objects(run.stop.cause, "causes") if cause), "SIGTERM")
     run.save(model=not run.cfg.save_all_states)
     run.saver.close()
     left = "resume = 'auto' goes on from there"
     if not run.cfg.save_all_states:
         left = "model.pt is written, no checkpoint (save_all_states)"
-    text = f"stopped by SIGTERM after step {run.step}; {left}"
+    text = f"stopped by {cause} after step {run.step}; {left}"
     warn_once(text)
     tell_launcher(text)
     close_ranks()
-    sys.exit(143)
+    sys.exit(run.stop.exit_status(cause))
 
 
 if __name__ == "__main__":
-    record(main)()  # so that torchrun shows the traceback of the rank that failed first
+    with ends_soon():
+        record(main)()  # so that torchrun shows the traceback of the rank that failed first

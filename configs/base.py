@@ -26,6 +26,7 @@ config.dropout = 0.0
 config.sync_bn = False
 config.init_backbone = None
 config.freeze_backbone = False
+config.freeze_bn = False
 
 # Margin loss
 config.loss = "arcface"

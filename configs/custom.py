@@ -3,7 +3,7 @@
 Data: rec=FOLDER on the command line, aligned faces as FOLDER/<identity>/<image>, or records.
     `python -m tools.check_data FOLDER` checks them; docs/prepare_data.md says how to hold people out for a test.
 Expected: depends on your data; verification with your own held-out pairs tells (val_targets).
-Cost: depends on your data; the log says how many hours are left.
+Cost: depends on your data; the log says how much time is left.
 Launch: python train.py configs/custom rec=FOLDER [val_targets=my.bin] [init_backbone=model.pt lr=0.01]
 """
 

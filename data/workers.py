@@ -1,8 +1,9 @@
 """A loader's processes: how they start, and who may end them.
 
-Launchers and schedulers send SIGTERM to the whole group. The training process then still needs its workers to finish
-the step and save, so that only its own SIGTERM ends them. That takes a system which tells who sent a signal: Linux;
-on macOS and Windows anybody's ends a worker. On Linux they end with the training process, however that ends.
+Launchers and schedulers send SIGTERM to the whole group, terminals SIGINT. The training process then still needs its
+workers to finish the step and save, so that only its own SIGTERM ends them. That takes a system which tells who sent
+a signal: Linux; on macOS and Windows anybody's SIGTERM ends a worker. On Linux they end with the training process,
+however that ends.
 
 No wait is without a limit: a worker that does not deliver, stopped or hanging, is an error that names it.
 """
@@ -72,7 +73,7 @@ class WorkerLoader(DataLoader[T_co]):
             return super().__iter__()
         resource_tracker.ensure_running()  # started with the processes, it would let SIGTERM through again
         # New processes inherit this, and so do the threads that libraries start in them before start_worker runs.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
         try:
             return super().__iter__()
         finally:
@@ -90,6 +91,7 @@ def start_worker(worker_id: int, dies_with_parent: bool = False) -> None:
     if dies_with_parent and hasattr(signal, "SIGKILL"):
         die_with_parent(signal.SIGKILL)
     signal.set_wakeup_fd(-1)  # a fork has the training process's own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the training process still saves
     queues.Queue._on_queue_feeder_error = _hand_over_error  # type: ignore[attr-defined]
     if _tells_senders():
         _end_for_the_parent_only()

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from backbones.base import to_network_input
 from embedder.embedder import LengthMeter, embed_with_mirrored
+from utils.bars import open_bar
 from utils.device import to_device
 
 LoadBatch = Callable[[int, int], NDArray[np.uint8]]
@@ -74,7 +74,7 @@ def embedded_blocks(
     ahead: deque[tuple[int, int, Future[NDArray[np.uint8]]]] = deque()
     total = sum(end - start for start, end in blocks)
     try:
-        with tqdm(total=total, desc=progress, unit="img", disable=not progress) as bar:
+        with open_bar(total, "image", progress, shown=bool(progress)) as bar:
             for start, end in blocks[: threads + 1]:
                 ahead.append((start, end, pool.submit(load, start, end)))
             for following in range(len(ahead), len(blocks) + len(ahead)):

@@ -20,7 +20,7 @@ from utils.distributed import Ranks
 
 LINE = re.compile(
     r"Speed \d+\.\d\d samples/sec   Loss \d+\.\d{4}   LearningRate \d\.\d{6}   Epoch: \d+   "
-    r"Global Step: \d+   (Fp16 Grad Scale: \d+   )?Required: \d+ hours"
+    r"Global Step: \d+   (Fp16 Grad Scale: \d+   )?Required: \d+:\d\d:\d\d "
 )
 
 

@@ -14,6 +14,11 @@ Exit status: 0 no problems, 1 problems found, 2 the set cannot be read.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("check_data")
+
 import argparse
 import dataclasses
 import json

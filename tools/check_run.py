@@ -5,6 +5,11 @@ Reads every byte of every checkpoint. RUN is a run's folder, or one checkpoint.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("check_run")
+
 import argparse
 import sys
 import time

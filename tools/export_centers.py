@@ -9,6 +9,11 @@ Shapes: C classes, D embedding size, L classes per head, n updated heads of one 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("export_centers")
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -37,6 +37,11 @@ Exit status: 0 done, 2 what was given cannot be used, or another map is in the w
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("find_duplicates")
+
 import argparse
 import math
 import shlex

@@ -6,6 +6,11 @@ products count, which are over 99 % of the work. This is what "6.3 GFLOPs" means
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("flops")
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -12,6 +12,11 @@ with identical bytes. An image that already has the size is copied as it is.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("make_bin")
+
 import argparse
 import hashlib
 import math

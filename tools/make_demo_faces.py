@@ -37,6 +37,11 @@ import numpy as np
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("make_demo_faces")
+
 from data.records.writer import write_face_records
 from tools.demo_faces.sets import LooseCrop, aligned_faces, loose_crops, template_pairs, verification_pairs
 from utils.opencv import cv2

@@ -12,6 +12,11 @@ form, property and, if a set has names, classes.json. Encoded images stay as the
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("merge_rec")
+
 import argparse
 import sys
 import time

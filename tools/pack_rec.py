@@ -16,6 +16,11 @@ give the same bytes for any number of workers.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("pack_rec")
+
 import argparse
 import functools
 import os
@@ -33,6 +38,7 @@ from tools.parts.pack_sources import FaceFiles, FolderFiles, ListFiles
 from tools.parts.record_output import check_out, config_lines, print_config, write_classes
 from tools.shuffle_rec import shuffle_records
 from utils.atomic import open_atomic
+from utils.bars import open_bar
 from utils.decode import FittedFace, fit_face
 from utils.text import any_name_can_be_printed, complain, plain
 
@@ -83,7 +89,11 @@ def pack_files(files: FaceFiles, out: Path, coding: Coding, workers: int) -> Pac
     work = functools.partial(_fit_files, coding=coding)
     shown = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    with FaceRecordWriter(out, (coding.size, coding.size)) as writer, open_atomic(out / "unreadable.txt") as report:
+    with (
+        FaceRecordWriter(out, (coding.size, coding.size)) as writer,
+        open_atomic(out / "unreadable.txt") as report,
+        open_bar(len(files.names), "identity") as bar,
+    ):
         current = -1  # the identity whose images came last
         for fitted in ordered_map(work, _tasks(files), workers):
             for identity, path, face in fitted:
@@ -99,7 +109,8 @@ def pack_files(files: FaceFiles, out: Path, coding: Coding, workers: int) -> Pac
                 result.images += 1
                 result.resized += face.is_resized
                 result.not_square += not face.was_square
-            if time.perf_counter() - shown > _PROGRESS_S:
+            bar.update(current + 1 - bar.n)
+            if bar.disable and time.perf_counter() - shown > _PROGRESS_S:
                 shown = time.perf_counter()
                 print(f"{result.images:,} images, {current + 1:,} of {len(files.names):,} identities", flush=True)
         if result.images + result.n_unreadable == 0:

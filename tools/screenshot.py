@@ -5,6 +5,11 @@ The environment variable CHROMIUM may name the program; otherwise its usual name
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("screenshot")
+
 import argparse
 import os
 import shutil

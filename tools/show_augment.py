@@ -9,6 +9,11 @@ of 128, and those of the flip alone.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("show_augment")
+
 import argparse
 import sys
 import time

@@ -8,6 +8,11 @@ pairs are drawn.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("show_data")
+
 import argparse
 import sys
 from collections.abc import Sequence

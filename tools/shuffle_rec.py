@@ -14,6 +14,11 @@ their size must be free there.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("shuffle_rec")
+
 import argparse
 import struct
 import sys

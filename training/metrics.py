@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +11,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from training.wandb_log import WandbLog
 from utils.atomic import open_atomic
 from utils.log import log
 from utils.settings import Config
@@ -47,7 +45,7 @@ class MetricsWriter:
             self._tensorboard = SummaryWriter(
                 str(output / "tensorboard"), purge_step=start_step + 1 if start_step else None
             )
-        self._wandb = _start_wandb(cfg, output) if cfg.using_wandb and (is_main or cfg.wandb_log_all) else None
+        self._wandb = WandbLog(cfg, output) if cfg.using_wandb and (is_main or cfg.wandb_log_all) else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one step; names may hold a slash to group them. A nan is null in metrics.jsonl."""
@@ -68,7 +66,7 @@ class MetricsWriter:
                 log.warning("TensorBoard's files cannot be written (%s) and end here", error)
                 self._tensorboard = None
         if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+            self._wandb.write(step, values)
 
     def highest(self, name: str) -> float:
         """The largest value written of ``name`` so far, nan without one or on a rank that keeps no file."""
@@ -89,9 +87,7 @@ class MetricsWriter:
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
-            if self.artifact is not None:
-                self._wandb.save(str(self.artifact))
-            self._wandb.finish(exit_code=0 if kind is None else 1)
+            self._wandb.finish(self.artifact, kind is None)
 
 
 def _keep_lines(path: Path, last_step: int) -> None:
@@ -114,30 +110,3 @@ def _parse_line(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
-
-
-def check_wandb(cfg: Config) -> None:
-    """Raise ValueError if Weights & Biases is asked for and cannot be reached: no package, or no key."""
-    if not cfg.using_wandb:
-        return
-    if importlib.util.find_spec("wandb") is None:
-        raise ValueError("using_wandb = True needs the package: pip install wandb, or set using_wandb = False")
-    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        raise ValueError("using_wandb = True needs the key in the environment variable WANDB_API_KEY")
-
-
-def _start_wandb(cfg: Config, output: Path) -> Any:
-    import wandb
-
-    run_id = hashlib.sha1(os.fsencode(output)).hexdigest()[:16]  # so that a resumed run finds its old one
-    name = cfg.name + (f"_{cfg.suffix_run_name}" if cfg.suffix_run_name else "")
-    return wandb.init(
-        entity=cfg.wandb_entity,
-        project=cfg.wandb_project,
-        name=name,
-        notes=cfg.notes,
-        id=run_id if cfg.wandb_resume else None,
-        resume="allow" if cfg.wandb_resume else None,
-        config=cfg.as_dict(),
-        dir=str(output),
-    )

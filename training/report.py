@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,11 @@ from training.metrics import MetricsWriter
 from training.optimizers import RowRule, row_rule
 from training.run import TrainingRun
 from utils.atomic import write_json
+from utils.bars import open_bar
 from utils.distributed import Ranks, all_gather_objects
 from utils.log import log
 from utils.settings import Config
+from utils.text import clock
 
 DATA_WAIT_LIMIT = 0.2  # share of time waiting for data above which the log says so
 _HINT_EVERY = 100  # log lines
@@ -77,6 +80,9 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     ]
     if cfg.freeze_backbone:
         lines.append("backbone: frozen, as init_backbone or the checkpoint gave it; only the classifier trains")
+    elif cfg.freeze_bn:
+        also = ", scales and shifts" if cfg.freeze_bn is True else ""
+        lines.append(f"batch norm: running statistics{also} frozen, as init_backbone or the checkpoint gave them")
     if share > 0.5 and negative_rate < 0.5 and sample_rate is None:
         lines.append(
             "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "
@@ -101,6 +107,11 @@ def _rule_text(cfg: Config, rule: RowRule) -> str:
     return f"sgd at {rule.lr:g} x lr, {momentum}" + (f", idle steps {rule.idle}" if matters else "")
 
 
+def step_bar(run: TrainingRun) -> Any:
+    """The bar of a run's steps, where rank 0 writes to a terminal."""
+    return open_bar(run.total_steps, "step", done=run.steps_done, shown=run.is_main)
+
+
 class StepReport:
     """The log lines and metrics of a run's steps, each over the steps since the last one.
 
@@ -108,16 +119,18 @@ class StepReport:
         run: as it is before its next step.
         data: what it trains on.
         metrics: receives the figures.
+        bar: of :func:`step_bar`.
     """
 
-    def __init__(self, run: TrainingRun, data: RunData, metrics: MetricsWriter) -> None:
-        self.run, self.metrics = run, metrics
+    def __init__(self, run: TrainingRun, data: RunData, metrics: MetricsWriter, bar: Any) -> None:
+        self.run, self.metrics, self.bar = run, metrics, bar
         self.speed, self.hint = Speedometer(), WaitingHint(run.cfg, data.faces)
         self._first_step = run.step
 
     def count(self) -> None:
         """Take a step's images into account."""
         self.speed.images += self.run.cfg.total_batch(self.run.world_size)
+        self.bar.update()
 
     def write(self) -> None:
         """Write the log line and the metrics. With ``on_bad_sample`` "skip" one all-reduce of one number."""
@@ -126,11 +139,12 @@ class StepReport:
         loss = run.mean_loss()
         imgs_per_s, waiting = self.speed.read()
         lr, loss_scale = run.rate(run.steps_done), run.scaler.get_scale()
-        hours = self.speed.hours_left(run.step - self._first_step, run.total_steps - run.steps_done)
+        left_s = self.speed.seconds_left(run.step - self._first_step, run.total_steps - run.steps_done)
+        self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         scale = f"Fp16 Grad Scale: {loss_scale:2.0f}   " if run.cfg.fp16 else ""
         log.info(
             f"Speed {imgs_per_s:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   Epoch: {run.epoch}   "
-            f"Global Step: {run.step}   {scale}Required: {hours:1.0f} hours   "
+            f"Global Step: {run.step}   {scale}Required: {clock(left_s)}   "
             f"Cosine: {stats.positive_cosine:.4f}   Top1: {stats.top1:.4f}   Waiting: {100 * waiting:.0f} %"
         )
         if run.is_main:
@@ -179,9 +193,9 @@ class Speedometer:
         self.since_s += passed_s
         self.start_s += passed_s
 
-    def hours_left(self, done: int, left: int) -> float:
-        """Hours for ``left`` steps at the mean pace of the ``done`` steps taken so far."""
-        return (time.monotonic() - self.start_s) / max(done, 1) * left / 3600
+    def seconds_left(self, done: int, left: int) -> float:
+        """Seconds for ``left`` steps at the mean pace of the ``done`` steps taken so far."""
+        return (time.monotonic() - self.start_s) / max(done, 1) * left
 
 
 class WaitingHint:

@@ -25,6 +25,7 @@ from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
+from training.frozen_bn import freeze_batch_norm
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
 from training.run_lock import FolderLock
 from training.running_statistics import RunningStatistics
@@ -85,7 +86,7 @@ class TrainingRun:
         self.lock: FolderLock | None = None  # on the run's folder
         self.stop = StopRequest(output / "checkpoints")
         self.saver = Saver(output, self.classifier.shard, cfg.keep_checkpoints, cfg.checkpoint_full_every)
-        self.stop.is_excused = lambda: self.saver.is_waited_for
+        self.stop.is_excused = lambda: self.saver.holds_up
         self._wants_save, self._saved_at = False, (-1, -1)  # (epoch, step) of the last save
         self._saved_s = time.monotonic()
 
@@ -104,6 +105,9 @@ class TrainingRun:
                 log.info("init_backbone: left out what else is in the file: %s", fit.left_out)
         if cfg.freeze_backbone:
             backbone.eval().requires_grad_(False)
+        elif cfg.freeze_bn:
+            if not freeze_batch_norm(backbone, with_affine=cfg.freeze_bn is True):
+                log.warning("freeze_bn = %r has no effect: %s has no batch normalisation", cfg.freeze_bn, cfg.network)
         elif cfg.sync_bn:
             backbone = synchronise_batch_norm(backbone, self.device)
         torch.manual_seed(cfg.seed + self.rank)  # dropout differs between ranks

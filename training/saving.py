@@ -7,8 +7,9 @@ between two later steps, which gives the checkpoint its name once all ranks have
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,8 +36,12 @@ from utils.device import single_threaded_worker
 from utils.distributed import all_gather_objects, get_rank, get_world_size, together
 from utils.log import log
 from utils.manifest import FileSum, Manifest, SummedFile, write_manifest
+from utils.progress import progress
 
 T = TypeVar("T")
+
+DISK_S = 120.0  # without a block taken, after which a disk does not excuse a run that is asked to end
+SHARE = 0.8  # of timeout_s: a rank whose disk does not answer says so before the others miss it
 
 
 class SaveError(OSError):
@@ -73,7 +78,7 @@ class Saver:
         self._heads = HeadSaver(shard, full_every)
         self._worker = single_threaded_worker(shard.device, "save")
         self._pending: _Pending | None = None
-        self.is_waited_for = False  # training stands still until it is written
+        self._waited_for: Future[Any] | None = None  # this rank's part of a save for which training stands still
         self._named = 0  # checkpoints
         self._is_main = get_rank() == 0
 
@@ -86,6 +91,13 @@ class Saver:
     def is_writing(self) -> bool:
         """Whether this rank's thread is still at it."""
         return self._pending is not None and not self._pending.written.done()
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether training stands still for a save that goes on: the disk takes data, or the others' disks may."""
+        if self._waited_for is None:
+            return False
+        return self._waited_for.done() or time.monotonic() - progress.wrote_s < DISK_S
 
     def begin(self, step: int, training: dict[str, Any] | None, model: Mapping[str, Tensor] | None) -> None:
         """Start to save; finishes the save before first. What is given may change once this returns.
@@ -109,6 +121,7 @@ class Saver:
             heads = self.or_error(final, lambda: self._heads.begin(all_heads))
         copy = _Copies()
         state, weights = (copy(value) if self._is_main else None for value in (training, model))
+        progress.wrote_s = time.monotonic()
         written = self._worker.submit(self._write, partial, heads, state, weights)
         self._pending = _Pending(partial, None if training is None else final, _facts(step, training), heads, written)
 
@@ -124,11 +137,11 @@ class Saver:
         if pending is None:
             return
         target = pending.final or self.output / "model.pt"
-        self.is_waited_for = True
+        self._waited_for = pending.written
         try:
-            training_sum, part = self.or_error(target, pending.written.result, pending.partial)
+            training_sum, part = self.or_error(target, lambda: _result(pending.written), pending.partial)
         finally:
-            self.is_waited_for = False
+            self._waited_for = None
         if pending.final is None or part is None:
             return
         files = {f"{HEADS}/{name}": own for name, own in part.sums.items()}
@@ -215,6 +228,8 @@ class Saver:
         try:
             return together(do)
         except (OSError, FloatingPointError) as error:
+            if isinstance(error, TimeoutError):  # a disk that does not answer is not asked for anything else
+                raise SaveError(f"could not write {target}: {error}; go on with resume = 'auto'") from error
             if self._is_main and partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError):
@@ -241,6 +256,16 @@ def write_model(state: Mapping[str, Tensor], path: Path) -> None:
     """
     with open_atomic(path) as file:
         _save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file)
+
+
+def _result(written: Future[T]) -> T:
+    """Wait for the writing; raises TimeoutError when the disk has taken nothing for most of a collective's time."""
+    limit_s = SHARE * progress.timeout_s
+    while not written.done():
+        wait([written], timeout=min(1.0, limit_s / 8))
+        if not written.done() and time.monotonic() - progress.wrote_s > limit_s:
+            raise TimeoutError(f"the disk has taken nothing for {limit_s:g} s ({SHARE:g} of timeout_s)")
+    return written.result()
 
 
 class _Copies:

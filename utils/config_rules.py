@@ -69,6 +69,11 @@ def _check_combinations(c: Config) -> None:
         )
     if c.freeze_backbone and c.init_backbone is None and not c.resume:
         raise ValueError("freeze_backbone = True keeps the weights of init_backbone: give it a file of weights")
+    if c.freeze_bn and c.init_backbone is None and not c.resume:
+        raise ValueError(
+            f"freeze_bn = {c.freeze_bn!r} keeps the statistics of init_backbone: give it a file of weights; a new "
+            "network has none yet"
+        )
     if c.init_centres == "class_means" and c.init_backbone is None and not c.resume:
         raise ValueError(
             "init_centres = 'class_means' needs init_backbone: the network whose embeddings are averaged"

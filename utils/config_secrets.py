@@ -21,8 +21,8 @@ def refuse_secrets(values: Mapping[str, Any]) -> None:
     """
     if (key := values.get("wandb_key")) and set(str(key)) != {"X"}:
         raise ValueError(
-            "wandb_key holds a key: secrets do not belong in a config file. Set the environment variable "
-            f"{_KEY_VARIABLE} instead and remove the line"
+            "wandb_key holds a key: secrets do not belong in a config file. Run `wandb login` or set the environment "
+            f"variable {_KEY_VARIABLE} instead, and remove the line"
         )
     secret = os.environ.get(_KEY_VARIABLE, "")
     for name, value in values.items():

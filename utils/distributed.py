@@ -69,6 +69,7 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device = 'cuda', but torch sees no GPU here; use device = 'auto' or 'cpu'")
+    progress.timeout_s = timeout_s
     use_cuda = device != "cpu" and torch.cuda.is_available()
     local_rank = _local_rank(local_rank)
     chosen = torch.device("cuda", _gpu_of(local_rank)) if use_cuda else torch.device("cpu")
@@ -93,7 +94,7 @@ def init_ranks(device: str = "auto", timeout_s: float = 1800.0, local_rank: int 
 def _join(device: torch.device, timeout_s: float) -> None:
     """Start the process group."""
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    progress.timeout_s, progress.returns_early = timeout_s, device.type == "cuda"
+    progress.returns_early = device.type == "cuda"
     options: dict[str, Any] = {}
     try:
         if launcher_holds_store():

@@ -7,6 +7,7 @@ import sys
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from utils.bars import bars_aside
 from utils.text import plain
 
 log = logging.getLogger("mhs_arcface")
@@ -19,6 +20,14 @@ class _PlainFormatter(logging.Formatter):
         return plain(super().format(record), keep="\n\t")
 
 
+class _TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Keeps the lines apart from what a bar draws on the same terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with bars_aside():
+            super().emit(record)
+
+
 def init_logging(is_main: bool, output: Path | None = None) -> None:
     """Send rank 0's log lines, and all ranks' warnings, to the terminal.
 
@@ -27,7 +36,7 @@ def init_logging(is_main: bool, output: Path | None = None) -> None:
     if is_main and output is not None and (output / "training.log").is_symlink():
         (output / "training.log").unlink()  # a run's folder from elsewhere must not make us write outside it
     early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [_TerminalHandler(sys.stdout)]
     if is_main:
         handlers.append(
             MemoryHandler(1000, flushLevel=logging.CRITICAL + 1)

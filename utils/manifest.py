@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from utils.progress import progress
 from utils.text import parse_json
 
 MANIFEST = "manifest.json"
@@ -67,6 +69,7 @@ class SummedFile:
             part = part[: self._file.write(part)]
             self._crc = zlib.crc32(part, self._crc)
             self._size += len(part)
+            progress.wrote_s = time.monotonic()
             if self._size % CHUNK == 0:
                 self._crcs.append(self._crc)
                 self._crc = 0

@@ -6,7 +6,11 @@ import ctypes
 import os
 import platform
 import signal
-from contextlib import suppress
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +71,35 @@ def die_with_parent(number: int) -> None:
     if platform.system() == "Linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(int(number)))
+
+
+@contextmanager
+def ends_soon(limit_s: float = 20.0) -> Iterator[None]:
+    """See to it that the process ends soon after what is inside, though Python would wait for all of its threads.
+
+    A thread may wait for a disk that does not answer, which nothing else would end.
+
+    Args:
+        limit_s: how long Python may take for its own way out.
+    """
+    status = 0
+    try:
+        yield
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
+    except BaseException:
+        status = 1
+        raise
+    finally:
+        threading.Thread(target=_end_after, args=(limit_s, status), daemon=True).start()
+
+
+def _end_after(limit_s: float, status: int) -> None:
+    threading.main_thread().join()
+    time.sleep(limit_s)
+    print("a thread still waits, for a disk or a device that does not answer: ended", file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 def _space() -> str:

@@ -15,11 +15,13 @@ class Progress:
         since_s: when it entered the last, by time.monotonic().
         is_waiting: whether it may still wait there for another rank.
         timeout_s: how long it may.
+        wrote_s: when a disk last took a block of a checkpoint, or was first asked to, by time.monotonic().
     """
 
     def __init__(self) -> None:
         self.number, self.since_s, self.is_waiting, self.timeout_s = 0, time.monotonic(), False, 1800.0
         self.returns_early = False  # as NCCL's collectives do
+        self.wrote_s = time.monotonic()
         self._names = [""] * 64
 
     def name(self, number: int) -> str:

@@ -39,6 +39,8 @@ class Config:
     sync_bn: bool  # batch statistics over all ranks instead of each rank's own
     init_backbone: str | None  # a file of weights to start from; None: random weights
     freeze_backbone: bool  # keep these weights and train the classifier alone
+    freeze_bn: bool | Literal["statistics"]  # train the backbone, but keep and use its batch norms' running
+    # statistics; True: keep their scales and shifts, too. For few new faces or small batches, with init_backbone
 
     # Margin loss
     loss: LossName  # which margin; "combined" needs margin_list
@@ -101,7 +103,7 @@ class Config:
     keep_checkpoints: int  # newest checkpoints that are kept
     keep_best: str | None  # also the best by this figure of the verification, "lfw/accuracy", and model_best.pt
 
-    # Weights & Biases; the key comes from WANDB_API_KEY in the environment only
+    # Weights & Biases; it finds its login itself (`wandb login`, WANDB_API_KEY), and WANDB_MODE=offline needs none
     using_wandb: bool  # log there too
     wandb_key: str | None  # refused unless it is empty or a placeholder
     wandb_entity: str | None  # team or user
@@ -189,7 +191,9 @@ class Config:
         if self.resume and self.init_centres is not None:
             unread.append("init_centres")  # the checkpoint's go on
         if self.freeze_backbone:
-            unread += [name for name in ("sync_bn", "dropout") if getattr(self, name)]
+            unread += [name for name in ("sync_bn", "dropout", "freeze_bn") if getattr(self, name)]
+        elif self.freeze_bn and self.sync_bn:
+            unread.append("sync_bn")
         if self.margin_list is not None and self.margin is not None:
             unread.append("margin")  # margin_list decides
         if self.classifier_amp and self.amp_dtype() is None:

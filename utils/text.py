@@ -32,6 +32,12 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def clock(seconds: float) -> str:
+    """A span of time as hours, minutes and seconds: 0:12:41, 172:00:05."""
+    whole = round(max(seconds, 0.0))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
 def complain(program: str, error: BaseException) -> None:
     """Print on stderr, in one line, why a command ends."""
     print(f"{program}: error: {plain(str(error))}", file=sys.stderr)

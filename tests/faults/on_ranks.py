@@ -192,7 +192,7 @@ def torchrun_restarts(stage: Stage) -> list[Row]:
 
 
 ALONE = r"injected: "
-HANGS = r"rank \d+ on .*(has not joined|stopped)|loader worker \d+ on .*has not delivered"
+HANGS = r"rank \d+ on .*(has not joined|stopped)|loader worker \d+ on .*has not delivered|the disk has taken nothing"
 LOADER = r"[Ll]oader"
 NOT_FINITE = "is not finite"
 RANKS, NUMBERS = "A rank or a loader's process", "Numbers and clocks"

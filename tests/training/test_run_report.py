@@ -93,6 +93,6 @@ def test_speedometer(monkeypatch):
     with speed.paused():  # a verification
         now[0] += 4.0
     assert speed.read() == (50.0, 0.1)
-    assert speed.hours_left(10, 3600) == pytest.approx(1.0)
+    assert speed.seconds_left(10, 3600) == pytest.approx(3600)
     now[0] += 2.0
     assert speed.read() == (0.0, 0.0)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,32 @@ def start(output, *overrides, ranks=ALONE):
 
 def names(output):
     return [path.name for path in list_checkpoints(output / "checkpoints")]
+
+
+def test_a_disk_that_takes_nothing_is_an_error_in_time_and_is_not_asked_again(tmp_path, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(saving, "_save", lambda *_: over.wait(30))
+    state, _ = start(tmp_path)
+    monkeypatch.setattr(saving.progress, "timeout_s", 1.0)
+    state.save()
+    monkeypatch.setattr(saving.shutil, "rmtree", lambda *_, **__: pytest.fail("asks the disk again"))
+    with pytest.raises(SaveError, match=r"step_0: the disk has taken nothing for 0\.8 s \(0\.8 of timeout_s\)"):
+        state.saver.finish()
+    over.set()
+    state.saver.abandon()
+
+
+def test_a_save_excuses_a_run_while_this_disk_or_the_other_ranks_disks_take_data(tmp_path, monkeypatch):
+    state, _ = start(tmp_path)
+    assert not state.saver.holds_up
+    state.saver._waited_for = Future()
+    monkeypatch.setattr(saving.progress, "wrote_s", time.monotonic())
+    assert state.saver.holds_up
+    monkeypatch.setattr(saving.progress, "wrote_s", time.monotonic() - saving.DISK_S - 1)
+    assert not state.saver.holds_up
+    state.saver._waited_for.set_result(None)  # this rank has written, and waits for the others
+    assert state.saver.holds_up
+    state.close()
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):

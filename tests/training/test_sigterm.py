@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGUSR1 do to a run: in the order of a step, in a long verification, and when the run hangs."""
+"""What SIGTERM, Ctrl-C and SIGUSR1 do to a run: in a step, in a long verification, and when it hangs."""
 
 import os
 import re
@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from training import sigterm
 sigterm._PATIENCE_S = 2.0
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell's & inherits that it is ignored
 """
 
 
@@ -89,6 +90,53 @@ def test_a_second_request_after_seconds_ends_at_once():
     assert status == 143
     assert "SIGTERM came again after 3 s; there is no checkpoint" in errors
     assert time.monotonic() - started_s < 20
+
+
+def test_ctrl_c_asks_a_run_to_save_and_end_and_twice_within_a_moment_is_once():
+    assert in_a_process(STEPS, (signal.SIGINT, 0), (signal.SIGINT, 0.2)) == (
+        5,
+        "interrupted: waiting for the checkpoint; Ctrl-C again ends at once\n",
+    )
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_then_another_request_ends_at_once_with_its_status(second):
+    status, errors = in_a_process(STEPS, (signal.SIGINT, 0), (second, 1.3))
+    assert status == 130
+    name = "Ctrl-C" if second == signal.SIGINT else "SIGTERM"
+    assert errors == f"rank 0 ends without saving, because {name} came again after 1 s; there is no checkpoint\n"
+
+
+def test_a_run_in_the_background_of_a_script_ignores_ctrl_c_as_it_was_started_to():
+    lines = """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with sigterm.StopRequest() as stop:
+        print("ready", flush=True)
+        time.sleep(1.5)
+        stop.agree(torch.tensor(False))
+    sys.exit(5 if stop.agreed else 6)
+    """
+    assert in_a_process(lines, (signal.SIGINT, 0.2)) == (6, "")
+
+
+def test_a_disk_that_takes_nothing_does_not_hold_up_the_end():
+    """After the agreement to end, a save that makes no progress has a limit, and the dead disk is asked once only."""
+    lines = """
+    sigterm._SAVING_S, sigterm._LOOK_S = 1.0, 0.2
+    sigterm.list_checkpoints = lambda folder: time.sleep(60)
+    with sigterm.StopRequest(Path("checkpoints")) as stop:
+        print("ready", flush=True)
+        while not stop.agreed:
+            time.sleep(0.1)
+            stop.agree(torch.tensor(False))
+        time.sleep(60)
+    """
+    started_s = time.monotonic()
+    status, errors = in_a_process(lines, (signal.SIGTERM, 0))
+    assert status == 143
+    why = "1 s after SIGTERM it has not saved: the disk does not answer; checkpoints cannot be read"
+    assert errors == f"rank 0 ends without saving, because {why}\n"
+    assert time.monotonic() - started_s < 40
 
 
 def test_sigusr1_is_agreed_once_and_the_run_goes_on():

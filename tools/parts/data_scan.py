@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tools.parts.face_sources import AnySource
 from tools.parts.ordered_map import ordered_map
+from utils.bars import open_bar
 from utils.decode import decode_noted
 
 _CHUNK = 1024  # items that a process takes at a time
@@ -72,7 +72,7 @@ def scan(source: AnySource, workers: int) -> Seen:
     seen = Seen.empty(len(source))
     starts = range(0, len(source), _CHUNK)
     parts = ordered_map(_scan, starts, max(1, min(workers, len(starts))), functools.partial(_hold, source))
-    with tqdm(total=len(source), unit=" images", disable=None) as bar:
+    with open_bar(len(source), "image", "read") as bar:
         for start, part in zip(starts, parts, strict=True):
             seen.put(start, part)
             bar.update(len(part.labels))
