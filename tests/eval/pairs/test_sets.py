@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.pairs.sets import find_pairs, load_csv, load_pairs
+from eval.pairs.sets import find_pairs, load_list, load_pairs
 
 
 def write(folder, text):
@@ -16,7 +16,7 @@ def test_a_list_with_names_of_columns(tmp_path):
     path = write(
         tmp_path, "path1,path2,issame\na.jpg, b.jpg,1\n\nc.jpg,a.jpg,0\nb.jpg,b.jpg,True\nb.jpg,c.jpg,different\n"
     )
-    pairs = load_csv(path)
+    pairs = load_list(path)
     assert pairs.name == "mine"
     assert pairs.encoded == [b"a", b"b", b"c", b"a", b"b", b"b", b"b", b"c"]
     assert pairs.encoded[0] is pairs.encoded[3]
@@ -26,8 +26,8 @@ def test_a_list_with_names_of_columns(tmp_path):
 
 def test_a_column_of_flags_may_be_called_same(tmp_path):
     path = write(tmp_path, "first,second,same\na.jpg,b.jpg,same\n")
-    assert load_csv(path).issame.tolist() == [True]
-    assert len(load_csv(write(tmp_path, "a.jpg,b.jpg,same\n")).encoded) == 2
+    assert load_list(path).issame.tolist() == [True]
+    assert len(load_list(write(tmp_path, "a.jpg,b.jpg,same\n")).encoded) == 2
 
 
 def test_absolute_paths_and_a_byte_order_mark(tmp_path):
@@ -37,7 +37,7 @@ def test_absolute_paths_and_a_byte_order_mark(tmp_path):
 
 
 def test_an_empty_list_is_an_empty_set(tmp_path):
-    pairs = load_csv(write(tmp_path, ""))
+    pairs = load_list(write(tmp_path, ""))
     assert pairs.encoded == []
     assert pairs.issame.shape == (0,)
 
@@ -56,21 +56,21 @@ def test_an_empty_list_is_an_empty_set(tmp_path):
 )
 def test_wrong_lines_are_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        load_csv(write(tmp_path, text))
+        load_list(write(tmp_path, text))
 
 
 def test_no_text_at_all(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_bytes(bytes(range(128, 256)))
     with pytest.raises(ValueError, match="no csv text"):
-        load_csv(path)
+        load_list(path)
 
 
 def test_missing_files_are_named_with_their_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"line 2: no image .*lost.jpg"):
-        load_csv(write(tmp_path, "a.jpg,b.jpg,1\na.jpg,lost.jpg,0\n"))
+        load_list(write(tmp_path, "a.jpg,b.jpg,1\na.jpg,lost.jpg,0\n"))
     with pytest.raises(FileNotFoundError, match="no verification set"):
-        load_csv(tmp_path / "none.csv")
+        load_list(tmp_path / "none.csv")
 
 
 def test_where_a_set_lies(tmp_path):
