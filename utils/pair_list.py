@@ -202,8 +202,8 @@ def _columns(rows: Sequence[tuple[Line, list[str]]]) -> tuple[int, int, int]:
         return 0, 1, 2
     if len(flags) > 1:
         raise ValueError(
-            f"columns {flags[0] + 1} and {flags[1] + 1} could both say whether two images show one person: put a heading "
-            "such as path1,path2,same,fold above them, with the same separator"
+            f"columns {flags[0] + 1} and {flags[1] + 1} could both say whether two images show one person: put a "
+            "heading such as path1,path2,same,fold above them, with the same separator"
         )
     return images[0], images[1], flags[0]
 

@@ -2,7 +2,7 @@
 
 InsightFace_Pytorch and face.evoLVe unpack .bin files so: a carray of (2n, 3, 112, 112) float32, BGR, -1 to 1. bcolz
 itself is no longer maintained, but what lies in its files is Blosc, which other packages decode. Each file has a
-header of 16 bytes, then one buffer of Blosc: https://bcolz.readthedocs.io describes it as "persistence".
+header of 16 bytes, then one buffer of Blosc.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load_bcolz(folder: Path) -> PairSet:
     shape, chunk = _layout(folder)
     if shape[0] != 2 * len(flags):
         raise ValueError(
-            f"{folder}: {shape[0]} images, but {flags_path.name} has {len(flags)} pairs: expected twice as many"
+            f"{folder}: expected 2 images for each of {len(flags)} pairs in {flags_path.name}, found {shape[0]}"
         )
     encoded = [_encode(image, folder, i) for i, image in enumerate(_images(folder, shape, chunk))]
     return PairSet(folder.name, encoded, flags.astype(bool), f"folder of bcolz: {len(flags):,} pairs, read as BGR")
@@ -82,9 +82,7 @@ def _images(folder: Path, shape: tuple[int, int, int, int], chunk: int) -> Itera
         stored = int.from_bytes(raw[_HEADER + 12 : _HEADER + 16], "little")
         # The last file may be stored full, with room for more images.
         if raw[:4] != b"blpk" or stored != len(raw) - _HEADER or not wanted <= size <= of_one * chunk:
-            raise ValueError(
-                f"{path}: damaged, or no file of bcolz: expected {wanted:,} bytes of images, found {size:,}"
-            )
+            raise ValueError(f"{path}: damaged, or no file of bcolz: expected {wanted:,} bytes in it, found {size:,}")
         try:
             data = decode(raw[_HEADER:])
         except Exception as error:  # each package has its own
@@ -107,8 +105,7 @@ def _encode(image: NDArray[np.float32], folder: Path, index: int) -> bytes:
     if not (low >= -_RANGE and high <= _RANGE):
         raise ValueError(f"{folder}: image {index} has values from {low:g} to {high:g}, expected -1 to 1")
     pixels = np.rint(np.clip(image * 127.5 + 127.5, 0, 255)).astype(np.uint8)
-    done, out = cv2.imencode(
-        ".png", np.ascontiguousarray(pixels.transpose(1, 2, 0)), [cv2.IMWRITE_PNG_COMPRESSION, 1]
-    )
+    image_HW3 = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    done, out = cv2.imencode(".png", image_HW3, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     assert done
     return bytes(out)

@@ -15,13 +15,13 @@ __all__ = ["ENDINGS", "find_pairs", "load_list", "load_pairs"]
 
 ENDINGS = (".bin", *LIST_ENDINGS)
 _WAY_OUT = (
-    "give the folder that holds all images with --root or, if you trust the list, --allow-outside: to eval.pairs, or to "
-    "tools.make_bin, which makes a .bin of it"
+    "give the folder that holds all images with --root or, if you trust the list, --allow-outside; to eval.pairs, or "
+    "to tools.make_bin, which makes a .bin of it"
 )
 
 
 def find_pairs(target: str, folder: Path) -> Path:
-    """Where a set lies: a target that ends as a set does, or is a folder of bcolz, is a path; another a name in ``folder``.
+    """Where a set lies: a target that ends as a set does, or is a folder of bcolz, is a path, another a name.
 
     A name means ``<folder>/<name>.bin``, or where there is none the list or the folder of bcolz beside it.
     """
