@@ -181,6 +181,13 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
     count, repeated = table.count, table.repeated
     names = [cell.lower() for cell in heading_cells]
     path, label, flag = _roles(text, columns, names, words)
+    plain = columns[path].plain
+    if plain and columns[path].images and not words:
+        raise FormError(
+            f"{text.path}: line {plain.number} is {shown(plain.text)}, expected {len(columns)} {SEPARATORS[separator]} columns and "
+            f"a path that ends as an image does, as on other lines; correct or remove it, or {SWITCH}; {FORMS}",
+            columns[path].images,
+        )
     is_text = bool(words) and words[label] == "name"
     _check_labels(text, columns[label], is_text)
     form = FaceForm(separator, cells, len(columns), path, label, heading, flag, is_text)

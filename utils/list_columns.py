@@ -19,6 +19,7 @@ class Column:
     slashes: int = 0
     first: str = ""
     is_constant: bool = True
+    plain: Line | None = None  # the first line whose cell does not end as images do
     odd: Line | None = None  # the first line whose cell is no whole number
     n_odd: int = 0
     n_fractions: int = 0
@@ -29,7 +30,10 @@ class Column:
         if not self.n:
             self.first = cell
         self.n += 1
-        self.images += is_image(cell)
+        if is_image(cell):
+            self.images += 1
+        else:
+            self.plain = self.plain or line
         self.slashes += "/" in cell or "\\" in cell
         self.is_constant = self.is_constant and cell == self.first
         number = whole_number(cell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,12 +87,15 @@ def read_pair_list(path: Path, encoding: str = "") -> PairList:
                 continue
             if not found.pairs:
                 raise ValueError(f"{path}: no pairs in it; {FORMS}")
-            return found
+            more = [text.kind] * bool(text.kind) + [f"{text.comments} comments"] * bool(text.comments)
+            return replace(found, form=", ".join([found.form, *more]))
     raise max(problems, key=lambda problem: problem.fits)
 
 
-def images_of(listed: PairList, root: Path, way_out: str, allow_outside: bool = False) -> list[tuple[Path, Path]]:
-    """The files of each pair.
+def images_of(
+    listed: PairList, root: Path, way_out: str, allow_outside: bool = False
+) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """The files of each pair, and what was done to their paths, in words.
 
     Args:
         listed: of :func:`read_pair_list`.
@@ -127,7 +130,7 @@ def images_of(listed: PairList, root: Path, way_out: str, allow_outside: bool = 
             f"missing: {others}{', ...' if len(missing) > 3 else ''}; paths start at {root}, "
             "--root gives another folder"
         )
-    return [(known[pair.first], known[pair.second]) for pair in listed.pairs]
+    return [(known[pair.first], known[pair.second]) for pair in listed.pairs], images.notes
 
 
 def _wrong(text: ListText, line: Line, fits: int) -> _WrongLineError:

@@ -264,7 +264,8 @@ def verify(
     """Embed a set, the images shared out over the ranks, and evaluate it; every rank gets the same result.
 
     Collectives: one object gather (the embedding size, an error if any, whether to stop, how many were resized)
-    and one all-reduce of (2n, D) float32. An image that one rank cannot decode is an error on all of them, so that none is left waiting.
+    and one all-reduce of (2n, D) float32. An image that one rank cannot decode is an error on all of them, so that
+    none is left waiting.
 
     Args:
         backbone: the same weights on every rank, bare or in DistributedDataParallel.

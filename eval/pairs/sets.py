@@ -61,10 +61,11 @@ def load_list(path: Path, allow_outside: bool = False, root: Path | None = None)
     listed = read_pair_list(path)
     files: dict[Path, bytes] = {}
     encoded: list[bytes] = []
-    for pair in images_of(listed, root or path.parent, _WAY_OUT, allow_outside):
+    paths, notes = images_of(listed, root or path.parent, _WAY_OUT, allow_outside)
+    for pair in paths:
         for image in pair:
             if image not in files:
                 files[image] = image.read_bytes()
             encoded.append(files[image])
     flags = np.array([pair.same for pair in listed.pairs], bool)
-    return PairSet(path.stem, encoded, flags, listed.form)
+    return PairSet(path.stem, encoded, flags, "; ".join([listed.form, *notes]))
