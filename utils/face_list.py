@@ -184,8 +184,9 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
     plain = columns[path].plain
     if plain and columns[path].images and not words:
         raise FormError(
-            f"{text.path}: line {plain.number} is {shown(plain.text)}, expected {len(columns)} {SEPARATORS[separator]} columns and "
-            f"a path that ends as an image does, as on other lines; correct or remove it, or {SWITCH}; {FORMS}",
+            f"{text.path}: line {plain.number} is {shown(plain.text)}, expected {len(columns)} {SEPARATORS[separator]} "
+            "columns and a path that ends as an image does, as on other lines; correct or remove it, or "
+            f"{SWITCH}; {FORMS}",
             columns[path].images,
         )
     is_text = bool(words) and words[label] == "name"

@@ -35,7 +35,7 @@ def as_csv(separator, heading=""):
 
 
 def lines(form, heading=""):
-    return lambda rows: heading + "".join(form.format(p=p, l=l, i=i) + "\n" for i, (p, l) in enumerate(rows))
+    return lambda rows: heading + "".join(form.format(p=p, l=label, i=i) + "\n" for i, (p, label) in enumerate(rows))
 
 
 FORMS = {
@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     rows=ROWS,
     encoding=st.sampled_from(("utf-8", "utf-8-sig", "utf-16", "utf-16-le")),
@@ -82,6 +82,7 @@ def test_every_form_gives_back_paths_and_labels(folder, form, rows, encoding, en
 
 
 PAIRS = st.lists(st.tuples(PATHS, PATHS, st.booleans()), min_size=2, max_size=6)
+FLAGS = st.sampled_from(("10", ("1", "-1"), ("True", "False"), ("same", "different")))
 PAIR_FORMS = {
     "blank": ("{a} {b} {s}", ""),
     "tab": ("{a}\t{b}\t{s}", ""),
@@ -93,10 +94,10 @@ PAIR_FORMS = {
 
 
 @pytest.mark.parametrize("form", PAIR_FORMS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     rows=PAIRS,
-    flags=st.sampled_from(("10", ("1", "-1"), ("True", "False"), ("same", "different"))),
+    flags=FLAGS,
     end=st.sampled_from("\n\r"),
 )
 def test_every_form_gives_back_pairs(folder, form, rows, flags, end):
@@ -105,7 +106,7 @@ def test_every_form_gives_back_pairs(folder, form, rows, flags, end):
     assert [pair[1:] for pair in read_pair_list(write(folder, text, end=end)).pairs] == rows
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(rows=st.lists(st.tuples(NAMES, st.integers(1, 9999), NAMES, st.integers(1, 9999)), min_size=2, max_size=6))
 @pytest.mark.parametrize("heading", ["", "10\t{n}\n", "name,imagenum1,imagenum2,\n"])
 def test_lfws_form(folder, rows, heading):
@@ -121,7 +122,7 @@ def test_lfws_form(folder, rows, heading):
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(content=st.binary(max_size=200) | st.text('a b.jpg/,;\t\n"10#\\', max_size=80).map(str.encode))
 def test_anything_else_is_one_clear_line(folder, content):
     path = folder / "any.txt"
