@@ -184,8 +184,8 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
     plain = columns[path].plain
     if plain and columns[path].images and not words:
         raise FormError(
-            f"{text.path}: line {plain.number} is {shown(plain.text)}, expected {len(columns)} {SEPARATORS[separator]} "
-            "columns and a path that ends as an image does, as on other lines; correct or remove it, or "
+            f"{text.path}: line {plain.number} is {shown(plain.text)}, expected {len(columns)} "
+            f"{SEPARATORS[separator]} columns and a path that ends as an image does; correct or remove it, or "
             f"{SWITCH}; {FORMS}",
             columns[path].images,
         )
@@ -220,7 +220,8 @@ class _Table:
 
 
 def _wrong(text: ListText, line: Line, separator: str, columns: int, fits: int) -> FormError:
-    what = f"{columns} {SEPARATORS[separator]} columns like the other lines" if fits else "a path and a label"
+    like = " like the other lines" if fits else ""
+    what = f"{columns} {SEPARATORS[separator]} columns{like}" if fits or columns > 2 else "a path and a label"
     return FormError(
         f"{text.path}: line {line.number} is {shown(line.text)}, expected {what}; correct or remove it; {FORMS}", fits
     )
@@ -267,9 +268,10 @@ def _roles(
         return path, 1, None
     if path == 1 and set(first.whole) <= {0, 1} and first.is_whole:
         return path, 2, 0
-    likely = [i for i in others if not columns[i].is_index] or others
+    likely = others[1:] if others[0] == 0 and first.is_index else others
     likely = [i for i in likely if not columns[i].is_constant] or likely
     likely = [i for i in likely if not columns[i].n_fractions] or likely
+    likely = [i for i in likely if not columns[i].is_index] or likely
     if len(likely) == 1:
         return path, likely[0], None
     candidates = " and ".join(str(i + 1) for i in likely)

@@ -43,13 +43,14 @@ class ListText:
             start = file.read(1 << 12)
         self.kind = ""
         self._copy: bytes | None = None
-        wide = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}.get(start[:2], "")
-        if not wide and len(start) > 3 and start[1] == start[3] == 0 != start[0]:
-            wide = "utf-16-le"
+        wide = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        if not wide and start.count(0) > len(start) / 4 and any(start[::2]):  # letters have a zero byte each
+            wide = "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
         if wide:
             self.kind = "UTF-16"
             try:
-                self._copy = path.read_bytes().decode(wide).encode()
+                text = path.read_bytes().decode(wide)
+                self._copy = text.replace("\r\n", "\n").replace("\r", "\n").encode()
             except UnicodeError:
                 raise ValueError(f"{path}: expected a text, found bytes that are no UTF-16") from None
         elif b"\r" in start and b"\n" not in start:
