@@ -2,7 +2,7 @@
 
 InsightFace_Pytorch and face.evoLVe unpack .bin files so: a carray of (2n, 3, 112, 112) float32, BGR, -1 to 1. bcolz
 itself is no longer maintained, but what lies in its files is Blosc, which other packages decode. Each file has a
-header of 16 bytes, then one buffer of Blosc.
+header of 16 bytes, then one buffer of Blosc. Checked against bcolz 1.2.1.
 """
 
 from __future__ import annotations
@@ -48,8 +48,14 @@ def load_bcolz(folder: Path) -> PairSet:
         raise ValueError(
             f"{folder}: expected 2 images for each of {len(flags)} pairs in {flags_path.name}, found {shape[0]}"
         )
-    encoded = [_encode(image, folder, i) for i, image in enumerate(_images(folder, shape, chunk))]
-    return PairSet(folder.name, encoded, flags.astype(bool), f"folder of bcolz: {len(flags):,} pairs, read as BGR")
+    encoded, empty = [], 0
+    for index, image in enumerate(_images(folder, shape, chunk)):
+        encoded.append(_encode(image, folder, index))
+        empty += bool(image.min() == image.max())
+    form = f"folder of bcolz: {len(flags):,} pairs, read as BGR"
+    if empty:  # bcolz loses the last file's images where the program that wrote them did not flush
+        form += f"; {empty} images are of one colour, as if the last ones had not been saved: compare with the .bin"
+    return PairSet(folder.name, encoded, flags.astype(bool), form)
 
 
 def _layout(folder: Path) -> tuple[tuple[int, int, int, int], int]:
