@@ -18,6 +18,7 @@ from utils.list_text import (
     Line,
     ListText,
     blank_separated,
+    holds_path,
     is_image,
     separated,
     shown,
@@ -162,7 +163,7 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
     if first is None:
         raise ValueError(f"{text.path}: the list is empty; {FORMS}")
     head, head_row = first
-    may_name_columns = not any(map(is_image, head_row))
+    may_name_columns = not holds_path(head.text)
     table = _Table(text, separator, len(words), head.text if _is_heading_like(head_row) else None)
     if not may_name_columns:
         table.see(head, head_row)

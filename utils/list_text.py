@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -103,6 +104,11 @@ class ListText:
 def is_image(cell: str) -> bool:
     """Whether a cell ends as the names of images do."""
     return cell.lower().endswith(IMAGE_ENDINGS)
+
+
+def holds_path(text: str) -> bool:
+    """Whether something in a line looks like a path: such a line is no heading."""
+    return "/" in text or "\\" in text or any(map(is_image, re.split(r"[\s,;\"]+", text)))
 
 
 def separated(separator: str) -> Cells:

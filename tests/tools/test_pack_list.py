@@ -98,7 +98,7 @@ class TestList:
             ("eve/b.jpg 1\nann/2.jpg\n", "line 2 is 'ann/2.jpg'"),
             (
                 "eve/b.jpg\tx y\nann/2.jpg y\n",
-                "line 1 is .*, expected 2 blank-separated columns and a path",
+                "line 2 is 'ann/2.jpg y', expected 2 tab-separated columns",
             ),
             (
                 "eve/b.jpg 0\nann/2.jpg 1\nann/10.jpg one\nbob/only.jpg 2\n",
