@@ -39,6 +39,7 @@ LABEL_NAMES = frozenset((
     "subject", "subject_id", "target", "name", "y",
 ))  # fmt: skip
 _WORDS = ("path", "label", "name", "-")
+_TRIED = 1000  # lines after which a separator that has divided none is given up
 _FEW = 0.1  # a smaller share of labels that are no numbers, among numbers, is a mistake
 
 
@@ -169,6 +170,8 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
         table.see(head, head_row)
     for line, row in rows:
         table.see(line, row)
+        if table.problem and not table.count and line.number > _TRIED:
+            raise table.problem
     columns = table.columns
     heading = head.text if may_name_columns and _is_heading(head_row, columns) else ""
     if may_name_columns and not heading:
