@@ -14,7 +14,7 @@ from utils.list_images import ListedImages
 from utils.pair_list import images_of, read_pair_list
 from utils.paths import ListedPaths
 
-NAMES = st.text(string.ascii_letters + string.digits + "_-.é李", min_size=1, max_size=8)
+NAMES = st.text(string.ascii_letters + string.digits + "_-é李", min_size=1, max_size=8)
 SPACED = st.tuples(NAMES, NAMES).map(" ".join)
 PATHS = st.tuples(NAMES | SPACED, NAMES | SPACED, st.sampled_from((".jpg", ".JPEG", ".png"))).map(
     lambda parts: f"x{parts[0]}/x{parts[1]}{parts[2]}"
