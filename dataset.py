@@ -125,6 +125,11 @@ def open_faces(
     path = Path(source)
     if path.suffix == ".rec" or (path / "train.rec").exists():
         return FaceRecords(path, image_size, on_bad_sample, shuffle_chunk)
+    if path.suffix in (".txt", ".csv", ".lst", ".tsv", ".list") and path.is_file():
+        raise ValueError(
+            f"{source}: training reads no lists; pack it: python -m tools.pack_rec ROOT OUT --list {source} "
+            "(ROOT: where its paths start), then give rec=OUT"
+        )
     if not path.is_dir():
         several = "; several sets are written [A,B]" if "," in str(source) else ""
         found = "another kind of file" if path.exists() else "no such folder"

@@ -23,6 +23,13 @@ def image_folder(tmp_path):
     return make_image_folder(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["faces.txt", "faces.csv", "faces.lst"])
+def test_a_list_is_to_be_packed_first(folder, name):
+    (folder / name).write_text("a.jpg 0\n")
+    with pytest.raises(ValueError, match=rf"python -m tools.pack_rec ROOT OUT --list \S*{name} "):
+        get_dataloader(folder / name, 4)
+
+
 class TestLoader:
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_epochs_and_resume(self, num_workers):

@@ -18,13 +18,12 @@ from embedder.load import load_embedder
 from eval.ijb.cache import EmbeddingCache
 from eval.ijb.lists import read_lists
 from eval.pairs.bin_file import load_bin
-from eval.pairs.sets import load_csv
+from eval.pairs.sets import load_list
 from face_files import make_image_folder
 from heads.saved import open_heads
 from hostile import PAYLOADS, Payload, npy_bytes, npy_header, npz_bytes, png_header, saved
 from inference import load_face, read_landmarks
 from model_files import save_random_model
-from tools.make_bin import from_lfw_list
 from tools.parts.pack_sources import ListFiles
 from tools.parts.run_faces import open_run_faces
 from training.checkpoint import load_training
@@ -85,8 +84,8 @@ DOORS = {
     "run's settings": in_folder("config.json", read_beside_model),
     "run's data": in_folder("config.json", lambda folder, _: open_run_faces(folder)),
     "verification set": in_folder("a.bin", lambda _, path: load_bin(path)),
-    "csv": in_folder("a.csv", lambda _, path: load_csv(path)),
-    "LFW list": in_folder("a.txt", lambda folder, path: from_lfw_list(path, folder)),
+    "csv": in_folder("a.csv", lambda _, path: load_list(path)),
+    "LFW list": in_folder("a.txt", lambda folder, path: load_list(path, root=folder)),
     "list of faces": in_folder("a.lst", lambda folder, path: ListFiles(path, folder)),
     "IJB lists": in_folder("meta/ijbb_face_tid_mid.txt", read_ijb_lists),
     "array": in_folder("a.npy", lambda _, path: load_npy(path)),

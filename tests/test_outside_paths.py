@@ -89,7 +89,8 @@ def test_lfw_list(folder, capsys, name):
     listed.write_text(f"1 1\nann 1 1\nann 1 {name} 1\n")
     assert make_bin([str(listed), str(out), "--root", str(folder)]) == 2
     text = said(capsys)
-    assert f"pairs.txt, line 3: '{name}/{name}_0001.jpg' leads outside the folder {folder}; " in text
+    assert f"pairs.txt, line 3: '{name}/{name}_0001" in text
+    assert f" leads outside the folder {folder}; " in text
     assert "--root" in text
     assert make_bin([str(listed), str(out), "--root", str(folder), "--allow-outside"]) == 0
     assert len(load_bin(out).encoded) == 4

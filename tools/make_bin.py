@@ -1,12 +1,11 @@
 """Make a verification set in insightface's .bin form.
 
-    python -m tools.make_bin pairs.txt OUT.bin --root FACES     LFW's form: `name i j` or `name1 i name2 j` a line
-    python -m tools.make_bin pairs.csv OUT.bin                  `path1,path2,issame`, paths relative to the list
+    python -m tools.make_bin pairs.txt OUT.bin --root FACES     a list of pairs in any form, see docs/prepare_data.md
     python -m tools.make_bin FACES OUT.bin --pairs 6000         drawn from a folder of identity folders
     python -m tools.make_bin SET OUT.bin --pairs 6000           drawn from a .rec file or a folder with train.rec
+    python -m tools.make_bin lfw OUT.bin                        a folder of bcolz, with lfw_list.npy beside it
 
-With LFW's form, image i of a person is FACES/name/name_000i.jpg (or .png, ...), and a first line of numbers says how
-many pairs follow. Drawn pairs alternate between genuine and impostor; none comes twice, and none pairs two images
+Drawn pairs alternate between genuine and impostor; none comes twice, and none pairs two images
 with identical bytes. An image that already has the size is copied as it is.
 """
 
@@ -19,7 +18,6 @@ if __name__ == "__main__":
 
 import argparse
 import hashlib
-import math
 import os
 import pickle
 import sys
@@ -31,22 +29,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.folders import IMAGE_SUFFIXES
 from data.records.images import find_images, read_labels
 from data.records.reader import RecordReader
-from eval.pairs.sets import load_csv
+from eval.pairs.bcolz_folder import is_bcolz, load_bcolz
+from eval.pairs.sets import load_list
 from tools.parts.pack_sources import FolderFiles
 from tools.parts.pair_sampling import Pair, sample_pairs
 from tools.parts.record_output import pair_config_lines, print_config
 from utils.atomic import open_atomic
 from utils.decode import fit_face
-from utils.paths import ListedPaths
 from utils.text import any_name_can_be_printed, complain, plain
-
-_SHOWN = 3  # missing images that are named
-_WAY_OUT = "give the folder that holds all images with --root or, if you trust the list, --allow-outside"
-
-LfwImage = tuple[str, int]  # name and number
 
 
 @dataclass(frozen=True)
@@ -88,77 +80,6 @@ class _RecordImages:
 
     def read(self, index: int) -> bytes:
         return bytes(self.reader.read_face(self.start + index)[1])
-
-
-def from_lfw_list(path: Path, root: Path, allow_outside: bool = False) -> EncodedPairs:
-    """Read pairs in LFW's form, and their images.
-
-    Raises:
-        FileNotFoundError: the list is missing, or images are; names the first of them.
-        ValueError: a line of another form or that leads out of ``root``, or the first line announces another number
-            of pairs.
-    """
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; --root is the folder that holds <name>/<name>_0001.jpg")
-    named, announced = _parse_lfw_list(path)
-    files: dict[tuple[str, int], Path | None] = {}
-    paths = ListedPaths(path, root, _WAY_OUT, allow_outside)
-    for line, *pair in named:
-        for image in pair:
-            if image not in files:
-                files[image] = _lfw_file(paths, line, *image)
-    missing = [image for image, file in files.items() if file is None]
-    if missing:
-        names = ", ".join(f"{name}/{name}_{number:04d}" for name, number in missing[:_SHOWN])
-        raise FileNotFoundError(
-            f"{root}: {len(missing)} of {len(files)} images that {path.name} names are missing: {names}"
-            f"{' and others' if len(missing) > _SHOWN else ''} (with {', '.join(IMAGE_SUFFIXES)})"
-        )
-    if announced is not None and len(named) not in (announced, 2 * announced):
-        raise ValueError(
-            f"{path}: its first line announces {2 * announced} pairs, but {len(named)} follow: the file is cut "
-            "short, or the first line belongs to another one"
-        )
-    encoded = {image: file.read_bytes() for image, file in files.items() if file is not None}
-    return EncodedPairs(
-        [encoded[image] for _, *pair in named for image in pair],
-        [first[0] == second[0] for _, first, second in named],
-    )
-
-
-def _parse_lfw_list(path: Path) -> tuple[list[tuple[int, LfwImage, LfwImage]], int | None]:
-    """Each pair's line and images, and what the first line announces: folds times pairs of a kind."""
-    pairs = []
-    announced: int | None = None
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: no text in UTF-8, expected lines `name i j` or `name1 i name2 j`") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        fields = line.split("\t") if "\t" in line else line.split()
-        fields = [field.strip() for field in fields]
-        if not line.strip():
-            continue
-        if number == 1 and len(fields) <= 2 and all(field.isdecimal() for field in fields):
-            announced = math.prod(map(int, fields))
-            continue
-        if len(fields) == 3:
-            fields.insert(2, fields[0])
-        if len(fields) != 4 or not (fields[1].isdecimal() and fields[3].isdecimal()):
-            raise ValueError(
-                f"{path}: line {number} is {line[:80]!r}, expected `name i j` or `name1 i name2 j` with i and j "
-                "whole numbers; correct or remove it"
-            )
-        pairs.append((number, (fields[0], int(fields[1])), (fields[2], int(fields[3]))))
-    if not pairs:
-        raise ValueError(f"{path}: no pairs in it, expected lines `name i j` or `name1 i name2 j`")
-    return pairs, announced
-
-
-def _lfw_file(paths: ListedPaths, line: int, name: str, number: int) -> Path | None:
-    stem = f"{name}/{name}_{number:04d}"
-    found = (paths.join(stem + suffix, line) for suffix in IMAGE_SUFFIXES)
-    return next((path for path in found if path.is_file()), None)
 
 
 def drawn(source: Path, pairs: int, seed: int) -> EncodedPairs:
@@ -234,9 +155,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make_bin", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="list of pairs, folder of identities, or records")
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="list of pairs, folder of identities or of bcolz, or records"
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="the .bin file")
-    parser.add_argument("--root", type=Path, metavar="FACES", help="folder of the images that LFW's form names")
+    parser.add_argument(
+        "--root", type=Path, metavar="FACES", help="folder that a list's paths start at (default: the list's)"
+    )
     parser.add_argument("--pairs", type=int, metavar="N", help="how many pairs to draw")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draw (default: 0)")
     parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels per side (default: 112)")
@@ -246,7 +171,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-outside",
         action="store_true",
-        help="read images outside --root, or the csv's folder, if a list says so",
+        help="read images outside --root, or the list's folder, if a list says so",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
     return parser.parse_args(argv)
@@ -266,24 +191,17 @@ def _pairs(args: argparse.Namespace) -> EncodedPairs:
     if not args.source.exists():
         raise FileNotFoundError(f"{args.source}: no such file or folder")
     is_list = args.source.is_file() and args.source.suffix != ".rec"
-    if is_list and args.pairs is not None:
-        raise ValueError(
-            f"--pairs draws from a folder or records, but {args.source} is a list of pairs: leave it out"
-        )
-    if args.root is not None and (not is_list or args.source.suffix == ".csv"):
-        raise ValueError("--root belongs to a list in LFW's form only; paths in a csv start at the csv's folder")
-    if not is_list:
-        if args.pairs is None:
-            raise ValueError("--pairs N is missing: how many pairs to draw")
-        return drawn(args.source, args.pairs, args.seed)
-    if args.source.suffix == ".csv":
-        listed = load_csv(args.source, args.allow_outside)
-        if not listed.encoded:
-            raise ValueError(f"{args.source}: no pairs in it, expected lines path1,path2,issame")
+    if (is_list or is_bcolz(args.source)) and args.pairs is not None:
+        raise ValueError(f"--pairs draws from a folder or records, but {args.source} has its pairs: leave it out")
+    if args.root is not None and not is_list:
+        raise ValueError("--root belongs to a list of pairs only: the folder that its paths start at")
+    if is_list or is_bcolz(args.source):
+        listed = load_list(args.source, args.allow_outside, args.root) if is_list else load_bcolz(args.source)
+        print(plain(listed.form))
         return EncodedPairs(listed.encoded, listed.issame.tolist())
-    if args.root is None:
-        raise ValueError("--root FACES is missing: the folder that holds <name>/<name>_0001.jpg")
-    return from_lfw_list(args.source, args.root, args.allow_outside)
+    if args.pairs is None:
+        raise ValueError("--pairs N is missing: how many pairs to draw")
+    return drawn(args.source, args.pairs, args.seed)
 
 
 if __name__ == "__main__":

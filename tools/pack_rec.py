@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         coding = Coding(args.size, args.encoding, args.quality, args.copy)
         _check(args)
-        files = FolderFiles(args.src) if args.list is None else ListFiles(args.list, args.src, args.allow_outside)
+        files = _files(args)
         if args.shuffle is None:
             packed = pack_files(files, args.out, coding, args.workers)
         else:
@@ -192,6 +192,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _files(args: argparse.Namespace) -> FolderFiles | ListFiles:
+    if args.list is None:
+        return FolderFiles(args.src)
+    files = ListFiles(args.list, args.src, args.allow_outside, args.columns)
+    print("\n".join(map(plain, files.describe())), flush=True)
+    return files
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
@@ -205,8 +213,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--list",
         type=Path,
         metavar="FILE",
-        help="lines `path identity`, path<TAB>identity, im2rec's index<TAB>label<TAB>path, or insightface's "
-        "1<TAB>path<TAB>label",
+        help="list of images with labels: text or csv, im2rec's or insightface's; the form is found by "
+        "looking at all lines, and printed",
+    )
+    parser.add_argument(
+        "--columns",
+        default="",
+        metavar="WORDS",
+        help="where a list leaves it open: a word for each column, such as path,-,label (name in place of "
+        "label for labels that are text, - for what is left out)",
     )
     parser.add_argument(
         "--allow-outside",
@@ -238,6 +253,8 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be {allowed}, got {value}")
     if not args.src.is_dir():
         raise FileNotFoundError(f"{args.src}: no such folder")
+    if args.columns and args.list is None:
+        raise ValueError("--columns says what the columns of a list are: give it with --list")
     if args.list is None and args.out.resolve().is_relative_to(args.src.resolve()):
         raise ValueError(f"{args.out} lies in {args.src}, whose folders are identities: choose a folder outside")
     check_out(args.out, [], args.overwrite)

@@ -30,7 +30,7 @@ class Verification:
     Collectives when made: one object gather, so that every rank has the same sets.
 
     Args:
-        targets: names of sets, ``<folder>/<name>.bin`` or .csv, or paths that end in .bin or .csv.
+        targets: names of sets, ``<folder>/<name>.bin`` or a list or a folder of bcolz there, or paths of such files.
         folder: where named sets lie.
         device: where the backbone lives.
         batch_size: images of one rank in one forward.

@@ -45,7 +45,7 @@ def read_number_columns(path: Path, columns: int) -> NDArray[np.int32] | NDArray
 
 
 def read_named_lines(path: Path, columns: int, dtype: Number) -> tuple[list[str], NDArray[Any]]:
-    """Read a list of a file name and K numbers a line: L names and (L, K).
+    """Read a list of a file name and K numbers a line: L names and (L, K). Backslashes in names become /.
 
     Raises:
         ValueError: a line that holds something else, by its number, or an empty file.
@@ -59,10 +59,15 @@ def read_named_lines(path: Path, columns: int, dtype: Number) -> tuple[list[str]
                 if any("\t" in name for name in names[-len(chunk) :]):  # a blank too, for all but the first separator
                     raise ValueError("a tab between words")
                 parts.append(chunk[range(1, columns + 1)].to_numpy())
-            return names, np.concatenate(parts)
+            return _forward(names), np.concatenate(parts)
         except _NO_PLAIN_LIST:
             continue
-    return _read_line_by_line(path, columns, dtype, True)
+    names, numbers = _read_line_by_line(path, columns, dtype, True)
+    return _forward(names), numbers
+
+
+def _forward(names: list[str]) -> list[str]:
+    return [name.replace("\\", "/") for name in names]
 
 
 def read_csv_numbers(path: Path, columns: int) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from prettytable import PrettyTable
 from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, LengthMeter, embed_with_mirrored
 from embedder.load import load_embedder
+from eval.pairs.bcolz_folder import is_bcolz
 from eval.pairs.bin_file import PairSet
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_loader
 from eval.pairs.report import PairsReport
@@ -42,18 +43,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Exit status: 0; 1 if a set was left out; 2 if nothing could be evaluated.",
     )
     parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
-    parser.add_argument("--data", default=".", help="folder of the sets: NAME.bin, or NAME.csv of path1,path2,issame")
+    parser.add_argument(
+        "--data", default=".", help="folder of the sets: NAME.bin, lists of pairs, folders of bcolz; or one such file"
+    )
     parser.add_argument(
         "--targets",
         nargs="+",
         metavar="SET",
-        help=f"names in --data, or .bin and .csv files (default: all in --data, {', '.join(PUBLIC_SETS)} first)",
+        help=f"names in --data, or files (default: all .bin and .csv files and folders of bcolz in --data, "
+        f"{', '.join(PUBLIC_SETS)} first)",
     )
     parser.add_argument(
         "--network", help="its name (default: from config.json next to model.pt, else from the weights)"
     )
     parser.add_argument(
-        "--allow-outside", action="store_true", help="read images outside the folder of the .csv that lists them"
+        "--root", type=Path, metavar="FACES", help="folder that the images of lists start at (default: the list's)"
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="read images outside --root, or the folder of their list"
     )
     parser.add_argument("--no-flip", action="store_true", help="embed images without their mirror images")
     parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation (default 10)")
@@ -72,20 +79,28 @@ def list_sets(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: give the one that holds lfw.bin and the like with --data")
-    names = {path.stem for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file()}
+    names = {path.stem for path in folder.iterdir() if path.suffix in (".bin", ".csv") and path.is_file()}
+    names |= {path.name for path in folder.iterdir() if is_bcolz(path)}
     if not names:
         raise FileNotFoundError(
-            f"{folder} holds no .bin or .csv set; give another with --data, or files as --targets"
+            f"{folder} holds no .bin or .csv set and no folder of bcolz; give another with --data, or files as "
+            "--targets"
         )
     return [name for name in PUBLIC_SETS if name in names] + sorted(names.difference(PUBLIC_SETS))
 
 
 def embed_set(
-    embedder: Embedder, pairs: PairSet, batch_size: int, flip: bool = True, meter: LengthMeter | None = None
+    embedder: Embedder,
+    pairs: PairSet,
+    batch_size: int,
+    flip: bool = True,
+    resized: set[int] | None = None,
+    meter: LengthMeter | None = None,
 ) -> NDArray[np.float32]:
     """Embed every image of a set, with ``flip`` as the sum with its mirror image: (2n, D), not normalised.
 
-    ``meter`` measures the embeddings before they are added.
+    The numbers of those that had another size than the network takes are put into ``resized``; ``meter`` measures
+    the embeddings before they are added.
 
     Raises:
         ValueError: an image that does not decode or is not square; the message gives its index.
@@ -96,7 +111,7 @@ def embed_set(
 
     measured = embedder.embed if meter is None else meter.watch(embedder.embed)
     n = len(pairs.encoded)
-    load = pair_loader(pairs.encoded, embedder.image_size)
+    load = pair_loader(pairs.encoded, embedder.image_size, resized)
     blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     out_ND = np.empty((n, embedder.embedding_size), np.float32)
     for start, end, embedding_BD in embedded_blocks(embed, load, blocks, progress=plain(pairs.name)):
@@ -124,18 +139,21 @@ def evaluate(
         raise ValueError(
             f"--batch-size must be at least 1 and --folds at least 2, got {options.batch_size} and {options.folds}"
         )
-    targets = options.targets or list_sets(Path(options.data))
+    data = Path(options.data)
+    targets = options.targets or ([str(data)] if data.suffix in ENDINGS and data.is_file() else list_sets(data))
     embedder = load_embedder(options.model, options.network, options.device)
     results: dict[str, PairResult] = {}
     left_out: dict[str, str] = {}
     for target in targets:
         try:
-            pairs = load_pairs(find_pairs(target, Path(options.data)), options.allow_outside)
-            meter = LengthMeter()
-            embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip, meter)
+            pairs = load_pairs(find_pairs(target, data), options.allow_outside, options.root)
+            if pairs.form:
+                print(plain(f"{target}: {pairs.form}"), flush=True)
+            resized, meter = set[int](), LengthMeter()
+            embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip, resized, meter)
             name = pairs.name if pairs.name not in results else target  # two files of one name
-            result = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
-            results[name] = replace(result, norm=meter.mean())
+            found = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
+            results[name] = replace(found, resized=len(resized), norm=meter.mean())
             if report is not None:
                 report.add(name, pairs, embeddings_ND, results[name])
         except (ValueError, OSError) as error:
@@ -183,6 +201,7 @@ def as_json(result: PairResult) -> dict[str, Any]:
         "accuracy_per_fold": [float(value) for value in result.accuracy_per_fold],
         "tar_at_far": {f"{far:g}": plain(tar) for far, tar in zip(FARS, result.tar, strict=True)},
         "non_finite_embeddings": result.non_finite,
+        "resized_images": result.resized,
         "notes": result.notes(),
     }
 

@@ -50,6 +50,7 @@ class PairSet:
     name: str
     encoded: list[bytes]  # 2n JPEG or PNG files; a file that a set names twice is one object
     issame: NDArray[np.bool_]  # (n,)
+    form: str = ""  # how it was read, for a form that had to be found out
 
 
 class _BinError(ValueError):

@@ -51,11 +51,20 @@ class PairResult:
     spread: float = float("nan")  # standard deviation of the embeddings, mean over dimensions
     norm: float = float("nan")  # mean length of straight and mirrored embeddings each; evaluate_pairs() leaves it out
     non_finite: int = 0  # embeddings that hold a nan or an infinity
+    resized: int = 0  # images that had another size than the network takes
     message: str = ""  # why a figure is missing or rests on fewer folds
 
     def notes(self) -> list[str]:
         """What a reader of the figures should know, usually nothing."""
-        return [note for note in (self.message, self.hint()) if note]
+        return [note for note in (self.message, self.size_note(), self.hint()) if note]
+
+    def size_note(self) -> str:
+        """Say that images were resized, "" if none was."""
+        if not self.resized:
+            return ""
+        return (
+            f"{self.resized:,} of {2 * self.pairs:,} images had another size and were resized: are the faces aligned?"
+        )
 
     def hint(self) -> str:
         """Say what is probably wrong, or "" if nothing stands out."""
@@ -84,10 +93,11 @@ class PairResult:
         return ""
 
 
-def pair_loader(encoded: Sequence[bytes], image_size: int = 112) -> LoadBatch:
+def pair_loader(encoded: Sequence[bytes], image_size: int = 112, resized: set[int] | None = None) -> LoadBatch:
     """Make a function from (start, end) to those images, decoded and resized: (end - start, H, W, 3) uint8 RGB.
 
-    It raises ValueError for an image that does not decode or is not square; the message gives its index.
+    It raises ValueError for an image that does not decode or is not square; the message gives its index. The indices
+    of those that had another size are put into ``resized``.
     """
 
     def load(start: int, end: int) -> NDArray[np.uint8]:
@@ -100,6 +110,8 @@ def pair_loader(encoded: Sequence[bytes], image_size: int = 112) -> LoadBatch:
             height, width = image.shape[:2]
             if height != width:
                 raise ValueError(f"image {index}: expected a square aligned face, found {width} x {height}")
+            if resized is not None and height != image_size:
+                resized.add(index)
             out[row] = resize_square(image, image_size)
         return out
 
@@ -238,7 +250,7 @@ def thin_out(pair_set: PairSet, n: int) -> PairSet:
     ]
     pairs = np.sort(np.concatenate(chosen))
     encoded = [pair_set.encoded[i] for pair in pairs for i in (2 * pair, 2 * pair + 1)]
-    return PairSet(pair_set.name, encoded, pair_set.issame[pairs])
+    return replace(pair_set, encoded=encoded, issame=pair_set.issame[pairs])
 
 
 def verify(
@@ -252,8 +264,9 @@ def verify(
 ) -> PairResult:
     """Embed a set, the images shared out over the ranks, and evaluate it; every rank gets the same result.
 
-    Collectives: one object gather (embedding size, an error if any, whether to stop, lengths) and one all-reduce of
-    (2n, D) float32. An image that one rank cannot decode is an error on all of them, so that none is left waiting.
+    Collectives: one object gather (the embedding size, an error if any, whether to stop, how many were resized,
+    lengths) and one all-reduce of (2n, D) float32. An image that one rank cannot decode is an error on all of them,
+    so that none is left waiting.
 
     Args:
         backbone: the same weights on every rank, bare or in DistributedDataParallel.
@@ -270,9 +283,9 @@ def verify(
     """
     n_images = len(pair_set.encoded)
     start, end = part_of(n_images, get_rank(), get_world_size())
-    part_ND, error, meter = np.empty((0, 0), np.float32), "", LengthMeter()
+    part_ND, error, resized, meter = np.empty((0, 0), np.float32), "", set[int](), LengthMeter()
     try:
-        load = pair_loader(pair_set.encoded, image_size)
+        load = pair_loader(pair_set.encoded, image_size, resized)
         part_ND = embed_batches(
             backbone,
             lambda a, b: load(start + a, start + b),
@@ -286,10 +299,9 @@ def verify(
         pass  # the others hear of it
     except ValueError as problem:
         error = f"verification set {pair_set.name}, {problem}"
-    reports = all_gather_objects(
-        (part_ND.shape[1], error, is_stopping(), meter.sum, meter.count), f"reports on the set {pair_set.name}"
-    )
-    sizes, errors, stops, sums, counts = zip(*reports, strict=True)
+    report = part_ND.shape[1], error, is_stopping(), len(resized), meter.sum, meter.count
+    reports = all_gather_objects(report, f"reports on the set {pair_set.name}")
+    sizes, errors, stops, resizings, sums, counts = zip(*reports, strict=True)
     if any(stops):
         raise Stopped
     for other_error in filter(None, errors):
@@ -299,4 +311,4 @@ def verify(
         all_ND[start:end] = to_device(torch.from_numpy(part_ND), device)
     result = evaluate_embeddings(all_reduce_sum_(all_ND, "embeddings").cpu().numpy(), pair_set.issame, folds)
     meter.sum, meter.count = sum(sums), sum(counts)
-    return replace(result, norm=meter.mean())
+    return replace(result, norm=meter.mean(), resized=sum(resizings))

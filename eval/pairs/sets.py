@@ -1,92 +1,71 @@
-"""Verification pairs by name: a .bin file, or a csv list of image files, ``path1,path2,issame`` a line."""
+"""Verification pairs by name: a .bin file, a list of image files, or a folder of bcolz."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from eval.pairs.bcolz_folder import is_bcolz, load_bcolz
 from eval.pairs.bin_file import PairSet, load_bin
-from utils.paths import ListedPaths
+from utils.pair_list import ENDINGS as LIST_ENDINGS
+from utils.pair_list import images_of, read_pair_list
 
-__all__ = ["ENDINGS", "find_pairs", "load_csv", "load_pairs"]
+__all__ = ["ENDINGS", "find_pairs", "load_list", "load_pairs"]
 
-ENDINGS = (".bin", ".csv")
-_FLAGS = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
+ENDINGS = (".bin", *LIST_ENDINGS)
 _WAY_OUT = (
-    "put the list into the folder that holds all its images or, if you trust it, give --allow-outside to eval.pairs, "
-    "or to tools.make_bin, which makes a .bin of it"
+    "give the folder that holds all images with --root or, if you trust the list, --allow-outside; to eval.pairs, or "
+    "to tools.make_bin, which makes a .bin of it"
 )
 
 
 def find_pairs(target: str, folder: Path) -> Path:
-    """Where a set lies: a target that ends in .bin or .csv is a path, another is a name in ``folder``.
+    """Where a set lies: a target that ends as a set does, or is a folder of bcolz, is a path, another a name.
 
-    A name means ``<folder>/<name>.bin``, or the .csv beside it where there is no .bin.
+    A name means ``<folder>/<name>.bin``, or where there is none the list or the folder of bcolz beside it.
     """
-    if target.endswith(ENDINGS):
+    if target.endswith(ENDINGS) or ("/" in target and is_bcolz(Path(target))):
         return Path(target)
     paths = [folder / f"{target}{ending}" for ending in ENDINGS]
-    return next((path for path in paths if path.is_file()), paths[0])
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None and is_bcolz(folder / target):
+        return folder / target
+    return found or paths[0]
 
 
-def load_pairs(path: Path, allow_outside: bool = False) -> PairSet:
-    """Read a verification set by its ending; raises as :func:`load_csv` and ``eval.pairs.bin_file.load_bin`` do."""
-    return load_csv(path, allow_outside) if path.suffix == ".csv" else load_bin(path)
+def load_pairs(path: Path, allow_outside: bool = False, root: Path | None = None) -> PairSet:
+    """Read a verification set by its ending; raises as ``load_list``, ``load_bin`` and ``load_bcolz`` do."""
+    if path.suffix in LIST_ENDINGS:
+        return load_list(path, allow_outside, root)
+    return load_bcolz(path) if is_bcolz(path) else load_bin(path)
 
 
-def load_csv(path: Path, allow_outside: bool = False) -> PairSet:
-    """Read a list of pairs; the images stay encoded, one that is named twice is read once.
+def load_list(path: Path, allow_outside: bool = False, root: Path | None = None) -> PairSet:
+    """Read a list of pairs of aligned faces; the images stay encoded, one that is named twice is read once.
 
     Args:
-        path: lines ``path1,path2,issame`` of aligned faces; relative paths start at the list's folder; issame is 1
-            or 0, true or false, same or different. A first line that names the columns is skipped.
-        allow_outside: read images outside the list's folder too.
+        path: a list in any form that ``utils.pair_list`` reads.
+        allow_outside: read images outside ``root`` too.
+        root: where relative paths, or LFW's names, start; None: the list's folder.
 
     Raises:
-        FileNotFoundError: no such list, or an image of it is missing; the message gives the line.
+        FileNotFoundError: no such list, or images of it are missing; counts them, and names the first and its line.
         OSError: a file cannot be read.
-        ValueError: a line of another form, or a path that leads out of the list's folder, named.
+        ValueError: no form fits all lines, or a path leads out of ``root``; names the line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no verification set {path}")
-    paths = ListedPaths(path, path.parent, _WAY_OUT, allow_outside)
+    if root is not None and not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; --root is the folder that the paths of {path} start at")
+    listed = read_pair_list(path)
     files: dict[Path, bytes] = {}
     encoded: list[bytes] = []
-    flags: list[bool] = []
-    with path.open(newline="", encoding="utf-8-sig") as text:
-        rows = csv.reader(text, skipinitialspace=True)
-        try:
-            for row in rows:
-                if not row:
-                    continue
-                flag = _FLAGS.get(row[-1].strip().lower())
-                if rows.line_num == 1 and len(row) == 3 and _names_columns(row):
-                    continue
-                if len(row) != 3 or flag is None:
-                    raise ValueError(
-                        f"{path}, line {rows.line_num}: expected path1,path2,issame with issame 1 or 0, "
-                        f"found {','.join(row)[:80]!r}"
-                    )
-                for name in row[:2]:
-                    image = paths.join(name.strip(), rows.line_num)
-                    if image not in files:
-                        files[image] = _read(image, f"{path}, line {rows.line_num}")
-                    encoded.append(files[image])
-                flags.append(flag)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {rows.line_num + 1}: no csv text ({error})") from None
-    return PairSet(path.stem, encoded, np.array(flags, bool))
-
-
-def _names_columns(row: list[str]) -> bool:
-    """Tell a first line of names from a pair; a column of flags may well be called "same"."""
-    flag = row[2].strip().lower()
-    return flag not in _FLAGS or (flag == "same" and not any(Path(name.strip()).suffix for name in row[:2]))
-
-
-def _read(image: Path, where: str) -> bytes:
-    if not image.is_file():
-        raise FileNotFoundError(f"{where}: no image {image}; relative paths start at the list's folder")
-    return image.read_bytes()
+    paths, notes = images_of(listed, root or path.parent, _WAY_OUT, allow_outside)
+    for pair in paths:
+        for image in pair:
+            if image not in files:
+                files[image] = image.read_bytes()
+            encoded.append(files[image])
+    flags = np.array([pair.same for pair in listed.pairs], bool)
+    return PairSet(path.stem, encoded, flags, "; ".join([listed.form, *notes]))

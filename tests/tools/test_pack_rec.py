@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,15 +15,10 @@ from data.records.reader import RecordReader
 from face_files import record
 from made_faces import contents, encode, make_folder
 from mxnet_server import mxnet_commands
+from packed_faces import PEOPLE, near, run, values
 from paths import ROOT
-from tools.pack_rec import main
 from utils.decode import decode_rgb
 
-PEOPLE = {
-    "eve": {"b.jpg": encode(60), "a.png": encode(50, suffix=".png")},
-    "ann": {"2.jpg": encode(20), "10.jpg": encode(10), "1.JPEG": encode(30), "notes.txt": b"no image"},
-    "bob": {"only.jpg": encode(40)},
-}
 ORDER = [30, 10, 20, 40, 50, 60]  # ann: 1.JPEG, 10.jpg, 2.jpg; bob; eve: a.png, b.jpg
 LABELS = [0, 0, 0, 1, 2, 2]
 
@@ -32,21 +26,6 @@ LABELS = [0, 0, 0, 1, 2, 2]
 @pytest.fixture
 def src(tmp_path):
     return make_folder(tmp_path / "faces", PEOPLE)
-
-
-def run(*argv):
-    return main([str(arg) for arg in argv])
-
-
-def values(out):
-    """The grey value of each image's right half, and its label."""
-    faces = FaceRecords(out)
-    loaded = [faces.load(i) for i in range(len(faces))]
-    return [int(image[50, 100, 0]) for image, _ in loaded], [label for _, label in loaded]
-
-
-def near(found, expected):
-    return np.abs(np.subtract(found, expected)).max() <= 2
 
 
 class TestFolder:
@@ -178,70 +157,6 @@ class TestUnreadable:
         (src / "a" / "2.png").unlink()
         assert run(src, tmp_path / "out", "--shuffle", 0, "--overwrite") == 0
         assert not (tmp_path / "out" / "unreadable.txt").exists()
-
-
-class TestList:
-    def pack(self, src, tmp_path, text, *extra):
-        (tmp_path / "faces.lst").write_bytes(text.encode() if isinstance(text, str) else text)
-        return run(src, tmp_path / "out", "--list", tmp_path / "faces.lst", "--workers", 1, *extra)
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "eve/b.jpg 9\nann/2.jpg 10\nbob/only.jpg 9\nann/10.jpg 10\n",
-            "0\t9.000000\teve/b.jpg\n1\t10.000000\tann/2.jpg\n7\t9\tbob/only.jpg\n3\t10\tann/10.jpg\n",
-            "1\teve/b.jpg\t9\n1\tann/2.jpg\t10\n1\tbob/only.jpg\t9\n1\tann/10.jpg\t10\n",
-            "0\t9\t0.5\t0.25\teve/b.jpg\n1\t10\t1\t2\tann/2.jpg\n7\t9\t3\t4\tbob/only.jpg\n3\t10\t5\t6\tann/10.jpg\n",
-            "\ufeffeve/b.jpg\t9\r\n\r\nann/2.jpg\t10\r\nbob/only.jpg\t9\r\nann/10.jpg\t10",
-        ],
-        ids=["path label", "im2rec", "insightface", "im2rec with more labels", "tab, windows, bom, blank line"],
-    )
-    def test_forms(self, src, tmp_path, text):
-        """Numbers are sorted as numbers, and an identity's images keep the order of their lines."""
-        assert self.pack(src, tmp_path, text) == 0
-        found, labels = values(tmp_path / "out")
-        assert near(found, [60, 40, 20, 10])
-        assert labels == [0, 0, 1, 1]
-        assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["9", "10"]
-
-    def test_names_blanks_and_absolute_paths(self, tmp_path):
-        src = make_folder(tmp_path / "faces", {"a b": {"c d.jpg": encode(10)}, "x": {"y.jpg": encode(20)}})
-        text = f"a b/c d.jpg\tZoë Smith\n{src / 'x' / 'y.jpg'}\tAda\n"
-        assert self.pack(src, tmp_path, text) == 0
-        assert near(values(tmp_path / "out")[0], [20, 10])
-        assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["Ada", "Zoë Smith"]
-
-    def test_blanks_in_a_path_before_a_label(self, tmp_path):
-        src = make_folder(tmp_path / "faces", {"a b": {"c d.jpg": encode(10)}})
-        assert self.pack(src, tmp_path, "a b/c d.jpg 5\n") == 0
-
-    def test_long_numbers_stay_apart(self, src, tmp_path):
-        ids = [12345678901234567890, 12345678901234567891]
-        assert self.pack(src, tmp_path, f"eve/b.jpg {ids[1]}\nann/2.jpg {ids[0]}\n") == 0
-        assert json.loads((tmp_path / "out" / "classes.json").read_text()) == [str(i) for i in ids]
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("", "the list is empty"),
-            ("\n \n", "the list is empty"),
-            ("eve/b.jpg\n", "line 1 is 'eve/b.jpg', expected 'path identity'"),
-            ("eve/b.jpg 1\nann/2.jpg\n", "line 2 is 'ann/2.jpg'"),
-            ("eve/b.jpg\tx\nann/2.jpg y\n", "line 2 is 'ann/2.jpg y', expected 'path<TAB>identity'"),
-            ("0\t1\teve/b.jpg\n1\tann\tann/2.jpg\n", "line 2 is .* expected 'index<TAB>label<TAB>path'"),
-            ("1\teve/b.jpg\t3\n0\tann/2.jpg\t4\n", "line 2 starts with 0, which marks a face that is not aligned"),
-        ],
-    )
-    def test_refused(self, src, tmp_path, capsys, text, message):
-        assert self.pack(src, tmp_path, text) == 2
-        error = capsys.readouterr().err
-        assert re.search(message, error)
-        assert error.startswith(f"pack_rec: error: {tmp_path / 'faces.lst'}: ")
-        assert error.count("\n") == 1
-
-    def test_missing_images_are_listed(self, src, tmp_path, capsys):
-        assert self.pack(src, tmp_path, "eve/b.jpg 0\nnone.jpg 1\n") == 0
-        assert "none.jpg: No such file" in capsys.readouterr().out
 
 
 class TestShuffle:

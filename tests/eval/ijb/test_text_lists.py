@@ -157,6 +157,13 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path, end):
     assert read_number_columns(path, 2).tolist() == [[5], [6]]
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\n"])
+def test_separators_of_windows(tmp_path, end):
+    path = tmp_path / "list.txt"
+    path.write_bytes(f"img\\a.jpg 1{end}b.jpg 2{end}".encode())
+    assert read_named_lines(path, 1, np.int64)[0] == ["img/a.jpg", "b.jpg"]
+
+
 def test_a_name_that_is_no_text_is_named(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes(b"a.jpg 1\n\xff.jpg 2\n")

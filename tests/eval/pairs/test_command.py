@@ -61,6 +61,31 @@ def test_every_set_of_a_folder(model, data, capsys):
     assert lfw["tar_at_far"] == {"0.0001": None, "0.001": None, "0.01": None, "0.1": 1.0}
 
 
+def test_the_form_of_a_list_and_images_of_another_size_are_told(model, data, capsys):
+    (data / "pairs.txt").write_text((data / "list.csv").read_text().replace(",", " "))
+    out = data / "report.json"
+    assert pairs_command.main(["--model", str(model), "--data", str(data / "pairs.txt"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "pairs.txt: list: 4 pairs, blank-separated, paths in columns 1 and 2, same or not in column 3" in printed
+    assert "pairs: 3 of 8 images had another size and were resized: are the faces aligned?" in printed
+    assert json.loads(out.read_text())["sets"]["pairs"]["resized_images"] == 3
+
+
+def test_lfws_list_beside_a_folder_of_people(model, data, capsys):
+    for name in ("ann", "bob"):
+        (data / "faces" / name).mkdir(parents=True)
+        for i in (1, 2):
+            (data / "faces" / name / f"{name}_000{i}.png").write_bytes(png(face(i)))
+    (data / "pairs.txt").write_text("1\t1\nann\t1\t2\nann\t1\tbob\t2\n")
+    command = ["--model", str(model), "--data", str(data), "--targets", "pairs", "--device", "cpu", "--folds", "2"]
+    assert pairs_command.main([*command, "--root", str(data / "faces")]) == 0
+    printed = capsys.readouterr().out
+    assert "pairs: list: 2 pairs, LFW's names and numbers, tab-separated, heading line '1\\t1'" in printed
+    assert "resized" not in printed
+    assert pairs_command.main(command) == 2
+    assert "--root gives another folder" in capsys.readouterr().err
+
+
 def test_figures_are_those_of_training(model, data):
     pairs = load_pairs(data / "lfw.bin")
     embedder = load_embedder(model)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -291,13 +293,19 @@ def test_verify_with_zero_embeddings():
 def verify_on_rank(rank, world_size, n):
     net = Stub()
     wrapped = nn.parallel.DistributedDataParallel(net) if n > 4 else net
-    return vars(verify(wrapped, made_set(n), CPU, 4))
+    return vars(verify(wrapped, set_with_another_size(n), CPU, 4))
+
+
+def set_with_another_size(n):
+    pairs = made_set(n)
+    return replace(pairs, encoded=[png(face(0, 160)), *pairs.encoded[1:-1], png(face(1, 80))])
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(("world_size", "n"), [(2, 13), (3, 1), (3, 7)])
 def test_every_rank_gives_the_result_of_one(world_size, n):
-    wanted = vars(verify(Stub(), made_set(n), CPU, 4))
+    wanted = vars(verify(Stub(), set_with_another_size(n), CPU, 4))
+    assert wanted["resized"] == 2
     for found in run_ranks(verify_on_rank, world_size, n):
         for key, value in wanted.items():
             if key != "message":
