@@ -48,7 +48,7 @@ def test_a_wrong_value_is_named(tmp_path, key, value, message):
 
 
 def test_what_is_no_threshold_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*t.json"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*t\.json"):
         Threshold.read(tmp_path / "t.json")
     (tmp_path / "t.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
