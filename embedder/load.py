@@ -26,6 +26,7 @@ from utils.log import log
 from utils.text import parse_json
 
 DEFAULT_NETWORK = "r50"
+COUNTER = ".num_batches_tracked"  # of a batch norm: older files lack it, and nothing here depends on it
 _MOST_NUMBERS = 1 << 20  # of an embedding
 
 
@@ -153,7 +154,7 @@ def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Modul
         wanted = get_model(name, num_features=embedding_size).state_dict()
     mismatch = _describe_mismatch(wanted, weights.tensors)
     if mismatch:
-        fitting = _fitting_networks(file)
+        fitting = fitting_networks(file)
         way_out = (
             f"They fit --network {' or '.join(fitting)}" if fitting else f"They fit none here: {file.first_names()}"
         )
@@ -181,7 +182,7 @@ def _choose_network(
         if not isinstance(config["network"], str):
             raise ValueError(f"{config_path}: network is {config['network']!r}, expected a name; give --network")
         return config["network"], str(config_path)
-    fitting = _fitting_networks(file)
+    fitting = fitting_networks(file)
     if fitting and DEFAULT_NETWORK not in fitting:
         return fitting[0], "the weights"
     return DEFAULT_NETWORK, "the default"
@@ -199,7 +200,7 @@ def _read_run_config(path: Path) -> dict[str, Any]:
 
 def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """Say how weights differ from what a network wants, "" where they fit."""
-    missing = [key for key in wanted if key not in found]
+    missing = [key for key in wanted if key not in found and not key.endswith(COUNTER)]
     extra = [key for key in found if key not in wanted]
     shapes = [
         f"{key} ({tuple(found[key].shape)} instead of {tuple(wanted[key].shape)})"
@@ -218,7 +219,7 @@ def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> s
     return "; ".join(parts)
 
 
-def _fitting_networks(file: WeightsFile) -> list[str]:
+def fitting_networks(file: WeightsFile) -> list[str]:
     """Names of the networks that these weights load into; nothing is allocated."""
     return [name for name in MODEL_NAMES if _fits(file, name)]
 
