@@ -114,7 +114,7 @@ class OnnxEmbedder(Embedder):
                 f"beside it, found {', '.join(map(str, shapes))}; {_OTHERS}"
             )
         self._outputs = [self._outputs[wide[0]]]
-        return shapes[wide[0]][1]
+        return int(shapes[wide[0]][1])
 
 
 def _open_session(path: Path, device: torch.device) -> Any:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -10,6 +11,7 @@ import inference
 from backbones import get_model
 from backbones.base import to_network_input
 from embedder.align import TEMPLATE, align_face
+from embedder.threshold import Threshold
 from model_files import save_random_model
 from pair_stub import face
 
@@ -135,13 +137,18 @@ def test_what_the_user_got_wrong_is_one_line(model, tmp_path, capsys):
     assert "150 x 100 is no aligned face; give its five landmarks" in fails(model, capsys, wide)
     assert "no image nowhere.png" in fails(model, capsys, "nowhere.png")
     assert "text.png: not a decodable image" in fails(model, capsys, tmp_path / "text.png")
-    assert "found 3" in fails(model, capsys, good, good, good)
+    assert "--out must end in .npz or .csv, got None" in fails(model, capsys, good, good, good)
+    out = ("--out", tmp_path / "many.npz")
+    assert "are for one image or two" in fails(model, capsys, good, good, *out, "--landmarks", AS_TEXT)
+    assert "no image, folder or list nowhere" in fails(model, capsys, "nowhere", *out)
+    assert "none of 1 images could be used" in fails(model, capsys, tmp_path / "text.png", *out)
+    assert "one image a batch and one worker, got 0" in fails(model, capsys, good, *out, "--batch-size", 0)
     assert "found 3 numbers" in fails(model, capsys, good, "--landmarks", "1,2,3")
     assert "there is no such file" in fails(model, capsys, good, "--landmarks", "nowhere.txt")
     assert "'four'" in fails(model, capsys, good, "--landmarks", tmp_path / "points.txt")
     assert "once for each of 2 images" in fails(model, capsys, good, good, "--landmarks", AS_TEXT)
     assert "all landmarks lie in one point" in fails(model, capsys, good, "--landmarks", ",".join(["5"] * 10))
-    assert "--out must end in .npy or .json" in fails(model, capsys, good, "--out", "face.txt")
+    assert "--out must end in .npz, .csv, .npy or .json" in fails(model, capsys, good, "--out", "face.txt")
     assert "does not hold the weights of network 'r18'" in fails(model, capsys, good, "--network", "r18")
     assert "no file nowhere.pt" in fails("nowhere.pt", capsys, good)
 
@@ -165,3 +172,84 @@ def test_help_states_the_input(capsys):
     out = capsys.readouterr().out
     assert "RGB, 112 x 112, ``(x / 255 - 0.5) / 0.5``" in out
     assert "left eye, right eye, nose" in out
+
+
+def test_landmarks_in_another_order_are_an_error_that_names_it(model, tmp_path, capsys):
+    path = save(tmp_path / "photo.png", photo_of(LANDMARKS))
+    for wrong, message in (
+        (LANDMARKS.T, "given with x1,...,x5,y1,...,y5"),
+        (LANDMARKS[[1, 0, 2, 4, 3]], "given with left and right exchanged (the person's left first)"),
+        (LANDMARKS[:, ::-1], "given with y before x"),
+        (LANDMARKS / (240, 200), "multiply x by its width, 240, and y by its height, 200"),
+    ):
+        assert message in fails(model, capsys, path, "--landmarks", ",".join(map(str, wrong.ravel())))
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A folder of two people's faces, one of them damaged, and what is no image."""
+    root = tmp_path_factory.mktemp("people")
+    for person, n in (("ann", 3), ("bob", 2)):
+        (root / person).mkdir()
+        for i in range(n):
+            save(root / person / f"{i}.png", face(10 * n + i))
+    (root / "bob" / "broken.jpg").write_text("no image")
+    (root / "bob" / "notes.md").write_text("no image")
+    return root
+
+
+@pytest.mark.parametrize("ending", [".npz", ".csv"])
+def test_a_folder_becomes_one_file_with_names(model, people, tmp_path, capsys, ending):
+    out = tmp_path / f"faces{ending}"
+    assert run(model, people, "--out", out, "--batch-size", 2, "--num-workers", 2) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "5 images embedded, 1 left out: " in captured.err
+    assert "broken.jpg: not a decodable image" in captured.err
+    names = [str(people / who / f"{i}.png") for who, n in (("ann", 3), ("bob", 2)) for i in range(n)]
+    if ending == ".npz":
+        with np.load(out, allow_pickle=False) as found:
+            assert found["names"].tolist() == names
+            rows = found["embeddings"]
+    else:
+        heading, *lines = out.read_text().splitlines()
+        assert heading.startswith("name,e0,e1,")
+        assert [line.split(",")[0] for line in lines] == names
+        rows = np.array([line.split(",")[1:] for line in lines], np.float32)
+    wanted = [embedding(model, face(10 * n + i)) for n in (3, 2) for i in range(n)]
+    np.testing.assert_allclose(rows, wanted, atol=2.5e-5)
+
+
+def test_a_list_is_read_from_its_own_folder(model, people, tmp_path, capsys):
+    (people / "list.txt").write_text("bob/1.png\n\nann/0.png\nann/nowhere.png\n")
+    assert run(model, people / "list.txt", "--out", tmp_path / "two.npz") == 0
+    assert "1 left out: " in capsys.readouterr().err
+    with np.load(tmp_path / "two.npz") as found:
+        assert found["names"].tolist() == [str(people / "bob/1.png"), str(people / "ann/0.png")]
+
+
+def test_a_threshold_tells_one_person_from_two(model, tmp_path, capsys):
+    first, second = (save(tmp_path / f"{i}.png", face(i)) for i in (1, 2))
+    curve = {"scores": [-0.5, 0.999], "false_match_rate": [0.4, 0.0], "true_match_rate": [1.0, 0.2]}
+    found = Threshold(0.999, 0.01, (0.005, 0.02), 0.9, 300, 3000, "rtiny", False, curve)
+    found.write(tmp_path / "t.json")
+    assert run(model, first, first, "--threshold", tmp_path / "t.json") == 0
+    same = capsys.readouterr().out
+    assert "same person: the threshold is 0.9990, where 0.01 of 3,000 impostor pairs match (0.005 to 0.02)" in same
+    assert "none reaches the last measured cosine below this one" in same
+    assert run(model, first, second, "--threshold", tmp_path / "t.json") == 0
+    other = capsys.readouterr().out
+    assert "different people" in other
+    assert "at this cosine at most 0.4 of them do" in other
+    assert "found 1" in fails(model, capsys, first, "--threshold", tmp_path / "t.json")
+    assert "measured without --flip" in fails(
+        model, capsys, first, second, "--flip", "--threshold", tmp_path / "t.json"
+    )
+    dataclasses.replace(found, model="0" * 64).write(tmp_path / "t.json")
+    assert "measure it again" in fails(model, capsys, *both)
+
+
+def test_the_names_of_other_projects_are_taken(model, tmp_path, capsys):
+    path = save(tmp_path / "face.png", face(1))
+    assert inference.main(["--weight", str(model), "--img", path, "--network", "rtiny", "--device", "cpu"]) == 0
+    np.testing.assert_allclose(json.loads(capsys.readouterr().out), embedding(model, face(1)), atol=2.5e-5)
