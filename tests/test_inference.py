@@ -10,6 +10,7 @@ import torch
 import inference
 from backbones import get_model
 from backbones.base import to_network_input
+from embedder import detector
 from embedder.align import TEMPLATE, align_face
 from embedder.threshold import Threshold
 from model_files import save_random_model
@@ -198,6 +199,83 @@ def people(tmp_path_factory):
     return root
 
 
+class Stub:
+    """What OpenCV's detector gives: none in a dark photo, else two faces, the larger one less sure."""
+
+    def detect(self, image):
+        points = np.stack([LANDMARKS / 3, LANDMARKS])
+        boxes = np.array([[0, 0, 30, 30], [60, 40, 120, 140]])
+        return detector.Faces(boxes, points, np.array([0.9, 0.8])) if image.mean() > 20 else detector.no_faces()
+
+
+def test_photos_are_aligned_by_what_a_detector_finds(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inference, "open_detector", lambda path: Stub())
+    photo, dark = photo_of(LANDMARKS), np.zeros((80, 90, 3), np.uint8)
+    paths = [save(tmp_path / "photo.png", photo), save(tmp_path / "dark.png", dark)]
+    assert run(model, *paths, "--detector", "yunet.onnx", "--out", tmp_path / "faces.npz") == 0
+    assert "1 images embedded, 1 left out: " in (err := capsys.readouterr().err)
+    assert "dark.png: no face was found" in err
+    with np.load(tmp_path / "faces.npz") as found:
+        np.testing.assert_allclose(found["embeddings"], [embedding(model, align_face(photo, LANDMARKS))], atol=2.5e-5)
+    assert "no face was found" in fails(model, capsys, paths[1], "--detector", "yunet.onnx")
+    assert "one of the two" in fails(model, capsys, paths[0], "--detector", "y", "--landmarks", AS_TEXT)
+
+
+def test_opencvs_detector_gives_the_projects_order(monkeypatch, tmp_path):
+    """Its right is the person's: its "right eye" lies left in the photo. The graph itself is not run here."""
+    row = [20, 10, 60, 80, *LANDMARKS.ravel(), 0.75]
+    seen = {}
+
+    class OpenCv:
+        def setInputSize(self, size):  # noqa: N802 - OpenCV's name
+            seen["size"] = size
+
+        def detect(self, image):
+            seen["image"] = image
+            return 1, np.float32([row])
+
+    monkeypatch.setattr(detector.cv2.FaceDetectorYN, "create", lambda *_: OpenCv(), raising=False)
+    (tmp_path / "yunet.onnx").write_bytes(b"graph")
+    image = np.zeros((100, 2560, 3), np.uint8)
+    image[..., 0] = 200  # red
+    faces = detector.open_detector(tmp_path / "yunet.onnx").detect(image)
+    assert seen["size"] == (1280, 50)  # a large photo is searched at half its size
+    assert seen["image"][0, 0].tolist() == [0, 0, 200]
+    np.testing.assert_allclose(faces.landmarks[0], 2 * LANDMARKS, rtol=1e-5)
+    np.testing.assert_allclose(faces.boxes[0], [40, 20, 120, 160])
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.onnx.* face_detection_yunet"):
+        detector.open_detector(tmp_path / "none.onnx")
+
+
+def test_a_file_that_is_no_detector_is_named(tmp_path):
+    (tmp_path / "yunet.onnx").write_bytes(b"version https://git-lfs")
+    with pytest.raises(ValueError, match=r"yunet\.onnx is no face detector"):
+        detector.open_detector(tmp_path / "yunet.onnx")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_gallery_names_the_nearest_people(model, people, tmp_path, capsys, kind):
+    gallery = people
+    if kind == "file":
+        gallery = tmp_path / "gallery.npz"
+        assert run(model, people, "--out", gallery) == 0
+    query = save(tmp_path / "query.png", face(31))  # ann's second
+    assert run(model, query, "--gallery", gallery, "--top", 2) == 0
+    first, second = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert first == [query, "1", "ann", str(people / "ann" / "1.png"), "1.0000"]
+    assert second[1] == "2"
+    assert float(second[4]) < 1
+    if kind == "file":
+        assert "was made without --flip" in fails(model, capsys, query, "--flip", "--gallery", gallery)
+        with np.load(gallery) as file:
+            np.savez(gallery, **{**file, "sha256": np.array("0" * 64)})
+        assert "made with another model (000000000000...)" in fails(model, capsys, query, "--gallery", gallery)
+        gallery.write_bytes(b"no archive")
+        assert "is no .npz that inference.py --out wrote" in fails(model, capsys, query, "--gallery", gallery)
+        gallery = people
+    assert "--top must be at least 1" in fails(model, capsys, query, "--gallery", gallery, "--top", 0)
+
+
 @pytest.mark.parametrize("ending", [".npz", ".csv"])
 def test_a_folder_becomes_one_file_with_names(model, people, tmp_path, capsys, ending):
     out = tmp_path / f"faces{ending}"
@@ -242,9 +320,8 @@ def test_a_threshold_tells_one_person_from_two(model, tmp_path, capsys):
     assert "different people" in other
     assert "at this cosine at most 0.4 of them do" in other
     assert "found 1" in fails(model, capsys, first, "--threshold", tmp_path / "t.json")
-    assert "measured without --flip" in fails(
-        model, capsys, first, second, "--flip", "--threshold", tmp_path / "t.json"
-    )
+    both = (first, second, "--threshold", tmp_path / "t.json")
+    assert "measured without --flip" in fails(model, capsys, *both, "--flip")
     dataclasses.replace(found, model="0" * 64).write(tmp_path / "t.json")
     assert "measure it again" in fails(model, capsys, *both)
 
