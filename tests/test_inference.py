@@ -121,6 +121,13 @@ def test_an_aligned_face_of_another_size_is_resized_with_a_warning(model, tmp_pa
     np.testing.assert_allclose(json.loads(captured.out), embedding(model, face(1)), atol=1e-3)
 
 
+def test_a_large_face_shrinks_by_area_as_in_training_and_a_small_one_grows_linearly(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
+    for image, how in ((noise, cv2.INTER_AREA), (noise[:90, :90], cv2.INTER_LINEAR)):
+        found = inference.load_face(tmp_path / save(tmp_path / "face.png", image), None).image
+        np.testing.assert_array_equal(found, cv2.resize(image, (112, 112), interpolation=how))
+
+
 def fails(model, capsys, *argv):
     assert run(model, *argv) == 2
     captured = capsys.readouterr()
