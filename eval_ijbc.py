@@ -79,6 +79,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     for name, meaning in switches:
         parser.add_argument(name, action=BooleanOptionalAction, default=True, help=f"{meaning} (default: on)")
+    parser.add_argument(
+        "--bgr", action="store_true", help="feed the network blue first (default: RGB, or what the .onnx file says)"
+    )
     parser.add_argument("--bf16", action="store_true", help="run the network's products in bfloat16")
     parser.add_argument(
         "--num-workers",
@@ -145,7 +148,7 @@ def _prepare(options: argparse.Namespace, device: torch.device | None) -> tuple[
     if Path(options.job).name != options.job:
         raise ValueError(f"--job names files, so it cannot be {options.job!r}; give a name without /")
     device = device or choose_device(options.device)
-    embedder = load_embedder(options.model_prefix, options.network, device, options.bf16)
+    embedder = load_embedder(options.model_prefix, options.network, device, options.bf16, options.bgr)
     prepare_device(device)
     return embedder, read_ijb(options.image_path, options.target, options.protocol, options.allow_outside)
 

@@ -1,8 +1,10 @@
-"""Embed one face, or compare two: ``python inference.py --model work_dirs/run/model.pt FACE [FACE]``.
+"""Embed one face, compare two, or embed many: ``python inference.py --model work_dirs/run/model.pt FACE [FACE ...]``.
+
+Many are images, folders (with those within) and lists (.txt, a path a line): ``--out`` names their .npz or .csv.
 
 The network's input is an aligned face: RGB, 112 x 112, ``(x / 255 - 0.5) / 0.5``. A photo is aligned by five
 landmarks (left eye, right eye, nose, left and right corner of the mouth, x and y in pixels; left as the viewer sees
-it). There is no detector here. A square image without landmarks counts as aligned.
+it), or with ``--detector`` by those that OpenCV finds. A square image without either counts as aligned.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -25,11 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.align import align_face
+from embedder.detector import Detector, open_detector
 from embedder.embedder import Embedder, embed_with_mirrored
+from embedder.gallery import nearest, person_of, read_embeddings
+from embedder.landmarks import check_face
 from embedder.load import load_embedder
+from embedder.many import Embeddings, embed_many, find_images, write_embeddings
+from embedder.threshold import Threshold
 from utils.atomic import open_atomic, write_json
 from utils.decode import decode_rgb, resize_square
-from utils.text import complain
+from utils.text import complain, plain
 
 LANDMARKS = "ten numbers x1,y1,...,x5,y5, or a file of them (.json: also [[x, y], ...])"
 
@@ -49,8 +57,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="inference.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", nargs="+", metavar="FACE", help="one image, or two to compare")
-    parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
+    parser.add_argument("images", nargs="*", metavar="FACE", help="one image, two to compare, or many")
+    parser.add_argument("--img", help=argparse.SUPPRESS)  # with --weight, as other projects call them
+    parser.add_argument(
+        "--model", "--weight", required=True, help="model.pt, the run's folder that holds it, or an .onnx file"
+    )
     parser.add_argument(
         "--network", help="its name (default: from config.json next to model.pt, else from the weights)"
     )
@@ -62,10 +73,37 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--flip", action="store_true", help="add the mirror image's embedding, as evaluation does")
     parser.add_argument(
-        "--out", type=Path, help="write the embeddings there: .npy (images, D) float32, or .json with everything"
+        "--out",
+        type=Path,
+        help="write the embeddings there: .npz or .csv with the images' names, any number of them; of one or two "
+        "also .npy (images, D) float32, or .json with everything",
+    )
+    parser.add_argument(
+        "--threshold", type=Path, metavar="FILE.json", help="say of two whether they are one person, by what it says"
+    )
+    parser.add_argument(
+        "--bgr", action="store_true", help="feed the network blue first (default: RGB, or what the .onnx file says)"
+    )
+    parser.add_argument(
+        "--detector", type=Path, metavar="YUNET.onnx", help="align photos by the main face that OpenCV finds with it"
+    )
+    parser.add_argument(
+        "--gallery",
+        type=Path,
+        metavar="FOLDER_or_NPZ",
+        help="search each image in it; folders name people",
+    )
+    parser.add_argument("--top", type=int, default=5, help="with --gallery: how many to name (default 5)")
+    parser.add_argument("--batch-size", type=int, default=64, help="of many: images per forward pass (default 64)")
+    parser.add_argument(
+        "--num-workers", type=int, default=min(8, os.cpu_count() or 1), help="of many: threads that read and align"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.images += [options.img] if options.img else []
+    if not options.images:
+        parser.error("expected an image, a folder or a list")
+    return options
 
 
 def read_landmarks(given: str) -> NDArray[np.float64]:
@@ -93,7 +131,9 @@ def read_landmarks(given: str) -> NDArray[np.float64]:
     return np.array(numbers).reshape(5, 2)
 
 
-def load_face(path: Path, landmarks: NDArray[np.float64] | None, image_size: int = 112) -> Face:
+def load_face(
+    path: Path, landmarks: NDArray[np.float64] | None, image_size: int = 112, detector: Detector | None = None
+) -> Face:
     """Read an image and align it, or take it as aligned.
 
     Raises:
@@ -104,8 +144,12 @@ def load_face(path: Path, landmarks: NDArray[np.float64] | None, image_size: int
         raise FileNotFoundError(f"no image {path}")
     try:
         photo = decode_rgb(path.read_bytes())
+        if detector is not None:
+            landmarks = detector.detect(photo).main_landmarks()
         if landmarks is not None:
-            return Face(path, align_face(photo, landmarks, image_size), "aligned by its landmarks", doubtful=False)
+            warning = check_face(landmarks, photo.shape[1], photo.shape[0])
+            how = f"aligned by its landmarks{'; ' if warning else ''}{warning}"
+            return Face(path, align_face(photo, landmarks, image_size), how, doubtful=bool(warning))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     height, width = photo.shape[:2]
@@ -153,23 +197,118 @@ def describe_input(embedder: Embedder) -> str:
     """What the network takes, in words."""
     mean, std = getattr(embedder, "mean", 127.5), getattr(embedder, "std", 127.5)  # an ONNX file may have its own
     scaling = "(x / 255 - 0.5) / 0.5" if mean == std == 127.5 else f"(x - {mean:g}) / {std:g}"
-    return f"RGB, {embedder.image_size} x {embedder.image_size}, {scaling}"
+    return f"{embedder.color_order}, {embedder.image_size} x {embedder.image_size}, {scaling}"
+
+
+def is_many(options: argparse.Namespace) -> bool:
+    """Whether what was given is a job for one file of names and embeddings."""
+    given = [Path(text) for text in options.images]
+    is_job = options.gallery is not None or (options.out is not None and options.out.suffix in (".npz", ".csv"))
+    return is_job or len(given) > 2 or any(path.is_dir() or path.suffix.lower() == ".txt" for path in given)
+
+
+def run_many(options: argparse.Namespace) -> None:
+    """Embed any number of images into one file; raises ValueError and OSError for what the user can fix."""
+    if options.gallery is None and (options.out is None or options.out.suffix not in (".npz", ".csv")):
+        raise ValueError(f"many images are embedded into a file: --out must end in .npz or .csv, got {options.out}")
+    if options.landmarks or options.threshold is not None:
+        raise ValueError("--landmarks and --threshold are for one image or two; --detector aligns many")
+    if options.top < 1:
+        raise ValueError(f"--top must be at least 1, got {options.top}")
+    images = find_images(options.images)
+    detector = open_detector(options.detector) if options.detector is not None else None
+    embedder = load_embedder(options.model, options.network, options.device, bgr=options.bgr)
+    found = embed_images(images, embedder, detector, options)
+    print(plain(f"{found.summary()}; input {describe_input(embedder)}"), file=sys.stderr)
+    if options.out is not None:
+        write_embeddings(options.out, found, str(options.model), embedder.sha256, options.flip)
+    if options.gallery is not None:
+        search(found, embedder, detector, options)
+
+
+def embed_images(
+    images: Sequence[Path], embedder: Embedder, detector: Detector | None, options: argparse.Namespace
+) -> Embeddings:
+    """Embed files as the options say, and warn of those that were only resized."""
+    resized: set[Path] = set()
+    size = embedder.image_size
+
+    def load(path: Path) -> NDArray[np.uint8]:
+        face = load_face(path, None, size, detector)
+        if face.doubtful and detector is None:
+            resized.add(path)
+        return face.image
+
+    found = embed_many(embedder, images, load, options.batch_size, options.num_workers, options.flip)
+    if resized:
+        print(f"warning: {len(resized):,} images were resized to {size} x {size}, taken as aligned", file=sys.stderr)
+    return found
+
+
+def search(queries: Embeddings, embedder: Embedder, detector: Detector | None, options: argparse.Namespace) -> None:
+    """Print, for each query, the nearest of the gallery: query, rank, person, image, cosine, tabs between."""
+    if options.gallery.is_dir():
+        known = embed_images(find_images([str(options.gallery)]), embedder, detector, options)
+        print(plain(f"gallery: {known.summary()}"), file=sys.stderr)
+    else:
+        known = read_embeddings(options.gallery, embedder.sha256, options.flip)
+    places, cosines = nearest(queries.values_ND, known.values_ND, options.top)
+    for query, row, scores in zip(queries.names, places, cosines, strict=True):
+        for rank, (place, score) in enumerate(zip(row, scores, strict=True), 1):
+            name = known.names[place]
+            print("\t".join([plain(query), str(rank), plain(person_of(name)), plain(name), f"{score:.4f}"]))
+
+
+def verdict(similarity: float, threshold: Threshold) -> str:
+    """Whether two faces are one person's, and how often two people reach this cosine."""
+    same = "same person" if similarity >= threshold.threshold else "different people"
+    low, high = threshold.false_match_rate_interval
+    text = (
+        f"{same}: the threshold is {threshold.threshold:.4f}, where {threshold.false_match_rate:.3g} of "
+        f"{threshold.impostor_pairs:,} impostor pairs match ({low:.3g} to {high:.3g})"
+    )
+    rate = threshold.false_match_rate_at(similarity)
+    if rate == 0:
+        return f"{text}; none reaches the last measured cosine below this one"
+    return text if rate is None else f"{text}; at this cosine at most {rate:.3g} of them do"
+
+
+def check_threshold(threshold: Threshold, embedder: Embedder, flip: bool) -> None:
+    """Raise ValueError where a threshold was measured on other cosines than these."""
+    if threshold.flip != flip:
+        raise ValueError(
+            f"the threshold was measured {'with' if threshold.flip else 'without'} --flip; give it the same"
+        )
+    if re.fullmatch("[0-9a-f]{64}", threshold.model) and threshold.model != embedder.sha256:
+        raise ValueError(
+            f"the threshold was measured with the model of sha256 {threshold.model[:12]}..., this one's is "
+            f"{embedder.sha256[:12]}...: measure it again with this model"
+        )
 
 
 def run(options: argparse.Namespace) -> None:
     """Embed, print, write; raises ValueError and OSError for what the user can fix."""
+    if is_many(options):
+        run_many(options)
+        return
     n = len(options.images)
-    if n > 2:
-        raise ValueError(f"expected one image, or two to compare, found {n}")
     if options.landmarks and len(options.landmarks) != n:
         raise ValueError(f"--landmarks is needed once for each of {n} images, found {len(options.landmarks)}")
     if options.out is not None and options.out.suffix not in (".npy", ".json"):
-        raise ValueError(f"--out must end in .npy or .json, got {options.out}")
+        raise ValueError(f"--out must end in .npz, .csv, .npy or .json, got {options.out}")
+    if options.landmarks and options.detector is not None:
+        raise ValueError("landmarks come from --landmarks or from --detector: give one of the two")
+    if options.threshold is not None and n != 2:
+        raise ValueError(f"--threshold says whether two images show one person, found {n}")
+    threshold = Threshold.read(options.threshold) if options.threshold is not None else None
     landmarks: list[NDArray[np.float64] | None] = [read_landmarks(given) for given in options.landmarks]
     landmarks += [None] * (n - len(landmarks))
-    embedder = load_embedder(options.model, options.network, options.device)
+    embedder = load_embedder(options.model, options.network, options.device, bgr=options.bgr)
+    if threshold is not None:
+        check_threshold(threshold, embedder, options.flip)
+    detector = open_detector(options.detector) if options.detector is not None else None
     faces = [
-        load_face(Path(path), points, embedder.image_size)
+        load_face(Path(path), points, embedder.image_size, detector)
         for path, points in zip(options.images, landmarks, strict=True)
     ]
     for face in faces:
@@ -199,6 +338,8 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps([float(f"{value:.6g}") for value in embeddings_BD[0]]))
     if similarity is not None:
         print(f"cosine {similarity:.4f}")
+        if threshold is not None:
+            print(verdict(similarity, threshold))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

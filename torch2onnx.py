@@ -237,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, help="file to write (default: model.onnx next to model.pt)")
     parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"default {DEFAULT_OPSET}")
+    parser.add_argument("--simplify", help=argparse.SUPPRESS)  # of other projects: these graphs need none
     options = parser.parse_args(argv)
     try:
         output, difference = convert(options.model, options.output, options.network, options.opset)

@@ -216,6 +216,8 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{path} holds a TorchScript program, expected a state_dict of tensors; {_WAY_OUT}")
     if "unsupported" in text.lower():
         kind = re.search(r"GLOBAL ([\w.]+)", text)
+        if kind and kind[1].startswith("numpy."):
+            raise ValueError(f"{path} holds arrays of numpy, expected tensors of torch: {_WAY_OUT}")
         raise ValueError(
             f"{path} holds other objects than tensors{f' ({kind[1]})' if kind else ''}, such as a whole pickled "
             f"network; they can run any code and are refused: {_WAY_OUT}"

@@ -21,6 +21,7 @@ class Embedder(ABC):
         sha256: hash of the file, in hexadecimal; it identifies the weights in a cache's key.
         image_size: side in pixels of the images that the network takes.
         precision: "float32", or what its products run in.
+        color_order: "RGB", or "BGR" where channels are turned before the network; :meth:`embed` takes RGB.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Embedder(ABC):
     sha256: str
     image_size: int = 112
     precision: str = "float32"
+    color_order: str = "RGB"
 
     @abstractmethod
     def embed(self, images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ from utils.log import log
 from utils.text import parse_json
 
 DEFAULT_NETWORK = "r50"
+COUNTER = ".num_batches_tracked"  # of a batch norm: older files lack it, and nothing here depends on it
 _MOST_NUMBERS = 1 << 20  # of an embedding
 
 
@@ -39,6 +40,7 @@ class TorchEmbedder(Embedder):
         sha256: hash of the weights' file.
         device: where to compute.
         bf16: run the products in bfloat16; embeddings then agree to about two digits.
+        bgr: feed blue first.
     """
 
     def __init__(
@@ -49,17 +51,18 @@ class TorchEmbedder(Embedder):
         sha256: str,
         device: torch.device,
         bf16: bool = False,
+        bgr: bool = False,
     ) -> None:
         self.backbone = backbone.eval().to(device).to(memory_format=torch.channels_last)
         self.name, self.embedding_size, self.sha256 = name, embedding_size, sha256
-        self.device = device
+        self.device, self.color_order = device, "BGR" if bgr else "RGB"
         self.precision = "bfloat16" if bf16 else "float32"
 
     def embed(self, images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed aligned RGB images (B, H, W, 3); (B, D), not normalised."""
-        x = to_network_input(
-            to_device(torch.from_numpy(np.ascontiguousarray(images_BHW3)), self.device)
-        )  # (B, 3, H, W)
+        ordered_BHW3 = images_BHW3[..., ::-1] if self.color_order == "BGR" else images_BHW3
+        pixels = to_device(torch.from_numpy(np.ascontiguousarray(ordered_BHW3)), self.device)
+        x = to_network_input(pixels)  # (B, 3, H, W)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.inference_mode(), autocast:
             embedding_BD: Tensor = self.backbone(x)
@@ -68,7 +71,11 @@ class TorchEmbedder(Embedder):
 
 
 def load_embedder(
-    path: str | Path, network: str | None = None, device: str | torch.device = "cpu", bf16: bool = False
+    path: str | Path,
+    network: str | None = None,
+    device: str | torch.device = "cpu",
+    bf16: bool = False,
+    bgr: bool = False,
 ) -> Embedder:
     """Load a network that embeds.
 
@@ -78,6 +85,7 @@ def load_embedder(
             else from the weights themselves.
         device: where to compute. ONNX uses a GPU only if its runtime was built for one.
         bf16: run a torch network's products in bfloat16.
+        bgr: feed the network blue first, as it was trained elsewhere; images are given as RGB all the same.
 
     Raises:
         FileNotFoundError: no such file.
@@ -93,9 +101,9 @@ def load_embedder(
             raise ValueError(f"{path} holds its own network; leave --network out")
         if bf16:
             raise ValueError(f"{path} fixes its own number format; leave --bf16 out")
-        return OnnxEmbedder(path, _onnx_sha256(path), device)
+        return OnnxEmbedder(path, _onnx_sha256(path), device, bgr)
     backbone, name, embedding_size = load_network(path, network)
-    return TorchEmbedder(backbone, name, embedding_size, file_sha256(_weights_file(path)), device, bf16)
+    return TorchEmbedder(backbone, name, embedding_size, file_sha256(_weights_file(path)), device, bf16, bgr)
 
 
 def _onnx_sha256(path: Path) -> str:
@@ -153,7 +161,7 @@ def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Modul
         wanted = get_model(name, num_features=embedding_size).state_dict()
     mismatch = _describe_mismatch(wanted, weights.tensors)
     if mismatch:
-        fitting = _fitting_networks(file)
+        fitting = fitting_networks(file)
         way_out = (
             f"They fit --network {' or '.join(fitting)}" if fitting else f"They fit none here: {file.first_names()}"
         )
@@ -181,7 +189,7 @@ def _choose_network(
         if not isinstance(config["network"], str):
             raise ValueError(f"{config_path}: network is {config['network']!r}, expected a name; give --network")
         return config["network"], str(config_path)
-    fitting = _fitting_networks(file)
+    fitting = fitting_networks(file)
     if fitting and DEFAULT_NETWORK not in fitting:
         return fitting[0], "the weights"
     return DEFAULT_NETWORK, "the default"
@@ -199,7 +207,7 @@ def _read_run_config(path: Path) -> dict[str, Any]:
 
 def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """Say how weights differ from what a network wants, "" where they fit."""
-    missing = [key for key in wanted if key not in found]
+    missing = [key for key in wanted if key not in found and not key.endswith(COUNTER)]
     extra = [key for key in found if key not in wanted]
     shapes = [
         f"{key} ({tuple(found[key].shape)} instead of {tuple(wanted[key].shape)})"
@@ -218,7 +226,7 @@ def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> s
     return "; ".join(parts)
 
 
-def _fitting_networks(file: WeightsFile) -> list[str]:
+def fitting_networks(file: WeightsFile) -> list[str]:
     """Names of the networks that these weights load into; nothing is allocated."""
     return [name for name in MODEL_NAMES if _fits(file, name)]
 

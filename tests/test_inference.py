@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -9,7 +10,9 @@ import torch
 import inference
 from backbones import get_model
 from backbones.base import to_network_input
+from embedder import detector
 from embedder.align import TEMPLATE, align_face
+from embedder.threshold import Threshold
 from model_files import save_random_model
 from pair_stub import face
 
@@ -118,6 +121,13 @@ def test_an_aligned_face_of_another_size_is_resized_with_a_warning(model, tmp_pa
     np.testing.assert_allclose(json.loads(captured.out), embedding(model, face(1)), atol=1e-3)
 
 
+def test_a_large_face_shrinks_by_area_as_in_training_and_a_small_one_grows_linearly(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
+    for image, how in ((noise, cv2.INTER_AREA), (noise[:90, :90], cv2.INTER_LINEAR)):
+        found = inference.load_face(tmp_path / save(tmp_path / "face.png", image), None).image
+        np.testing.assert_array_equal(found, cv2.resize(image, (112, 112), interpolation=how))
+
+
 def fails(model, capsys, *argv):
     assert run(model, *argv) == 2
     captured = capsys.readouterr()
@@ -135,13 +145,18 @@ def test_what_the_user_got_wrong_is_one_line(model, tmp_path, capsys):
     assert "150 x 100 is no aligned face; give its five landmarks" in fails(model, capsys, wide)
     assert "no image nowhere.png" in fails(model, capsys, "nowhere.png")
     assert "text.png: not a decodable image" in fails(model, capsys, tmp_path / "text.png")
-    assert "found 3" in fails(model, capsys, good, good, good)
+    assert "--out must end in .npz or .csv, got None" in fails(model, capsys, good, good, good)
+    out = ("--out", tmp_path / "many.npz")
+    assert "are for one image or two" in fails(model, capsys, good, good, *out, "--landmarks", AS_TEXT)
+    assert "no image, folder or list nowhere" in fails(model, capsys, "nowhere", *out)
+    assert "none of 1 images could be used" in fails(model, capsys, tmp_path / "text.png", *out)
+    assert "one image a batch and one worker, got 0" in fails(model, capsys, good, *out, "--batch-size", 0)
     assert "found 3 numbers" in fails(model, capsys, good, "--landmarks", "1,2,3")
     assert "there is no such file" in fails(model, capsys, good, "--landmarks", "nowhere.txt")
     assert "'four'" in fails(model, capsys, good, "--landmarks", tmp_path / "points.txt")
     assert "once for each of 2 images" in fails(model, capsys, good, good, "--landmarks", AS_TEXT)
     assert "all landmarks lie in one point" in fails(model, capsys, good, "--landmarks", ",".join(["5"] * 10))
-    assert "--out must end in .npy or .json" in fails(model, capsys, good, "--out", "face.txt")
+    assert "--out must end in .npz, .csv, .npy or .json" in fails(model, capsys, good, "--out", "face.txt")
     assert "does not hold the weights of network 'r18'" in fails(model, capsys, good, "--network", "r18")
     assert "no file nowhere.pt" in fails("nowhere.pt", capsys, good)
 
@@ -165,3 +180,160 @@ def test_help_states_the_input(capsys):
     out = capsys.readouterr().out
     assert "RGB, 112 x 112, ``(x / 255 - 0.5) / 0.5``" in out
     assert "left eye, right eye, nose" in out
+
+
+def test_landmarks_in_another_order_are_an_error_that_names_it(model, tmp_path, capsys):
+    path = save(tmp_path / "photo.png", photo_of(LANDMARKS))
+    for wrong, message in (
+        (LANDMARKS.T, "given with x1,...,x5,y1,...,y5"),
+        (LANDMARKS[[1, 0, 2, 4, 3]], "given with left and right exchanged (the person's left first)"),
+        (LANDMARKS[:, ::-1], "given with y before x"),
+        (LANDMARKS / (240, 200), "multiply x by its width, 240, and y by its height, 200"),
+    ):
+        assert message in fails(model, capsys, path, "--landmarks", ",".join(map(str, wrong.ravel())))
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A folder of two people's faces, one of them damaged, and what is no image."""
+    root = tmp_path_factory.mktemp("people")
+    for person, n in (("ann", 3), ("bob", 2)):
+        (root / person).mkdir()
+        for i in range(n):
+            save(root / person / f"{i}.png", face(10 * n + i))
+    (root / "bob" / "broken.jpg").write_text("no image")
+    (root / "bob" / "notes.md").write_text("no image")
+    return root
+
+
+class Stub:
+    """What OpenCV's detector gives: none in a dark photo, else two faces, the larger one less sure."""
+
+    def detect(self, image):
+        points = np.stack([LANDMARKS / 3, LANDMARKS])
+        boxes = np.array([[0, 0, 30, 30], [60, 40, 120, 140]])
+        return detector.Faces(boxes, points, np.array([0.9, 0.8])) if image.mean() > 20 else detector.no_faces()
+
+
+def test_photos_are_aligned_by_what_a_detector_finds(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inference, "open_detector", lambda path: Stub())
+    photo, dark = photo_of(LANDMARKS), np.zeros((80, 90, 3), np.uint8)
+    paths = [save(tmp_path / "photo.png", photo), save(tmp_path / "dark.png", dark)]
+    assert run(model, *paths, "--detector", "yunet.onnx", "--out", tmp_path / "faces.npz") == 0
+    assert "1 images embedded, 1 left out: " in (err := capsys.readouterr().err)
+    assert "dark.png: no face was found" in err
+    with np.load(tmp_path / "faces.npz") as found:
+        np.testing.assert_allclose(found["embeddings"], [embedding(model, align_face(photo, LANDMARKS))], atol=2.5e-5)
+    assert "no face was found" in fails(model, capsys, paths[1], "--detector", "yunet.onnx")
+    assert "one of the two" in fails(model, capsys, paths[0], "--detector", "y", "--landmarks", AS_TEXT)
+
+
+def test_opencvs_detector_gives_the_projects_order(monkeypatch, tmp_path):
+    """Its right is the person's: its "right eye" lies left in the photo. The graph itself is not run here."""
+    row = [20, 10, 60, 80, *LANDMARKS.ravel(), 0.75]
+    seen = {}
+
+    class OpenCv:
+        def setInputSize(self, size):  # noqa: N802 - OpenCV's name
+            seen["size"] = size
+
+        def detect(self, image):
+            seen["image"] = image
+            return 1, np.float32([row])
+
+    monkeypatch.setattr(detector.cv2.FaceDetectorYN, "create", lambda *_: OpenCv(), raising=False)
+    (tmp_path / "yunet.onnx").write_bytes(b"graph")
+    image = np.zeros((100, 2560, 3), np.uint8)
+    image[..., 0] = 200  # red
+    faces = detector.open_detector(tmp_path / "yunet.onnx").detect(image)
+    assert seen["size"] == (1280, 50)  # a large photo is searched at half its size
+    assert seen["image"][0, 0].tolist() == [0, 0, 200]
+    np.testing.assert_allclose(faces.landmarks[0], 2 * LANDMARKS, rtol=1e-5)
+    np.testing.assert_allclose(faces.boxes[0], [40, 20, 120, 160])
+    with pytest.raises(FileNotFoundError, match=r"no file .*none\.onnx.* face_detection_yunet"):
+        detector.open_detector(tmp_path / "none.onnx")
+
+
+def test_a_file_that_is_no_detector_is_named(tmp_path):
+    (tmp_path / "yunet.onnx").write_bytes(b"version https://git-lfs")
+    with pytest.raises(ValueError, match=r"yunet\.onnx is no face detector"):
+        detector.open_detector(tmp_path / "yunet.onnx")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_gallery_names_the_nearest_people(model, people, tmp_path, capsys, kind):
+    gallery = people
+    if kind == "file":
+        gallery = tmp_path / "gallery.npz"
+        assert run(model, people, "--out", gallery) == 0
+    query = save(tmp_path / "query.png", face(31))  # ann's second
+    assert run(model, query, "--gallery", gallery, "--top", 2) == 0
+    first, second = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert first == [query, "1", "ann", str(people / "ann" / "1.png"), "1.0000"]
+    assert second[1] == "2"
+    assert float(second[4]) < 1
+    if kind == "file":
+        assert "was made without --flip" in fails(model, capsys, query, "--flip", "--gallery", gallery)
+        with np.load(gallery) as file:
+            np.savez(gallery, **{**file, "sha256": np.array("0" * 64)})
+        assert "made with another model (000000000000...)" in fails(model, capsys, query, "--gallery", gallery)
+        gallery.write_bytes(b"no archive")
+        assert "is no .npz that inference.py --out wrote" in fails(model, capsys, query, "--gallery", gallery)
+        gallery = people
+    assert "--top must be at least 1" in fails(model, capsys, query, "--gallery", gallery, "--top", 0)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".csv"])
+def test_a_folder_becomes_one_file_with_names(model, people, tmp_path, capsys, ending):
+    out = tmp_path / f"faces{ending}"
+    assert run(model, people, "--out", out, "--batch-size", 2, "--num-workers", 2) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "5 images embedded, 1 left out: " in captured.err
+    assert "broken.jpg: not a decodable image" in captured.err
+    names = [str(people / who / f"{i}.png") for who, n in (("ann", 3), ("bob", 2)) for i in range(n)]
+    if ending == ".npz":
+        with np.load(out, allow_pickle=False) as found:
+            assert found["names"].tolist() == names
+            rows = found["embeddings"]
+    else:
+        heading, *lines = out.read_text().splitlines()
+        assert heading.startswith("name,e0,e1,")
+        assert [line.split(",")[0] for line in lines] == names
+        rows = np.array([line.split(",")[1:] for line in lines], np.float32)
+    wanted = [embedding(model, face(10 * n + i)) for n in (3, 2) for i in range(n)]
+    np.testing.assert_allclose(rows, wanted, atol=2.5e-5)
+
+
+def test_a_list_is_read_from_its_own_folder(model, people, tmp_path, capsys):
+    (people / "list.txt").write_text("bob/1.png\n\nann/0.png\nann/nowhere.png\n")
+    assert run(model, people / "list.txt", "--out", tmp_path / "two.npz") == 0
+    assert "1 left out: " in capsys.readouterr().err
+    with np.load(tmp_path / "two.npz") as found:
+        assert found["names"].tolist() == [str(people / "bob/1.png"), str(people / "ann/0.png")]
+
+
+def test_a_threshold_tells_one_person_from_two(model, tmp_path, capsys):
+    first, second = (save(tmp_path / f"{i}.png", face(i)) for i in (1, 2))
+    curve = {"scores": [-0.5, 0.999], "false_match_rate": [0.4, 0.0], "true_match_rate": [1.0, 0.2]}
+    found = Threshold(0.999, 0.01, (0.005, 0.02), 0.9, 300, 3000, "rtiny", False, curve)
+    found.write(tmp_path / "t.json")
+    assert run(model, first, first, "--threshold", tmp_path / "t.json") == 0
+    same = capsys.readouterr().out
+    assert "same person: the threshold is 0.9990, where 0.01 of 3,000 impostor pairs match (0.005 to 0.02)" in same
+    assert "none reaches the last measured cosine below this one" in same
+    assert run(model, first, second, "--threshold", tmp_path / "t.json") == 0
+    other = capsys.readouterr().out
+    assert "different people" in other
+    assert "at this cosine at most 0.4 of them do" in other
+    assert "found 1" in fails(model, capsys, first, "--threshold", tmp_path / "t.json")
+    both = (first, second, "--threshold", tmp_path / "t.json")
+    assert "measured without --flip" in fails(model, capsys, *both, "--flip")
+    dataclasses.replace(found, model="0" * 64).write(tmp_path / "t.json")
+    assert "measure it again" in fails(model, capsys, *both)
+
+
+def test_the_names_of_other_projects_are_taken(model, tmp_path, capsys):
+    path = save(tmp_path / "face.png", face(1))
+    assert inference.main(["--weight", str(model), "--img", path, "--network", "rtiny", "--device", "cpu"]) == 0
+    np.testing.assert_allclose(json.loads(capsys.readouterr().out), embedding(model, face(1)), atol=2.5e-5)

@@ -182,3 +182,8 @@ def test_importing_it_needs_no_onnx():
     top = [line for line in code.splitlines() if line.startswith(("import ", "from "))]
     assert not any("onnx" in line for line in top)
     assert "torch2onnx" in sys.modules
+
+
+def test_the_switch_of_other_projects_is_taken(tmp_path, capsys):
+    assert torch2onnx.main([str(tmp_path / "none.pt"), "--simplify", "True"]) == 2
+    assert "none.pt" in capsys.readouterr().err

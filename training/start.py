@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from backbones.weights import read_weights
+from embedder.load import COUNTER, fitting_networks
 
 _NAMED = 5  # tensors that a warning names one by one
 
@@ -43,7 +44,8 @@ def start_from(backbone: nn.Module, path: Path) -> Fit:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of weights, values that are not finite, or less than half of the tensors fit.
+        ValueError: not a file of weights, values that are not finite, the weights of another network of this project,
+            or less than half of the tensors fit.
     """
     own = backbone.state_dict()
     file = read_weights(path)
@@ -52,13 +54,19 @@ def start_from(backbone: nn.Module, path: Path) -> Fit:
     fitting = {name: value for name, value in named.items() if name in own and value.shape == own[name].shape}
     misshapen = [name for name in own if name in named and name not in fitting]
     fit = Fit(
-        share=len(fitting) / len(own),
-        missing=[name for name in own if name not in named],
+        share=len(fitting) / len([name for name in own if name in named or not name.endswith(COUNTER)]),
+        missing=[name for name in own if name not in named and not name.endswith(COUNTER)],
         misshapen=misshapen,
         extra=[name for name in named if name not in own],
         left_out=weights.left_out_text(),
         shapes={name: f" {tuple(named[name].shape)} in place of {tuple(own[name].shape)}" for name in misshapen},
     )
+    others = fitting_networks(file) if fit.missing or fit.extra else []
+    if others:
+        raise ValueError(
+            f"{path} holds the weights of network {' or '.join(others)}, not of this one ({fit.warning()}); set "
+            f"network to {others[0]!r}, or choose other weights"
+        )
     if fit.share < 0.5:
         raise ValueError(
             f"{path} fits {len(fitting)} of the network's {len(own)} tensors: it is another network's, with "

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.ijb.landmarks import check_landmarks, check_pixels
 from eval.ijb.templates import template_rows
 from eval.ijb.text_lists import read_csv_numbers, read_named_lines, read_number_columns
 from utils.paths import ListedPaths
@@ -203,6 +204,7 @@ def _read_landmarks(path: Path, other: Path) -> tuple[list[str], NDArray[np.floa
         row = int(finite.argmin())
         raise ValueError(f"{path}, line {row + 1}: landmarks or score of {names[row]} are not finite")
     five = points[:, :10].reshape(-1, 5, 2)
+    check_pixels(path, five)
     collapsed = (five.max(axis=1) - five.min(axis=1)).max(axis=1) < 1
     if collapsed.any():
         row = int(collapsed.argmax())
@@ -210,6 +212,7 @@ def _read_landmarks(path: Path, other: Path) -> tuple[list[str], NDArray[np.floa
             f"{path}, line {row + 1}: the landmarks of {names[row]} all lie in one point ({collapsed.sum()} such "
             f"images); run the landmark detector on them again, or take their lines out of this list and of {other}"
         )
+    check_landmarks(path, names, five)
     return names, points
 
 

@@ -68,6 +68,7 @@ def embedded_tree(
         "precision": embedder.precision,
         "image_size": embedder.image_size,
         "target": tree.target,
+        **({"color_order": "BGR"} if embedder.color_order == "BGR" else {}),  # keys of older caches stay
     }
     key = cache_key(facts, tree.names, tree.landmarks, tree.stamps) if keep else f"once-{os.getpid()}"
     cache = EmbeddingCache(folder / broadcast_object(key), len(tree.names))

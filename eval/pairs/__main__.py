@@ -65,6 +65,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-flip", action="store_true", help="embed images without their mirror images")
     parser.add_argument("--folds", type=int, default=10, help="folds of the cross-validation (default 10)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per forward pass (default 128)")
+    parser.add_argument(
+        "--bgr", action="store_true", help="feed the network blue first (default: RGB, or what the .onnx file says)"
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every figure there")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with pictures there")
@@ -141,7 +144,7 @@ def evaluate(
         )
     data = Path(options.data)
     targets = options.targets or ([str(data)] if data.suffix in ENDINGS and data.is_file() else list_sets(data))
-    embedder = load_embedder(options.model, options.network, options.device)
+    embedder = load_embedder(options.model, options.network, options.device, bgr=options.bgr)
     results: dict[str, PairResult] = {}
     left_out: dict[str, str] = {}
     for target in targets:

@@ -193,8 +193,19 @@ def test_other_files(tmp_path):
         with pytest.raises(ValueError, match=r"model\.pt is no file of torch\.save"):
             read_weights(path)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a", "b")
-    with pytest.raises(ValueError, match="is no file of torch"):
+        archive.writestr("run/model.pt", "b")
+    with pytest.raises(ValueError, match=r"is an archive of files: unpack it, .* \(of run/model\.pt\)"):
+        read_weights(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.weights.h5", "b")
+    with pytest.raises(ValueError, match="is a Keras model"):
+        read_weights(path)
+    with path.open("wb") as file:
+        np.savez(file, a=np.ones(3))
+    with pytest.raises(ValueError, match=r"is an \.npz file of numpy's arrays"):
+        read_weights(path)
+    path.write_bytes(pickle.dumps({"a": np.ones(3)}, protocol=2))
+    with pytest.raises(ValueError, match="holds arrays of numpy, expected tensors"):
         read_weights(path)
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(ValueError, match="other objects than tensors"):
@@ -208,6 +219,14 @@ def test_other_files(tmp_path):
         (b"\x12\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x02", "a file of mxnet's parameters"),
         (b"\x08\x0a\x12\x07pytorch\x1a\x05", "an ONNX model"),
         (b"\n <!DOCTYPE html><html>", "a web page"),
+        (b'{\n  "nodes": [', "the description of an mxnet network, without any weights"),
+        (b'{"error": "not found"}', "a text of JSON, without any weights"),
+        (b"\x89HDF\r\n\x1a\n", "a file of HDF5, as Keras .* convert the network to ONNX"),
+        (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
+        (b"\x93NUMPY\x01\0", "an array of numpy"),
+        (b"\x1f\x8b\x08", "an archive of files: unpack it"),
+        (bytes(257) + b"ustar", "an archive of files: unpack it"),
+        (b"\x80\x02}q\0X\x1b\0\0\0StructuredToParameterName@@q\x01}s.", "a file of Paddle's parameters"),
     ],
 )
 def test_other_formats_are_named(tmp_path, start, message):

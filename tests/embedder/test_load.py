@@ -133,9 +133,10 @@ def test_onnx_input_is_normalised_as_insightface_does(tmp_path, images, prologue
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shape": ("N", 1, 112, 112)}, r"expected an input of shape \(batch, 3, side, side\), found"),
+        ({"shape": ("N", 1, 112, 112)}, r"expected an input of shape \(batch, 3, side, side\) or .*, found"),
         ({"shape": ("N", 3, 112, 96)}, r"expected an input of shape"),
-        ({"outputs": 2}, "one input and one output, found 1 and 2"),
+        ({"outputs": 2}, r"expected one output of shape \(2, D\) .* found \(2, 3\), \(2, 3, 1, 1\); detection and"),
+        ({"metadata": {"color_order": "YUV"}}, "say color_order 'YUV', expected RGB or BGR"),
         ({"metadata": {"input_mean": "grey", "input_std": "1"}}, "input_mean 'grey'"),
     ],
 )
@@ -168,3 +169,62 @@ def test_onnx_faults_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match="pip install onnxruntime"):
         load_embedder(path)
+
+
+def make_graph(path, nodes, shape, outputs, constants=None):
+    """An ONNX file of these nodes from "data"; ``constants`` are initialisers."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -r requirement-dev.txt")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install -r requirement-dev.txt")
+    helper, float_type = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node(kind, inputs, [out], name=out, **more) for kind, inputs, out, more in nodes],
+        "g",
+        [helper.make_tensor_value_info("data", float_type, shape)],
+        [helper.make_tensor_value_info(name, float_type, None) for name in outputs],
+        [onnx.numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+MEANS = [("GlobalAveragePool", ["data"], "pooled", {}), ("Flatten", ["pooled"], "out", {})]
+
+
+@pytest.mark.parametrize("outputs", [("out", "length"), ("length", "out")])
+def test_of_an_embedding_and_its_length_the_embedding_is_taken(tmp_path, images, outputs):
+    nodes = [*MEANS, ("ReduceL2", ["out"], "length", {"axes": [1], "keepdims": 1})]
+    embedder = load_embedder(make_graph(tmp_path / "net.onnx", nodes, ("N", 3, 112, 112), outputs))
+    assert embedder.embedding_size == 3
+    np.testing.assert_allclose(embedder.embed(images), (images.mean(axis=(1, 2)) - 127.5) / 127.5, atol=1e-5)
+
+
+def test_a_batch_size_built_into_the_graph_is_found(tmp_path, images):
+    """It announces any, and its reshape takes one image."""
+    nodes = [MEANS[0], ("Reshape", ["pooled", "to"], "out", {})]
+    path = make_graph(tmp_path / "net.onnx", nodes, ("N", 3, 112, 112), ["out"], {"to": np.array([1, 3])})
+    np.testing.assert_allclose(
+        load_embedder(path).embed(images), (images.mean(axis=(1, 2)) - 127.5) / 127.5, atol=1e-5
+    )
+
+
+def test_channels_last_graphs_are_fed_so(tmp_path, images):
+    path = make_graph(
+        tmp_path / "net.onnx", [("ReduceMean", ["data"], "out", {"axes": [1, 2], "keepdims": 0})], ("N", 112, 112, 3),
+        ["out"],
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        load_embedder(path).embed(images), (images.mean(axis=(1, 2)) - 127.5) / 127.5, atol=1e-5
+    )
+
+
+def test_blue_first_where_asked_for_or_said_by_the_file(tmp_path, images, model):
+    wanted = (images.mean(axis=(1, 2)) - 127.5)[:, ::-1] / 127.5
+    for path, bgr in (
+        (make_onnx(tmp_path / "said.onnx", metadata={"color_order": "BGR"}), False),
+        (make_onnx(tmp_path / "asked.onnx"), True),
+    ):
+        embedder = load_embedder(path, bgr=bgr)
+        assert embedder.color_order == "BGR"
+        np.testing.assert_allclose(embedder.embed(images), wanted, atol=1e-5)
+    plain, turned = load_embedder(model), load_embedder(model, bgr=True)
+    np.testing.assert_allclose(turned.embed(images), plain.embed(images[..., ::-1]), atol=1e-6)

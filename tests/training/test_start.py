@@ -98,29 +98,36 @@ def test_weights_that_fit_in_part_are_named(tmp_path):
     path = saved(tmp_path / "part.pt", kept)
     train.prepare(get_config(TINY, [f"output={tmp_path / 'run'}", f"init_backbone={path}"]), ALONE)
     log = (tmp_path / "run" / "training.log").read_text()
+    missing = sum(not name.endswith("num_batches_tracked") for name in dropped)
     (warning,) = (line for line in log.splitlines() if "not all tensors fit" in line)
     assert warning.endswith(
-        f"not all tensors fit: {len(dropped)} not in the file (layer4: {len(dropped)}); 1 of another shape "
+        f"not all tensors fit: {missing} not in the file (layer4: {missing}); 1 of another shape "
         "(fc.weight (16, 2048) in place of (32, 2048)); 1 not the network's (fc.extra); what the file does not give "
         "starts as in a new network"
     )
 
 
-def test_another_depth_is_counted_part_by_part(tmp_path):
-    """All names of r50 are names of r100, of the same shapes."""
-    r50, r100 = (get_model(name, 512).state_dict() for name in ("r50", "r100"))
-    assert set(r50) < set(r100)
-    counts = {part: sum(k not in r50 for k in r100 if k.startswith(part)) for part in ("layer2", "layer3")}
-    text = f"({', '.join(f'{part}: {n}' for part, n in counts.items())})"
-    path = saved(tmp_path / "r100.pt", r100)
-    fit = start_from(get_model("r50"), path)
-    assert fit.warning() == f"not all tensors fit: {sum(counts.values())} not the network's {text}"
-    with pytest.raises(ValueError, match=r"network 'r50' .*are not the network's: .* They fit --network r100"):
-        load_network(path, "r50")
-    fit = start_from(get_model("r100"), saved(tmp_path / "r50.pt", r50))
-    assert fit.share == len(r50) / len(r100)
-    new = "what the file does not give starts as in a new network"
-    assert fit.warning() == f"not all tensors fit: {sum(counts.values())} not in the file {text}; {new}"
+@pytest.mark.parametrize(
+    ("network", "given"), [("r18", "r34"), ("r18", "r100"), ("r34", "r50"), ("r50", "r100"), ("r100", "r50")]
+)
+def test_weights_of_another_depth_are_refused_by_its_name(tmp_path, network, given):
+    """All names of the shallower are names of the deeper, of the same shapes."""
+    state = get_model(given).state_dict()
+    path = saved(tmp_path / "given.pt", {name: value.half() for name, value in state.items()})
+    with pytest.raises(ValueError, match=f"holds the weights of network {given}, not of .* set network to '{given}'"):
+        start_from(get_model(network), path)
+    with pytest.raises(ValueError, match=rf"network '{network}' .* They fit --network {given}"):
+        load_network(path, network)
+
+
+def test_files_without_the_batch_norms_counters_are_taken(tmp_path):
+    state = {name: value for name, value in rtiny().state_dict().items() if not name.endswith("num_batches_tracked")}
+    path = saved(tmp_path / "old.pt", state)
+    fit = start_from(rtiny(), path)
+    assert (fit.share, fit.warning()) == (1.0, "")
+    backbone, name, _ = load_network(path)
+    assert name == "rtiny"
+    assert all(torch.equal(backbone.state_dict()[key], value) for key, value in state.items())
 
 
 def test_another_embedding_size_is_named(tmp_path):

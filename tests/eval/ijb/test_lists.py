@@ -1,8 +1,14 @@
+import logging
+import re
+
 import numpy as np
 import pytest
 
+from embedder.align import TEMPLATE
 from eval.ijb import lists as ijb
 from eval.ijb.lists import read_ijb
+
+POINTS = np.stack([(TEMPLATE + 10 * i).round(1).ravel() for i in range(4)])
 
 
 @pytest.fixture
@@ -14,7 +20,7 @@ def tree(tmp_path):
         (tmp_path / "loose_crop" / f"{i}.jpg").write_bytes(b"jpeg")
     for lower in ("ijbc", "ijbb"):
         stem = tmp_path / "meta" / lower
-        points = [" ".join(f"{10 * i + k}.5" for k in range(10)) for i in range(4)]
+        points = [" ".join(f"{x:.1f}" for x in face) for face in POINTS]
         stem.with_name(f"{lower}_face_tid_mid.txt").write_text("0.jpg 1 5\n1.jpg 1 5\n2.jpg 3 6\n3.jpg 4 7\n")
         stem.with_name(f"{lower}_template_pair_label.txt").write_text("1 3 1\n1 4 0\n3 4 0\n")
         stem.with_name(f"{lower}_name_5pts_score.txt").write_text(
@@ -38,7 +44,7 @@ def test_reads_every_list(tree, target):
     assert read.template_ids.tolist() == [1, 1, 3, 4]
     assert read.media_ids.tolist() == [5, 5, 6, 7]
     assert read.landmarks.shape == (4, 5, 2)
-    assert read.landmarks[1].ravel().tolist() == [10 + k + 0.5 for k in range(10)]
+    np.testing.assert_array_equal(read.landmarks.reshape(4, 10), POINTS.astype(np.float32))
     np.testing.assert_allclose(read.detector_scores, [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
     assert read.pair_template_1.tolist() == [1, 1, 3]
     assert read.pair_template_2.tolist() == [3, 4, 4]
@@ -87,7 +93,7 @@ def test_images_may_lie_in_folders(tree):
         ("name_5pts_score", "0.2\n", "high\n", "5pts_score.txt, line 2: expected a file name and 11 numbers"),
         (
             "name_5pts_score",
-            "10.5 11.5 12.5 13.5 14.5 15.5 16.5 17.5 18.5 19.5",
+            " ".join(f"{x:.1f}" for x in POINTS[1]),
             "7 9 7.2 9 7 9.1 7.9 9 7 9",
             r"5pts_score.txt, line 2: the landmarks of 1.jpg all lie in one point \(1 such .* list and of .*tid_mid",
         ),
@@ -204,3 +210,49 @@ def test_template_ids_far_apart(tree):
     change(tree, "template_pair_label", f"3 {1 << 40} 0", "3 2 0")
     with pytest.raises(ValueError, match="line 3: template 2 has no images"):
         read_ijb(tree)
+
+
+@pytest.fixture
+def many(tree):
+    """100 images under IJB-C's names, and what writes their landmarks."""
+    meta = tree / "meta"
+    points = TEMPLATE * 2 + np.random.default_rng(0).normal(0, 1, (100, 5, 2)) + 50
+    (meta / "ijbc_face_tid_mid.txt").write_text("".join(f"{i % 4}.jpg {(1, 3, 4)[i % 3]} {i}\n" for i in range(100)))
+
+    def write(faces):
+        lines = (f"{i % 4}.jpg {' '.join(map(str, face.ravel()))} 0.9\n" for i, face in enumerate(faces))
+        (meta / "ijbc_name_5pts_score.txt").write_text("".join(lines))
+
+    return points, write
+
+
+def test_landmarks_in_another_order_are_refused_by_its_name(tree, many):
+    points, write = many
+    for wrong, name in (
+        (points[:, [1, 0, 2, 4, 3]], "left and right exchanged"),
+        (points[:, :, ::-1], "y before x"),
+        (points.transpose(0, 2, 1), "x1,...,x5,y1,...,y5"),
+    ):
+        write(wrong)
+        message = rf"of \d+ of 100 images lie as .*\(line 1 first\).* given with {re.escape(name)}"
+        with pytest.raises(ValueError, match=message):
+            read_ijb(tree)
+    write(points / 400)
+    with pytest.raises(ValueError, match="of 100 of 100 images lie within 0 to 1, from line 1 on"):
+        read_ijb(tree)
+    write(points[:, [0, 2, 1, 4, 3]])
+    with pytest.raises(ValueError, match=r"of 100 of 100 images miss a face's places by more than 10 of 112"):
+        read_ijb(tree)
+
+
+def test_a_few_bad_landmarks_are_counted(tree, many, caplog, monkeypatch):
+    points, write = many
+    points[[7, 9]] = points[[7, 9]][:, :, ::-1]
+    write(points)
+    monkeypatch.setattr(logging.getLogger("mhs_arcface"), "propagate", True)
+    with caplog.at_level("WARNING", "mhs_arcface"):
+        assert len(read_ijb(tree).names) == 100
+    (line,) = set(caplog.messages)
+    assert "the landmarks of 2 of 100 images miss a face's places" in line
+    assert "(line 8 3.jpg, line 10 1.jpg): faces" in line
+    assert line.endswith("2 of them fit another order")
