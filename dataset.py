@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from data.dali import DaliLoader, EncodedFaces
+from data.databases import FaceDatabase, is_database
 from data.faces import Batch, FaceDataset, FaceRecords, ImageFolder, OnBadSample, Size, SyntheticFaces
 from data.folders import identity_folders
 from data.joined import JoinedSets
@@ -31,6 +32,10 @@ from data.workers import WorkerLoader
 __all__ = ["Batch", "Loader", "get_dataloader", "join_sources", "open_faces"]
 
 Source = str | Path
+NO_PARQUET = (
+    "parquet and arrow files are not read: save each image into the folder of its identity, for example with "
+    'load_dataset("parquet", ...) of the package datasets, and train on that folder or pack it with tools.pack_rec'
+)
 
 
 class FaceLoader(WorkerLoader[Batch]):
@@ -118,8 +123,8 @@ def get_dataloader(
 
 def open_faces(
     source: Source, image_size: Size = (112, 112), on_bad_sample: OnBadSample = "stop", shuffle_chunk: int = 0
-) -> FaceRecords | ImageFolder | FaceShards:
-    """Open a folder with train.rec, a .rec file, a folder of identity folders, or shards.
+) -> FaceRecords | ImageFolder | FaceShards | FaceDatabase:
+    """Open a folder with train.rec, a .rec file, a folder of identity folders, LMDB, or shards.
 
     Shards are a folder with .tar files in it, a pattern of them, or one of them, here or behind an address.
 
@@ -129,7 +134,11 @@ def open_faces(
     """
     if is_address(source) or are_shards(source):
         return FaceShards(source, image_size, on_bad_sample, shuffle_chunk)
+    if is_database(source):
+        return FaceDatabase(source, image_size, on_bad_sample)
     path = Path(source)
+    if path.suffix in (".parquet", ".arrow") or (path.is_dir() and next(path.glob("*.parquet"), None) is not None):
+        raise ValueError(f"{source}: {NO_PARQUET}")
     if path.suffix == ".rec" or (path / "train.rec").exists():
         return FaceRecords(path, image_size, on_bad_sample, shuffle_chunk)
     if not path.is_dir():

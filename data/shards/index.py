@@ -33,7 +33,7 @@ from utils.text import parse_json
 log = logging.getLogger("mhs_arcface")  # that of utils.log, which a loader's worker need not import
 _FORM = "mhs_arcface shards 1"
 _HEAD = 4096  # bytes of each shard whose checksum is kept
-_TYPES = (np.dtype("<i8"), np.dtype("<u4"), np.dtype("<i4"))  # offsets, sizes, labels
+_TYPES: tuple[np.dtype[Any], ...] = (np.dtype("<i8"), np.dtype("<u4"), np.dtype("<i4"))  # offsets, sizes, labels
 _MAX_LINE = 1 << 30  # bytes of JSON
 _KEPT_PROBLEMS = 20
 _POOL_FROM = 1 << 30  # bytes of shards from which several processes read them
@@ -171,12 +171,16 @@ def _number(parts: Sequence[NDArray[np.int64] | NDArray[np.str_]]) -> tuple[NDAr
     if all(not text or text.isdecimal() for part in texts for text in np.unique(part).tolist()):
         numbers = [_as_numbers(part) if part.dtype.kind == "U" else part for part in parts]
         return np.concatenate(numbers).astype(np.int32), None
-    words = [part if part.dtype.kind == "U" else np.where(part < 0, "", part.astype(np.str_)) for part in parts]
+    words = [part if part.dtype.kind == "U" else _as_texts(part) for part in parts]
     found = {text for part in words for text in np.unique(part).tolist()}
     names = sorted(found - {""})
     number_of = {name: i for i, name in enumerate(names)} | {"": -1}
     labels = [np.array([number_of[text] for text in part.tolist()], np.int32) for part in words]
     return np.concatenate(labels), names
+
+
+def _as_texts(part: NDArray[Any]) -> NDArray[np.str_]:
+    return np.array(["" if label < 0 else str(label) for label in part.tolist()], np.str_)
 
 
 def _as_numbers(part: NDArray[Any]) -> NDArray[np.int64]:
@@ -197,7 +201,8 @@ def _save(path: Path, index: ShardIndex, facts: Sequence[FileFacts], heads: Sequ
     line = json.dumps(head).encode()
     with open_atomic(path) as file:
         file.write(line + b" " * (-(len(line) + 1) % 8) + b"\n")
-        for array, kind in zip((index.offsets, index.sizes, index.labels), _TYPES, strict=True):
+        arrays: tuple[NDArray[Any], ...] = (index.offsets, index.sizes, index.labels)
+        for array, kind in zip(arrays, _TYPES, strict=True):
             file.write(array.astype(kind).tobytes())
 
 
@@ -245,7 +250,8 @@ def _read(path: Path, files: Sequence[str]) -> tuple[ShardIndex, list[list[Any]]
     if not all(isinstance(text, str) for text in [*(names or []), *problems]):
         raise ValueError("names that are no texts")
     starts = np.cumsum([0, *counts])
-    return ShardIndex(list(files), starts, *arrays, names, problems, int(head["problem_count"])), shards
+    count = int(head["problem_count"])
+    return ShardIndex(list(files), starts, offsets, sizes, labels, names, problems, count), shards
 
 
 def _difference(files: Sequence[str], facts: Sequence[FileFacts], shards: list[list[Any]], store: Store) -> str:

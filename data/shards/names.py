@@ -65,7 +65,7 @@ def _matching(pattern: str, store: Store) -> list[str]:
     if Path(pattern).is_dir():
         return [file for file in store.names(pattern) if has_shard_name(Path(file).name)]
     if glob.has_magic(pattern) and not Path(pattern).exists():
-        return sorted(file for file in glob.glob(pattern) if Path(file).is_file())
+        return sorted(file for file in glob.glob(pattern) if Path(file).is_file())  # noqa: PTH207
     if not Path(pattern).is_file():
         raise FileNotFoundError(f"{pattern}: no such file; expected a .tar file")
     return [pattern]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 def _take_label(sample: _Sample, rank: int, member: tarfile.TarInfo, window: Window, where: str) -> None:
     most = _MAX_JSON if LABEL_FIELDS[rank] == "json" else _MAX_LABEL_TEXT
-    label = problem = ""
+    label: str | None = ""
+    problem = ""
     if member.size > most:
         problem = f"{where}: {member.size} bytes are no label, expected at most {most}"
     else:
@@ -212,9 +213,9 @@ def _members(window: Window) -> Iterator[tarfile.TarInfo]:
         raise ValueError(f"{file}: it is compressed ({packer}), so that no image can be read alone: unpack it once")
     end, name = 0, "its first header"
     try:
-        with tarfile.open(fileobj=window, mode="r:") as tar:
+        with tarfile.TarFile(fileobj=cast("BinaryIO", window), mode="r") as tar:  # never packed, never written
             while (member := tar.next()) is not None:
-                tar.members = []  # it would keep all
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all
                 if member.size < 0 or member.offset < end or member.offset_data + member.size > size:
                     raise ValueError(f"{member.name!r} announces {member.size} bytes from {member.offset_data} on")
                 end, name = member.offset_data + member.size, repr(member.name)
