@@ -29,7 +29,8 @@ PIP_LINE = "pip install 'lmdb>=1.4'"
 _MAX_LABEL_TEXT = 4096
 _REFUSED = {b"__len__": "folder2lmdb", b"__keys__": "folder2lmdb", b"meta_info": "a script that pickles"}
 _IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")
-_environments: dict[tuple[int, str], Any] = {}  # of this process: LMDB must not be opened twice, or before a fork
+_environments: dict[str, Any] = {}  # of this process, by path: LMDB must not be opened twice
+_pid = os.getpid()  # of the process that opened them: they must not cross a fork
 
 Keys = NDArray[np.bytes_] | list[bytes]
 
@@ -277,7 +278,13 @@ def _keys_of(transaction: Any) -> Iterator[bytes]:
 
 def _environment(path: Path) -> Any:
     """The open database of this process."""
-    where = os.getpid(), str(path.resolve())
+    global _pid
+    if _pid != os.getpid():  # this is a fork of the process that opened them
+        for inherited in _environments.values():
+            inherited.close()
+        _environments.clear()
+        _pid = os.getpid()
+    where = str(path.resolve())
     if where not in _environments:
         try:
             import lmdb
