@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from data.faces import Encoded, FaceDataset, OnBadSample, Size, read_class_names
 from data.shards.index import open_index, samples_between
 from data.shards.names import find_shards
+from data.shards.records import join_parts
 from data.storage import LocalFiles, Range, is_address, open_store
 
 _SLOW_READ_S = 30e-6  # an image that takes longer on average comes from a disk, not from the system's cache
@@ -29,10 +30,11 @@ _MAX_CHUNK = 64 << 20  # bytes
 
 
 class FaceShards(FaceDataset):
-    """The images of a folder of .tar files, a pattern of them, or one, here or behind an address.
+    """The images of a folder of .tar files, a pattern of them, or one; behind an address, of records too.
 
     The first opening makes an index (``data/shards/index.py``). Labels are whole numbers, or names: then label i is
-    the i-th by sorted name. Where they are numbers, a classes.json beside the shards gives names.
+    the i-th by sorted name. Where they are numbers, a classes.json beside the shards gives names; behind an address
+    it is not read.
 
     Args:
         source: see ``data/shards/names.py``.
@@ -100,12 +102,14 @@ class FaceShards(FaceDataset):
             label = int(self.index.labels[index])
             if label < 0:
                 raise ValueError(f"{self.where(index)}: it has no label, or one that is no identity")
-            result.append((encoded, label))
+            result.append((join_parts(encoded) if wanted.file.endswith(".rec") else encoded, label))
         return result
 
     def where(self, index: int) -> str:
         """Shard, name and byte offset of image ``index``; reads its header."""
         file, offset, _ = self._range(index)
+        if file.endswith(".rec"):
+            return f"{file}: image at byte {offset}"
         try:
             (header,) = self.store.read_many([Range(file, offset - 512, 512)])
             name = f"{tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name!r} "

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.shards.records import scan_records
 from data.shards.tar import MOST_LABEL, Samples, scan_shard
 from data.storage import FileFacts, LocalFiles, Range, RemoteFiles, Store, is_address
 from utils.atomic import open_atomic
@@ -146,7 +147,7 @@ def _build(
 
 
 def _scan(job: tuple[str, int, Store]) -> Samples:
-    return scan_shard(*job)
+    return scan_records(*job) if job[0].endswith(".rec") else scan_shard(*job)
 
 
 def _join(files: Sequence[str], shards: Sequence[Samples]) -> ShardIndex:
@@ -274,6 +275,7 @@ def samples_between(index: ShardIndex, start: int, stop: int) -> list[Range]:
     for shard in range(first, last + 1):
         low, high = max(start, int(index.starts[shard])), min(stop, int(index.starts[shard + 1]))
         if high > low:
-            begin, end = int(index.offsets[low]), int(index.offsets[high - 1]) + int(index.sizes[high - 1])
+            begin = int(index.offsets[low:high].min())  # records may lie in another order
+            end = int((index.offsets[low:high] + index.sizes[low:high]).max())
             ranges.append(Range(index.files[shard], begin, end - begin))
     return ranges

@@ -38,6 +38,8 @@ def has_shard_name(name: str) -> bool:
 def find_shards(source: str | Path, store: Store) -> list[str]:
     """The shards in their order, which is that of the samples: as a pattern lists them, or by name.
 
+    Behind an address, this may also be one record file.
+
     Raises:
         FileNotFoundError: there is none.
         ValueError: they are compressed, or a pattern cannot be understood.
@@ -51,7 +53,7 @@ def find_shards(source: str | Path, store: Store) -> list[str]:
             "(gunzip, or gzip -d; images do not become smaller by it) and give the .tar"
         )
     if not files:
-        raise FileNotFoundError(f"{source}: no .tar file there; expected shards such as train-0000.tar")
+        raise FileNotFoundError(f"{source}: no .tar file there; expected shards such as train-0000.tar, or train.rec")
     if len(set(files)) < len(files):
         raise ValueError(f"{source}: it names {next(f for f in files if files.count(f) > 1)} more than once")
     return files
@@ -59,9 +61,11 @@ def find_shards(source: str | Path, store: Store) -> list[str]:
 
 def _matching(pattern: str, store: Store) -> list[str]:
     if is_address(pattern):
-        if pattern.endswith(".tar") and "*" not in pattern:
+        if pattern.endswith((".tar", ".rec")) and "*" not in pattern:
             return [pattern]
-        return [file for file in store.names(pattern) if has_shard_name(file.rpartition("/")[2])]
+        found = store.names(pattern)
+        records = [file for file in found if file.endswith("/train.rec")]
+        return records or [file for file in found if has_shard_name(file.rpartition("/")[2])]
     if Path(pattern).is_dir():
         return [file for file in store.names(pattern) if has_shard_name(Path(file).name)]
     if glob.has_magic(pattern) and not Path(pattern).exists():
