@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data.faces import Encoded, FaceDataset, OnBadSample, Size, read_class_names
 from data.records.layout import EXACT_LABELS
 
-PIP_LINE = "pip install 'lmdb>=1.4'"
+PIP_LINE = "pip install 'lmdb>=1.4,<4'"
 _MAX_LABEL_TEXT = 4096
 _REFUSED = {b"__len__": "folder2lmdb", b"__keys__": "folder2lmdb", b"meta_info": "a script that pickles"}
 _IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")

@@ -91,15 +91,15 @@ class FaceShards(FaceDataset):
 
     def read_many(self, indices: Sequence[int]) -> list[tuple[Encoded, int]]:
         """Several images and labels, as ``read`` gives them; the disk or the network may serve them in parallel."""
-        ranges = [self._range(index) for index in indices]
+        ranges = self._ranges(indices)
         found = (
             self._read_here(ranges, indices) if isinstance(self.store, LocalFiles) else self._read(ranges, indices)
         )
         result: list[tuple[Encoded, int]] = []
-        for encoded, wanted, index in zip(found, ranges, indices, strict=True):
+        labels = self.index.labels[np.asarray(indices, np.int64)].tolist()
+        for encoded, wanted, label, index in zip(found, ranges, labels, indices, strict=True):
             if len(encoded) < wanted.length:
                 raise ValueError(f"{wanted.file}: it has become shorter since its index was made: copy it again")
-            label = int(self.index.labels[index])
             if label < 0:
                 raise ValueError(f"{self.where(index)}: it has no label, or one that is no identity")
             result.append((join_parts(encoded) if wanted.file.endswith(".rec") else encoded, label))
@@ -107,7 +107,7 @@ class FaceShards(FaceDataset):
 
     def where(self, index: int) -> str:
         """Shard, name and byte offset of image ``index``; reads its header."""
-        file, offset, _ = self._range(index)
+        (file, offset, _), *_ = self._ranges([index])
         if file.endswith(".rec"):
             return f"{file}: image at byte {offset}"
         try:
@@ -119,14 +119,16 @@ class FaceShards(FaceDataset):
 
     def place(self, index: int) -> tuple[str, int]:
         """Shard and byte offset of image ``index``."""
-        file, offset, _ = self._range(index)
+        (file, offset, _), *_ = self._ranges([index])
         return file, offset
 
-    def _range(self, index: int) -> Range:
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)} in {self.index.files[0]} and other shards")
-        shard = int(np.searchsorted(self.index.starts, index, side="right")) - 1
-        return Range(self.index.files[shard], int(self.index.offsets[index]), int(self.index.sizes[index]))
+    def _ranges(self, indices: Sequence[int]) -> list[Range]:
+        at = np.asarray(indices, np.int64)
+        if len(at) and not 0 <= (low := int(at.min())) <= (high := int(at.max())) < len(self):
+            wrong = low if low < 0 else high
+            raise IndexError(f"image {wrong} of {len(self)} in {self.index.files[0]} and other shards")
+        files = [self.index.files[i] for i in (np.searchsorted(self.index.starts, at, side="right") - 1).tolist()]
+        return list(map(Range, files, self.index.offsets[at].tolist(), self.index.sizes[at].tolist()))
 
     def _read_here(self, ranges: list[Range], indices: Sequence[int]) -> list[bytes]:
         assert isinstance(self.store, LocalFiles)

@@ -2,8 +2,8 @@
 
 The file lies beside the shards; where that is not allowed, and for shards behind an address, in the folder that the
 environment variable MHS_CACHE names (by default ~/.cache/mhs_arcface). It is a line of JSON and three arrays, which
-all processes of a machine share. Each shard's size and time of change stand in it, and a checksum of its first bytes
-for a copy with another time: an index of other shards is not used but made anew.
+all processes of a machine share. Each shard's size and time of change stand in it, and for a copy with another time
+a checksum of some of its bytes: an index of other shards is not used but made anew.
 
 Shapes: N images.
 """
@@ -33,7 +33,7 @@ from utils.text import parse_json
 
 log = logging.getLogger("mhs_arcface")  # that of utils.log, which a loader's worker need not import
 _FORM = "mhs_arcface shards 1"
-_HEAD = 4096  # bytes of each shard whose checksum is kept
+_PIECES, _PIECE = 8, 4096  # pieces of each shard whose checksum is kept, and bytes of each
 _TYPES: tuple[np.dtype[Any], ...] = (np.dtype("<i8"), np.dtype("<u4"), np.dtype("<i4"))  # offsets, sizes, labels
 _MAX_LINE = 1 << 30  # bytes of JSON
 _KEPT_PROBLEMS = 20
@@ -128,7 +128,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _build(
     files: Sequence[str], facts: Sequence[FileFacts], store: LocalFiles | RemoteFiles
 ) -> tuple[ShardIndex, list[int]]:
-    """Read all shards' headers; the index, and the checksum of each shard's first bytes."""
+    """Read all shards' headers; the index, and the checksum of each shard's pieces."""
     total = sum(fact.size for fact in facts)
     log.info("data: making the index of %d shards, %.1f GB", len(files), total / 1e9)
     jobs = list(zip(files, (fact.size for fact in facts), [store] * len(files), strict=True))
@@ -142,8 +142,7 @@ def _build(
         else:
             results = map(_scan, jobs)
         shards = list(tqdm(results, "index", len(jobs), unit=" shards", disable=None))
-    heads = [zlib.crc32(head) for head in store.read_many([Range(file, 0, _HEAD) for file in files])]
-    return _join(files, shards), heads
+    return _join(files, shards), _checksums(files, facts, store)
 
 
 def _scan(job: tuple[str, int, Store]) -> Samples:
@@ -257,15 +256,25 @@ def _read(path: Path, files: Sequence[str]) -> tuple[ShardIndex, list[list[Any]]
 
 def _difference(files: Sequence[str], facts: Sequence[FileFacts], shards: list[list[Any]], store: Store) -> str:
     """What tells that a shard is not the one that was indexed, "" if all are."""
-    moved = []
+    moved: list[int] = []
     for i, (file, fact, shard) in enumerate(zip(files, facts, shards, strict=True)):
         if fact.size != shard[0]:
             return f"{file} has {fact.size} bytes, it had {shard[0]}"
         if not fact.stamp or fact.stamp != shard[1]:
             moved.append(i)
-    heads = store.read_many([Range(files[i], 0, _HEAD) for i in moved])
-    changed = [files[i] for i, head in zip(moved, heads, strict=True) if zlib.crc32(head) != shards[i][2]]
+    found = _checksums([files[i] for i in moved], [facts[i] for i in moved], store)
+    changed = [files[i] for i, checksum in zip(moved, found, strict=True) if checksum != shards[i][2]]
     return f"{changed[0]} has changed" if changed else ""
+
+
+def _checksums(files: Sequence[str], facts: Sequence[FileFacts], store: Store) -> list[int]:
+    """A checksum of each file's pieces, which are spread from its first to its last bytes."""
+    wanted = []
+    for file, fact in zip(files, facts, strict=True):
+        length = min(_PIECE, fact.size)
+        wanted += [Range(file, at, length) for at in np.linspace(0, fact.size - length, _PIECES).astype(int).tolist()]
+    pieces = store.read_many(wanted)
+    return [zlib.crc32(b"".join(pieces[i : i + _PIECES])) for i in range(0, len(pieces), _PIECES)]
 
 
 def samples_between(index: ShardIndex, start: int, stop: int) -> list[Range]:

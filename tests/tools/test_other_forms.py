@@ -8,6 +8,7 @@ from face_files import face, make_image_folder
 from tar_files import samples, write_shards, write_tar
 from tiny_runs import run
 from tools import check_data, show_data
+from tools.parts.run_faces import open_run_faces
 
 
 def test_check_data_and_show_data_read_shards(tmp_path, capsys):
@@ -65,3 +66,10 @@ def test_parquet_is_refused_with_a_way(tmp_path):
     for source in (tmp_path, tmp_path / "train-00000.parquet"):
         with pytest.raises(ValueError, match="parquet and arrow files are not read: save each image"):
             open_faces(source)
+
+
+def test_a_runs_settings_alone_connect_to_no_address(tmp_path):
+    settings = {"rec": "s3://bucket/set", "image_size": [112, 112], "on_bad_sample": "stop"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"config\.json: the data lie behind s3://bucket/set; .* with --rec"):
+        open_run_faces(tmp_path)
