@@ -170,6 +170,12 @@ class RemoteFiles:
         if left:
             assert error is not None
             raise error
+        for value, wanted in zip(found, ranges, strict=True):
+            if len(value) > wanted.length:
+                raise OSError(
+                    f"{wanted.file}: the server sent {len(value)} bytes instead of {wanted.length}: it cannot send "
+                    "parts of a file (HTTP ranges); take another server, or copy the files"
+                )
         return [bytes(value) for value in found]
 
     def facts(self, files: Sequence[str]) -> list[FileFacts]:

@@ -138,6 +138,12 @@ def test_what_fails_is_tried_again_a_few_times(bucket):
         failing(bucket, 0).facts(["memory://bucket/x"])
 
 
+def test_a_server_that_sends_whole_files_is_refused(bucket, monkeypatch):
+    monkeypatch.setattr(Failing, "cat_ranges", lambda self, files, *_, **__: [self.inner.cat_file(f) for f in files])
+    with pytest.raises(OSError, match=r"train-0\.tar: the server sent \d+ bytes instead of 6: it cannot send parts"):
+        failing(bucket, 0).read_many([Range("memory://bucket/set/train-0.tar", 0, 6)])
+
+
 def test_what_is_not_there_or_not_allowed_is_not_tried_again(bucket):
     refused = failing(bucket, 2, PermissionError("no key"))
     with pytest.raises(OSError, match=r"PermissionError: no key \(attempt 1 of 5\)"):
