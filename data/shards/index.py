@@ -11,6 +11,7 @@ Shapes: N images.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import multiprocessing
@@ -37,6 +38,7 @@ _PIECES, _PIECE = 8, 4096  # pieces of each shard whose checksum is kept, and by
 _TYPES: tuple[np.dtype[Any], ...] = (np.dtype("<i8"), np.dtype("<u4"), np.dtype("<i4"))  # offsets, sizes, labels
 _MAX_LINE = 1 << 30  # bytes of JSON
 _KEPT_PROBLEMS = 20
+_NO_PLACE = (errno.EROFS, errno.EACCES, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _POOL_FROM = 1 << 30  # bytes of shards from which several processes read them
 
 
@@ -85,7 +87,7 @@ def open_index(files: Sequence[str], store: LocalFiles | RemoteFiles) -> ShardIn
         except PermissionError:
             continue
         except OSError as error:
-            if error.errno not in (30, 13, 28, 122):  # read-only, not allowed, full, over quota
+            if error.errno not in _NO_PLACE:
                 raise
     log.warning("data: no folder to keep the shards' index in: set MHS_CACHE to one; it is made at each start now")
     return _build(files, facts, store)[0]
@@ -118,8 +120,13 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: two may do the same work
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("data: waiting for another process, which makes the index of the shards")
             fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: two may do the same work
+            log.info("data: %s cannot be locked", folder)
         yield
     finally:
         os.close(handle)
