@@ -152,9 +152,7 @@ class RemoteFiles:
         found: list[Any] = [b""] * len(ranges)
         left = [i for i, one in enumerate(ranges) if one.length > 0]
         error: Exception | None = None
-        for attempt in _attempts():
-            if not left:
-                break
+        for attempt in _attempts() if left else ():
             files, starts, ends = zip(*((f, o, o + n) for f, o, n in (ranges[i] for i in left)), strict=True)
             try:
                 got = self._system().cat_ranges(list(files), list(starts), list(ends), on_error="return")
@@ -163,10 +161,11 @@ class RemoteFiles:
             for i, value in zip(left, got, strict=True):
                 found[i] = value
             left = [i for i in left if isinstance(found[i], BaseException)]
-            if left:
-                error = self._named(ranges[left[0]].file, found[left[0]], attempt)
-                if isinstance(found[left[0]], _FINAL):
-                    break
+            if not left:
+                break  # before the generator pauses
+            error = self._named(ranges[left[0]].file, found[left[0]], attempt)
+            if isinstance(found[left[0]], _FINAL):
+                break
         if left:
             assert error is not None
             raise error

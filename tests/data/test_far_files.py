@@ -144,6 +144,27 @@ def test_a_server_that_sends_whole_files_is_refused(bucket, monkeypatch):
         failing(bucket, 0).read_many([Range("memory://bucket/set/train-0.tar", 0, 6)])
 
 
+def test_there_is_a_pause_only_after_a_failure_and_only_what_failed_is_asked_for_again(bucket, monkeypatch):
+    pauses, asked = [], []
+    monkeypatch.setattr(storage, "_WAIT_S", 0.5)
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    first, second = (Range("memory://bucket/set/train-0.tar", at, 6) for at in (0, 1024))
+    assert failing(bucket, 0).read_many([first, first]) == [b"00.png"] * 2
+    assert failing(bucket, 0).read_many([Range(first.file, 0, 0)]) == [b""]
+    assert pauses == []
+
+    def second_fails(self, files, starts, ends, **_):
+        asked.append(starts)
+        return [
+            OSError("lost") if s and len(asked) < 3 else b"x" * (e - s) for s, e in zip(starts, ends, strict=True)
+        ]
+
+    monkeypatch.setattr(Failing, "cat_ranges", second_fails)
+    assert failing(bucket, 0).read_many([first, second]) == [b"x" * 6] * 2
+    assert asked == [[0, 1024], [1024], [1024]]
+    assert pauses == [0.5, 1.0]
+
+
 def test_what_is_not_there_or_not_allowed_is_not_tried_again(bucket):
     refused = failing(bucket, 2, PermissionError("no key"))
     with pytest.raises(OSError, match=r"PermissionError: no key \(attempt 1 of 5\)"):
