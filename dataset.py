@@ -19,15 +19,23 @@ from typing import Any
 import torch
 
 from data.dali import DaliLoader, EncodedFaces
+from data.databases import FaceDatabase, is_database
 from data.faces import Batch, FaceDataset, FaceRecords, ImageFolder, OnBadSample, Size, SyntheticFaces
 from data.folders import identity_folders
 from data.joined import JoinedSets
 from data.sampler import EpochSampler, WeightedSet
+from data.shards.faces import FaceShards
+from data.shards.names import are_shards, short_name
+from data.storage import is_address
 from data.workers import WorkerLoader
 
 __all__ = ["Batch", "Loader", "get_dataloader", "join_sources", "open_faces"]
 
 Source = str | Path
+NO_PARQUET = (
+    "parquet and arrow files are not read: save each image into the folder of its identity, for example with "
+    'load_dataset("parquet", ...) of the package datasets, and train on that folder or pack it with tools.pack_rec'
+)
 
 
 class FaceLoader(WorkerLoader[Batch]):
@@ -115,14 +123,22 @@ def get_dataloader(
 
 def open_faces(
     source: Source, image_size: Size = (112, 112), on_bad_sample: OnBadSample = "stop", shuffle_chunk: int = 0
-) -> FaceRecords | ImageFolder:
-    """Open a folder with train.rec, a .rec file, or a folder of identity folders.
+) -> FaceRecords | ImageFolder | FaceShards | FaceDatabase:
+    """Open a folder with train.rec, a .rec file, a folder of identity folders, LMDB, or shards.
+
+    Shards are a folder with .tar files in it, a pattern of them, or one of them, here or behind an address.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: it is none of these, or damaged.
     """
+    if is_address(source) or are_shards(source):
+        return FaceShards(source, image_size, on_bad_sample, shuffle_chunk)
+    if is_database(source):
+        return FaceDatabase(source, image_size, on_bad_sample)
     path = Path(source)
+    if path.suffix in (".parquet", ".arrow") or (path.is_dir() and next(path.glob("*.parquet"), None) is not None):
+        raise ValueError(f"{source}: {NO_PARQUET}")
     if path.suffix == ".rec" or (path / "train.rec").exists():
         return FaceRecords(path, image_size, on_bad_sample, shuffle_chunk)
     if path.suffix in (".txt", ".csv", ".lst", ".tsv", ".list") and path.is_file():
@@ -149,11 +165,25 @@ def join_sources(
     class_map: Source | None = None,
 ) -> JoinedSets:
     """Open one set or several with :func:`open_faces`, as one under their short names; raises as that does."""
+    _refuse_single_shards(sources)
     opened = [open_faces(one, image_size, on_bad_sample, shuffle_chunk) for one in sources]
     return JoinedSets(opened, [_short_name(one) for one in sources], class_map, on_bad_sample)
 
 
 def _short_name(source: Source) -> str:
     """What a set is called in a class map and in messages: its folder, or its file where that is not train.rec."""
+    if is_address(source) or are_shards(source):
+        return short_name(str(source))
     path = Path(source).resolve()
     return path.parent.name if path.name == "train.rec" else path.stem if path.suffix == ".rec" else path.name
+
+
+def _refuse_single_shards(sources: Sequence[Source]) -> None:
+    """Raise ValueError for a list of the shards of one set: each would count as a set with people of its own."""
+    folders = [str(source).rpartition("/")[0] for source in sources if str(source).endswith(".tar")]
+    single = [source for source in sources if str(source).endswith(".tar") and not set("{*?[") & set(str(source))]
+    if len(single) > 1 and len(set(folders)) < len(folders):
+        raise ValueError(
+            f"{single[0]} and {single[1]} in a list are two sets, whose labels are numbered one after the other; the "
+            "shards of one set are given as their folder, or as a pattern such as train-{0000..0099}.tar or {a,b}.tar"
+        )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from backbones.weights import read_state_dict
+from data.databases import read_label_list
 from data.faces import read_class_names
 from data.joined import JoinedSets
 from data.records.layout import MAGIC, MAX_PART, PART
@@ -95,6 +96,9 @@ DOORS = {
     "class map": in_folder("map.json", read_joined),
     "image": in_folder("a.jpg", lambda _, path: decode_rgb(path.read_bytes())),
     "photo": in_folder("a.jpg", lambda _, path: load_face(path, None)),
+    "shard": in_folder("a.tar", lambda _, path: open_faces(path)),
+    "database": in_folder("data.mdb", lambda folder, _: open_faces(folder)),
+    "labels of a database": in_folder("labels.txt", lambda _, path: read_label_list(path)),
     "landmarks": in_folder("points.txt", lambda _, path: read_landmarks(str(path))),
 }
 CHECKPOINTS = {

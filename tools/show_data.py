@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from data.records.images import find_images, read_labels
 from tools.parts.contact_sheet import FACE, Row, check_png, contact_sheet, write_png
-from tools.parts.face_sources import AnySource, FolderSource, PairSource, RecordSource, open_source
+from tools.parts.face_sources import AnySource, FolderSource, PairSource, RecordSource, SetSource, open_source
 from utils.decode import decode_rgb
 from utils.text import any_name_can_be_printed, complain
 
@@ -92,10 +92,14 @@ def draw_rows(source: AnySource, identities: str, per_identity: int) -> list[Row
     return rows
 
 
-def _labelled(source: RecordSource | FolderSource) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
+def _labelled(
+    source: RecordSource | FolderSource | SetSource,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
     """Positions of the images, their labels, and the names of the labels, if they have names."""
     if isinstance(source, FolderSource):
         return np.arange(len(source)), source.labels, source.classes
+    if isinstance(source, SetSource):
+        return np.flatnonzero(source.labels >= 0), source.labels[source.labels >= 0], source.classes
     span = find_images(source.reader)
     return np.arange(span.start, span.stop), read_labels(source.reader, span), []
 

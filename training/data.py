@@ -255,7 +255,8 @@ def verification_targets(cfg: Config) -> list[str]:
 
 
 def _folder_of(source: str) -> Path:
-    return Path(source).parent if source.endswith(".rec") else Path(source)
+    is_file = source.endswith((".rec", ".tar", ".mdb", ".lmdb"))  # or a pattern of them
+    return Path(source).parent if is_file else Path(source)
 
 
 class DamagedSamples:

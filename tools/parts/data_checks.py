@@ -13,7 +13,7 @@ from data.records.check import read_ranges
 from data.records.identities import compare
 from data.records.layout import EXACT_LABELS
 from tools.parts.data_scan import Seen
-from tools.parts.face_sources import AnySource, FolderSource, PairSource, Place, RecordSource
+from tools.parts.face_sources import AnySource, FolderSource, PairSource, Place, RecordSource, SetSource
 from tools.parts.record_output import config_lines, pair_config_lines
 
 FOLDS = 10  # of the cross-validation of a verification set
@@ -79,10 +79,12 @@ def find_problems(
         problems += _duplicates(source, seen, found)
         if isinstance(source, RecordSource):
             problems += _index(source, seen) + _header(source, seen, found) + _property(source, found, image_size)
+        elif isinstance(source, SetSource):
+            problems += [Problem("left out", text) for text in source.left_out]
         else:
             problems += _folder(source, found)
         is_usual = source.path.name == "train.rec"
-        rec = source.path.parent if is_usual else source.path
+        rec = source.rec if isinstance(source, SetSource) else source.path.parent if is_usual else source.path
         found.config_lines = config_lines(rec, num_classes or found.num_classes, found.images)
     if found.images == 0:
         found.config_lines = []

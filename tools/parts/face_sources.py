@@ -1,4 +1,4 @@
-"""Face images wherever they are, one by one and unchecked: record files, image folders, verification sets.
+"""Face images wherever they are, one by one and unchecked: records, folders, shards, LMDB, verification sets.
 
 ``dataset.py`` refuses a set that is unsound; here every image can be looked at, and one that cannot be read is
 an error of its own.
@@ -13,9 +13,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.databases import is_database
 from data.folders import FolderNotes, identity_folders, image_names
 from data.records.layout import split, unpack
 from data.records.reader import RecordReader
+from data.shards.faces import FaceShards
+from data.shards.names import are_shards
+from data.storage import is_address
+from dataset import open_faces
 from eval.pairs.bin_file import load_bin
 
 
@@ -125,7 +130,38 @@ class PairSource:
         return Place(str(self.path), position)
 
 
-AnySource = RecordSource | FolderSource | PairSource
+class SetSource:
+    """The images of tar shards or of LMDB, as training has them."""
+
+    def __init__(self, source: str) -> None:
+        self.faces = open_faces(source, on_bad_sample="skip")
+        self.path = Path(source)  # of an address: only to be shown
+        self.rec: Path | str = source if is_address(source) else self.path
+        is_sharded = isinstance(self.faces, FaceShards)
+        self.form = "tar shards" if is_sharded else "LMDB database"
+        if isinstance(self.faces, FaceShards) and self.faces.index.files[0].endswith(".rec"):
+            self.form = "record file behind an address"
+        self.labels = self.faces.labels
+        self.classes = [name or "" for name in self.faces.class_names() or []]
+        self.left_out = self.faces.index.problems if isinstance(self.faces, FaceShards) else []
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def read(self, position: int) -> Item:
+        """Read one image."""
+        encoded, label = self.faces.read(position)
+        return Item(np.array([label], np.float64), encoded)
+
+    def place(self, position: int) -> Place:
+        """Shard and offset, or key."""
+        if isinstance(self.faces, FaceShards):
+            file, offset = self.faces.place(position)
+            return Place(file, None, offset)
+        return Place(self.faces.where(position))
+
+
+AnySource = RecordSource | FolderSource | PairSource | SetSource
 
 
 def open_source(path: str | Path) -> AnySource:
@@ -135,7 +171,11 @@ def open_source(path: str | Path) -> AnySource:
         FileNotFoundError: nothing is there, or one of a pair of files is missing.
         ValueError: an index, a verification set or a folder that cannot be understood.
     """
+    if is_address(path):
+        return SetSource(str(path))
     path = Path(path).expanduser()
+    if are_shards(path) or is_database(path):
+        return SetSource(str(path))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; expected a folder of faces, a .rec or a .bin file")
     if path.suffix == ".bin":

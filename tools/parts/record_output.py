@@ -39,10 +39,10 @@ def write_classes(out: Path, names: Sequence[str | None] | None) -> None:
     write_json(path, names)
 
 
-def config_lines(rec: Path, num_classes: int, num_image: int) -> list[str]:
-    """What to put into a config to train on ``rec``, from wherever training is started."""
+def config_lines(rec: Path | str, num_classes: int, num_image: int) -> list[str]:
+    """What to put into a config to train on ``rec``, a path or an address, from wherever training is started."""
     return [
-        f"config.rec = {str(rec.resolve())!r}",
+        f"config.rec = {str(rec.resolve()) if isinstance(rec, Path) else rec!r}",
         f"config.num_classes = {num_classes}",
         f"config.num_image = {num_image}",
     ]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.faces import FaceDataset
 from data.joined import JoinedSets
+from data.storage import is_address
 from dataset import join_sources
 from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, embed_with_mirrored
@@ -52,6 +53,10 @@ def open_run_faces(run: Path, rec: Sequence[str] | None = None) -> tuple[JoinedS
         raise ValueError(f"{path}: the run was trained on noise (rec = 'synthetic'), in which there are no people")
     if rec is not None and len(rec) != len(sources):
         raise ValueError(f"--rec gives {len(rec)} sets, the run has {len(sources)}: give {', '.join(sources)} anew")
+    if rec is None and (remote := [source for source in sources if is_address(source)]):
+        raise ValueError(
+            f"{path}: the data lie behind {remote[0]}; to have it connected to, give the sets with --rec"
+        )
     sources = sources if rec is None else list(rec)
     try:
         faces = join_sources(sources, size, on_bad_sample, class_map=config.get("class_map"))
