@@ -188,7 +188,8 @@ def _run_protocols(
     if protocol != "11":
         report.identification = identify_tree(tree, unique, templates_UD)
     if report.scores is not None:
-        report.verification = verify_scores(tree.pair_label, report.scores)
+        first, second = tree.pair_template_1, tree.pair_template_2
+        report.verification = verify_scores(tree.pair_label, report.scores, first, second)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from prettytable import PrettyTable
 from embedder.align import TEMPLATE, similarity_transform, warp_face
 from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder
+from eval.bootstrap import DRAWS, Interval, Resampler, interval_text, linked_people, tar_intervals
+from eval.identification import Identification, identify
 from eval.ijb.cache import EmbeddingCache, cache_key
-from eval.ijb.identification import Identification, identify
 from eval.ijb.lists import IJBTree, Subjects
 from eval.ijb.templates import FeatureMode, image_features, pool_templates, template_rows
 from eval.roc import FAR_GRID, Roc, roc
@@ -193,6 +194,8 @@ class VerificationResult:
     curve: Roc
     tar: dict[float, float]  # FAR -> TAR, 0 to 1
     unresolved: list[float]  # FARs below one impostor pair
+    interval: dict[float, Interval] = field(default_factory=dict)  # FAR -> 95 % of the TAR; of resolved FARs alone
+    drawn: str = ""  # what the intervals' draws were made of
 
     def note(self) -> str:
         """Say which figures mean nothing, "" if all do."""
@@ -202,11 +205,28 @@ class VerificationResult:
         return f"Not resolved: FAR {fars} is less than one of the {self.curve.impostor:,} impostor pairs."
 
 
-def verify_scores(labels: NDArray[np.integer[Any]], scores: NDArray[np.float64]) -> VerificationResult:
-    """Read the field's FARs off the curve of these scores (P,)."""
+def verify_scores(
+    labels: NDArray[np.integer[Any]],
+    scores: NDArray[np.float64],
+    first: NDArray[np.integer[Any]],
+    second: NDArray[np.integer[Any]],
+) -> VerificationResult:
+    """Read the field's FARs off the curve of these scores, with intervals.
+
+    Args:
+        labels: (P,) 1 for a pair of one person, 0 for two.
+        scores: (P,).
+        first: (P,) template on the first side; people are found from the genuine pairs.
+        second: (P,).
+    """
     curve = roc(labels, scores)
+    resampler = Resampler(labels, *linked_people(labels, first, second))
     return VerificationResult(
-        curve, {far: curve.tar_at(far) for far in FAR_GRID}, [far for far in FAR_GRID if not curve.resolves(far)]
+        curve,
+        {far: curve.tar_at(far) for far in FAR_GRID},
+        [far for far in FAR_GRID if not curve.resolves(far)],
+        tar_intervals(resampler, scores, FAR_GRID),
+        resampler.method(),
     )
 
 
@@ -233,7 +253,7 @@ def identify_tree(
     for name, gallery in {**tree.galleries, "+".join(tree.galleries): joined}.items():
         gallery_GD = templates_UD[template_rows(unique, gallery.template_ids)]
         try:
-            results[name] = identify(probes_QD, probes.subject_ids, gallery_GD, gallery.subject_ids)
+            results[name] = identify(probes_QD, probes.subject_ids, gallery_GD, gallery.subject_ids, draws=DRAWS)
         except ValueError as error:
             raise ValueError(f"gallery {name}: {error}") from None
     return results
@@ -243,4 +263,12 @@ def tar_table(method: str, tar: dict[float, float]) -> PrettyTable:
     """Build the table of the field: a row per method, a column per FAR, TAR in percent."""
     table = PrettyTable(["Methods", *(f"{far:g}" for far in tar)])
     table.add_row([method, *(f"{100 * value:.2f}" for value in tar.values())])
+    return table
+
+
+def tar_interval_table(method: str, found: VerificationResult) -> PrettyTable:
+    """Build the table of 95 % intervals of the TARs in percent, columns as :func:`tar_table`; "-" if not resolved."""
+    table = PrettyTable(["95 % intervals", *(f"{far:g}" for far in found.tar)])
+    nothing = float("nan"), float("nan")
+    table.add_row([method, *(interval_text(found.interval.get(far, nothing)) for far in found.tar)])
     return table

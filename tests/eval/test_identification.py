@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.ijb import identification
-from eval.ijb.identification import field_lines, identification_table, identify, mean_rates
+from eval import identification
+from eval.identification import field_lines, identification_table, identify, mean_rates
 
 pytestmark = pytest.mark.numeric
 
