@@ -3,8 +3,8 @@
 Pairs that share a person are not independent, so people are drawn with replacement, each with the number of times it
 was drawn as its weight. A genuine pair has the weight w of its person. An impostor pair of a and b has
 ``w_a + w_b - 1``, the first-order part of ``w_a * w_b``, so that sums over millions of pairs become sums over people
-of what each takes part in. This counts the noise of single pairs twice, which widens intervals where people are in few
-pairs; below three impostor pairs a person, impostor pairs themselves are drawn.
+of what each takes part in. This counts the noise of single pairs twice, which widens intervals where people are in
+few pairs; below three impostor pairs a person, impostor pairs themselves are drawn.
 
 Shapes: P pairs, N people, R draws, B bins.
 """
@@ -205,7 +205,9 @@ def numbered(
     first: NDArray[np.integer[Any]], second: NDArray[np.integer[Any]]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
     """Number what occurs in two arrays from 0 on: the numbers, and how many there are."""
-    low, high = (int(bound([bound(first), bound(second)])) if len(first) else 0 for bound in (np.min, np.max))
+    if not len(first):
+        return np.empty(0, np.int32), np.empty(0, np.int32), 0
+    low, high = int(min(first.min(), second.min())), int(max(first.max(), second.max()))
     if high - low < max(_WIDEST_TABLE, len(first)):
         table = np.zeros(high - low + 1, np.int32)
         for side in (first, second):
@@ -213,13 +215,13 @@ def numbered(
         places = np.cumsum(table, dtype=np.int32) - np.int32(1)
         return places[first - low], places[second - low], int(table.sum())
     names, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
-    codes = codes.astype(np.int32).reshape(2, -1)
-    return codes[0], codes[1], len(names)
+    sides = codes.astype(np.int32).reshape(2, -1)
+    return sides[0], sides[1], len(names)
 
 
 def linked_people(
     labels: Labels, first: NDArray[np.integer[Any]], second: NDArray[np.integer[Any]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """People as genuine pairs tell them: images or templates that are joined by genuine pairs are one person.
 
     Args:
@@ -232,7 +234,7 @@ def linked_people(
     """
     *codes, n_names = numbered(first, second)
     same = np.asarray(labels).astype(bool)
-    smallest = np.arange(n_names)  # of the images joined so far; falls until nothing changes
+    smallest = np.arange(n_names, dtype=np.int32)  # of the images joined so far; falls until nothing changes
     a, b = codes[0][same], codes[1][same]
     while True:
         before = smallest.copy()

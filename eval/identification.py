@@ -20,6 +20,7 @@ from eval.person_draws import PersonDraws, weighted_threshold
 RANKS = (1, 5, 10)
 FPIRS = (0.01, 0.1)
 _BYTES_PER_BLOCK = 1 << 25
+_FEW_MATES = 32  # up to here each mate's rank is counted by itself
 _KEPT = 3  # times the largest k are kept of the non-mated similarities: a draw's threshold may lie lower
 
 
@@ -28,7 +29,7 @@ Vectors = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class OpenSet:
-    """Detection and identification of the mated, while those without a mate raise alarms: one alarm a probe at most."""
+    """Detection and identification of the mated, while those without a mate raise alarms, one a probe at most."""
 
     non_mated_probes: int
     fpir: float  # share of the non-mated probes whose most similar gallery template scores above the threshold
@@ -192,10 +193,16 @@ def _largest(values: Vectors, rows: NDArray[np.int64], count: int) -> tuple[Vect
 
 
 def _average_precision(similarity_G: Vectors, is_mate_G: NDArray[np.bool_]) -> float:
-    """Area under the precision over recall, by trapezoids, as TinyFace's own evaluation has it; nan without a mate."""
-    ranks = 1 + np.flatnonzero(is_mate_G[np.argsort(-similarity_G, kind="stable")])
-    if not len(ranks):
+    """Area under precision over recall, by trapezoids, as TinyFace's own evaluation has it; nan without a mate."""
+    mates = np.flatnonzero(is_mate_G)
+    if not len(mates):
         return math.nan
+    if len(mates) <= _FEW_MATES:
+        before_it = [np.count_nonzero(similarity_G > similarity_G[mate]) for mate in mates]
+        tied = [np.count_nonzero(similarity_G[:mate] == similarity_G[mate]) for mate in mates]
+        ranks = 1 + np.sort(np.add(before_it, tied))
+    else:
+        ranks = 1 + np.flatnonzero(is_mate_G[np.argsort(-similarity_G, kind="stable")])
     found = np.arange(1, len(ranks) + 1)
     before = np.where(ranks > 1, (found - 1) / np.maximum(ranks - 1, 1), 1.0)
     return float(((before + found / ranks) / 2).mean())

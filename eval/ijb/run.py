@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,29 +205,25 @@ class VerificationResult:
         return f"Not resolved: FAR {fars} is less than one of the {self.curve.impostor:,} impostor pairs."
 
 
-def verify_scores(
-    labels: NDArray[np.integer[Any]],
-    scores: NDArray[np.float64],
-    first: NDArray[np.integer[Any]],
-    second: NDArray[np.integer[Any]],
-) -> VerificationResult:
-    """Read the field's FARs off the curve of these scores, with intervals.
+def verify_scores(labels: NDArray[np.integer[Any]], scores: NDArray[np.float64]) -> VerificationResult:
+    """Read the field's FARs off the curve of these scores (P,)."""
+    curve = roc(labels, scores)
+    return VerificationResult(
+        curve, {far: curve.tar_at(far) for far in FAR_GRID}, [far for far in FAR_GRID if not curve.resolves(far)]
+    )
+
+
+def with_intervals(found: VerificationResult, tree: IJBTree, scores: NDArray[np.float64]) -> VerificationResult:
+    """Add 95 % intervals: people are drawn again, those whose templates the tree's genuine pairs join.
 
     Args:
-        labels: (P,) 1 for a pair of one person, 0 for two.
+        found: of these scores.
+        tree: with pairs.
         scores: (P,).
-        first: (P,) template on the first side; people are found from the genuine pairs.
-        second: (P,).
     """
-    curve = roc(labels, scores)
-    resampler = Resampler(labels, *linked_people(labels, first, second))
-    return VerificationResult(
-        curve,
-        {far: curve.tar_at(far) for far in FAR_GRID},
-        [far for far in FAR_GRID if not curve.resolves(far)],
-        tar_intervals(resampler, scores, FAR_GRID),
-        resampler.method(),
-    )
+    people = linked_people(tree.pair_label, tree.pair_template_1, tree.pair_template_2)
+    resampler = Resampler(tree.pair_label, *people)
+    return replace(found, interval=tar_intervals(resampler, scores, FAR_GRID), drawn=resampler.method())
 
 
 def identify_tree(

@@ -44,7 +44,7 @@ from eval.roc import FAR_GRID, Roc
 from utils.atomic import open_atomic
 from utils.text import plain
 
-__all__ = ["PairScores", "Section", "Table", "Tile", "model_facts", "write_report"]
+__all__ = ["PairScores", "Picture", "Section", "Table", "Tile", "model_facts", "write_report"]
 
 _HEADLINE_FAR = 1e-4  # the point that the field quotes
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "opencv-python", "onnxruntime")
@@ -73,6 +73,7 @@ class Section:
     name: str  # such as "IJBC", also the name of its pictures
     mode: str = ""  # how the embeddings were made and compared
     pairs: PairScores | None = None
+    pictures: Sequence[Picture] = ()  # further charts
     headline: Sequence[Tile] = ()  # further numbers to put first, such as an accuracy over folds
     tables: Sequence[Table] = ()  # such as identification, 1:N
     notes: Sequence[str] = ()  # what the reader has to know before believing a number
@@ -160,7 +161,7 @@ def _prepare(section: Section, worst: int, worst_at_far: float) -> tuple[PageSec
     """Turn a section into what the page shows, and its sheets of faces as PNG by kind."""
     tiles, tables, notes = list(section.headline), list(section.tables), list(section.notes)
     about = [section.mode] if section.mode else []
-    pictures: list[Picture] = []
+    pictures: list[Picture] = list(section.pictures)
     face_sheets: list[FaceSheet] = []
     sheets: dict[str, bytes] = {}
     if (pairs := section.pairs) is not None:
@@ -169,7 +170,7 @@ def _prepare(section: Section, worst: int, worst_at_far: float) -> tuple[PageSec
         tiles += _tiles(pairs.curve, points)
         tables = [_point_table(points, pairs), *tables]
         notes += _resolution_note(pairs.curve, points)
-        pictures = _charts(section.name, pairs, points)
+        pictures = [*_charts(section.name, pairs, points), *pictures]
         if worst and pairs.image_of is not None:
             at = _deciding_point(pairs.curve, pairs.scores, pairs.labels, points, worst_at_far)
             for genuine in (False, True):
