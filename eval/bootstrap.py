@@ -72,10 +72,10 @@ def share_interval(draws_R: NDArray[np.float64], n: int) -> Interval:
     return low, high
 
 
-def interval_text(bounds: Interval) -> str:
+def interval_text(bounds: Interval, digits: int = 2) -> str:
     """Write an interval of shares in percent: "94.10 to 95.62", "-" without one."""
     low, high = bounds
-    return f"{100 * low:.2f} to {100 * high:.2f}" if low == low else "-"
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}" if low == low else "-"
 
 
 @dataclass(frozen=True)

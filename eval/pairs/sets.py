@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from eval.pairs.bin_file import PairSet, load_bin
+from eval.pairs.columns import pair_places, read_columns
 from utils.paths import ListedPaths
 
 __all__ = ["ENDINGS", "find_pairs", "load_csv", "load_pairs"]
@@ -33,7 +35,10 @@ def find_pairs(target: str, folder: Path) -> Path:
 
 def load_pairs(path: Path, allow_outside: bool = False) -> PairSet:
     """Read a verification set by its ending; raises as :func:`load_csv` and ``eval.pairs.bin_file.load_bin`` do."""
-    return load_csv(path, allow_outside) if path.suffix == ".csv" else load_bin(path)
+    if path.suffix != ".csv":
+        return load_bin(path)
+    pairs = load_csv(path, allow_outside)
+    return replace(pairs, columns=read_columns(path, pairs.issame))
 
 
 def load_csv(path: Path, allow_outside: bool = False) -> PairSet:
@@ -41,7 +46,8 @@ def load_csv(path: Path, allow_outside: bool = False) -> PairSet:
 
     Args:
         path: lines ``path1,path2,issame`` of aligned faces; relative paths start at the list's folder; issame is 1
-            or 0, true or false, same or different. A first line that names the columns is skipped.
+            or 0, true or false, same or different. A first line that names the columns is skipped; with the names
+            path1, path2 and issame (or label) they may stand in any order, beside others.
         allow_outside: read images outside the list's folder too.
 
     Raises:
@@ -57,10 +63,15 @@ def load_csv(path: Path, allow_outside: bool = False) -> PairSet:
     flags: list[bool] = []
     with path.open(newline="", encoding="utf-8-sig") as text:
         rows = csv.reader(text, skipinitialspace=True)
+        places: tuple[int, ...] | None = None
         try:
             for row in rows:
                 if not row:
                     continue
+                if rows.line_num == 1 and (places := pair_places(row)):
+                    continue
+                if places is not None and len(row) > max(places):
+                    row = [row[place] for place in places]
                 flag = _FLAGS.get(row[-1].strip().lower())
                 if rows.line_num == 1 and len(row) == 3 and _names_columns(row):
                     continue

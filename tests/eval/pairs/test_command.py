@@ -48,7 +48,8 @@ def test_every_set_of_a_folder(model, data, capsys):
     printed = capsys.readouterr().out
     assert "network rtiny, 32 numbers" in printed
     rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")]
-    assert rows == ["set", "lfw", "list", "mine"]
+    names = ["lfw", "list", "mine"]
+    assert rows == ["set", *names, "95 % intervals", *names]
     assert "mine: 6 pairs for 10 folds: 6 folds used" in printed
     report = json.loads(out.read_text())
     assert report["network"] == "rtiny"
