@@ -120,13 +120,18 @@ class Resampler:
         """Whether impostor pairs are drawn by their people: each is in enough of them."""
         return self.n_people > 0 and 2 * int((~self.genuine).sum()) >= _FEW_PAIRS * self.n_people
 
-    def method(self) -> str:
-        """Say what is drawn, for a table's note."""
+    def method(self, known: str = "") -> str:
+        """Say what is drawn, for a table's note.
+
+        Args:
+            known: how people are known.
+        """
         if not self.n_people:
             return "pairs drawn again (people are not known)"
-        if self.impostor_by_people:
-            return f"{self.n_people:,} people drawn again"
-        return f"{self.n_people:,} people drawn again; impostor pairs, which share few people, by themselves"
+        people = f"{self.n_people:,} people{f' ({known})' if known else ''} drawn again"
+        return (
+            people if self.impostor_by_people else f"{people}; impostor pairs, which share few people, by themselves"
+        )
 
     @property
     def trials(self) -> tuple[int, int]:

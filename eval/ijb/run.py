@@ -223,7 +223,11 @@ def with_intervals(found: VerificationResult, tree: IJBTree, scores: NDArray[np.
     """
     people = linked_people(tree.pair_label, tree.pair_template_1, tree.pair_template_2)
     resampler = Resampler(tree.pair_label, *people)
-    return replace(found, interval=tar_intervals(resampler, scores, FAR_GRID), drawn=resampler.method())
+    return replace(
+        found,
+        interval=tar_intervals(resampler, scores, FAR_GRID),
+        drawn=resampler.method("as genuine pairs join their templates"),
+    )
 
 
 def identify_tree(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prettytable import PrettyTable
 
-from eval.bootstrap import Interval, interval, interval_text, share_interval
+from eval.bootstrap import LEVEL, Interval, interval, interval_text, share_interval
 from eval.pairs.judged import Judged, accuracy_draws
 from eval.pairs.threshold import LEAST_MATCHES, find_threshold
 
@@ -40,6 +40,7 @@ class Spread:
     ratio_interval: Interval
     std: float  # over groups
     std_interval: Interval
+    std_by_chance: float  # 95 % of draws stay below it where all groups are alike
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,14 @@ def _spread(figure: str, values: Sequence[float], draws_GR: NDArray[np.float64])
         return out
 
     column = np.array(values)[:, None]
+    alike_GR = draws_GR - draws_GR.mean(axis=1, keepdims=True)
     return Spread(
         figure,
         float(ratio(column)[0]),
         interval(ratio(draws_GR)),
         float(column.std()),
         interval(draws_GR.std(axis=0)),
+        float(np.quantile(alike_GR.std(axis=0), LEVEL)),
     )
 
 
@@ -133,7 +136,7 @@ def group_cells(report: GroupReport) -> list[list[str]]:
 GROUP_HEAD = (
     "Group", "Genuine", "Impostor", "Accuracy %", "95 %", "TAR %", "95 % ", "FMR %", "95 %  ",
 )  # fmt: skip
-SPREAD_HEAD = ("Over groups", "max / min", "95 %", "std, points", "95 % ")
+SPREAD_HEAD = ("Over groups", "max / min", "95 %", "std, points", "95 % ", "by chance below")
 
 
 def spread_cells(report: GroupReport) -> list[list[str]]:
@@ -152,6 +155,7 @@ def spread_cells(report: GroupReport) -> list[list[str]]:
             spread.figure,
             *shown(spread.ratio, spread.ratio_interval, 1, 3),
             *shown(spread.std, spread.std_interval, 100, 4 if spread.figure == FIGURES[2] else 2),
+            f"{100 * spread.std_by_chance:.{4 if spread.figure == FIGURES[2] else 2}f}",
         ]
         for spread in report.spreads
     ]
@@ -199,6 +203,7 @@ def as_json(report: GroupReport) -> dict[str, object]:
             name(spread.figure): {
                 "max_over_min": with_interval(spread.ratio, spread.ratio_interval),
                 "std": with_interval(spread.std, spread.std_interval),
+                "std_by_chance": spread.std_by_chance,
             }
             for spread in report.spreads
         },

@@ -41,7 +41,7 @@ class Judged:
     @property
     def drawn(self) -> str:
         """What the intervals' draws are made of."""
-        return f"{self.resampler.method()}{f', {self.people_by}' if self.people_by else ''}"
+        return self.resampler.method(self.people_by)
 
     def accuracy_interval(self) -> Interval:
         """Of the accuracy; each fold's threshold stays."""

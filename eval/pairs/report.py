@@ -56,13 +56,15 @@ def pair_section(
             drawn=judged.drawn if judged is not None else "",
         )
     folds = len(result.accuracy_per_fold)
+    within = "" if judged is None else f" ({interval_text(judged.accuracy_interval())})"
     figures = {
-        f"Accuracy, {folds} folds ± {100 * result.accuracy_std:.2f}": (result.accuracy, percent(result.accuracy)),
+        f"Accuracy{within}, {folds} folds ± {100 * result.accuracy_std:.2f}": (
+            result.accuracy,
+            percent(result.accuracy),
+        ),
         "Mean genuine cosine": (result.genuine_cosine, f"{result.genuine_cosine:.3f}"),
         "Mean impostor cosine": (result.impostor_cosine, f"{result.impostor_cosine:.3f}"),
     }
-    if judged is not None:
-        figures["Accuracy, 95 % interval"] = (result.accuracy, interval_text(judged.accuracy_interval()))
     tiles = [Tile(label, text) for label, (value, text) in figures.items() if not math.isnan(value)]
     return Section(name, pairs=shown, headline=tiles, notes=result.notes())
 
@@ -125,8 +127,8 @@ def group_page_tables(report: GroupReport) -> list[Table]:
             SPREAD_HEAD,
             spread_cells(report),
             "The highest group's figure over the lowest's, and the standard deviation over groups in percentage "
-            "points. A ratio has no value where the lowest is 0. Noise alone spreads groups: with few false matches "
-            "a group, look at the intervals.",
+            "points. A ratio has no value where the lowest is 0. Noise alone spreads groups, and draws add to "
+            "it: groups differ beyond chance where the deviation is above what 95 % of draws of equal groups show.",
         ),
     ]
 

@@ -24,11 +24,11 @@ def rate_rows(found: Identification) -> list[tuple[str, float, Interval, float]]
     """Every rate: name, share, 95 % interval, threshold (nan where none belongs to it)."""
     intervals = found.intervals()
     rows = [
-        (f"rank-{rank}", share, bounds, math.nan)
+        (f"Rank-{rank}", share, bounds, math.nan)
         for (rank, share), bounds in zip(found.rank.items(), intervals, strict=False)
         if rank in RANKS
     ]
-    rows.append(("mean average precision", found.mean_average_precision, intervals[-1], math.nan))
+    rows.append(("Mean average precision", found.mean_average_precision, intervals[-1], math.nan))
     rows += [(f"TPIR at FPIR {x.fpir:g}", x.tpir, x.interval, x.threshold) for x in found.open_set]
     rows += [
         (f"TPIR at FPIR {fpir:g}, similarities counted", share, bounds, found.threshold[fpir])
@@ -100,7 +100,7 @@ def plot_cmc(found: Identification) -> Figure:
     axes.set_xticks([rank for rank in ranks if rank == 1 or rank % 5 == 0])
     bottom = max(0.0, math.floor(20 * min(low) - 0.3) / 20)
     axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
     axes.grid(color="0.85", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
