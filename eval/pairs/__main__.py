@@ -254,6 +254,10 @@ class _Run:
 def _check(options: argparse.Namespace) -> None:
     if len(options.model) > 2:
         raise ValueError(f"--model is given once, or twice to compare two models, not {len(options.model)} times")
+    for model in map(Path, options.model):
+        file = model / "model.pt" if model.is_dir() else model
+        if not file.is_file():  # the second, too, before the first one's work
+            raise FileNotFoundError(f"no file {file}: expected a network's weights, such as a run's model.pt")
     if options.threshold_out is not None and (options.threshold_at is None or len(options.model) > 1):
         raise ValueError("--threshold-out needs --threshold-at RATE and one --model")
 

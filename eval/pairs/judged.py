@@ -37,6 +37,7 @@ class Judged:
     resampler: Resampler
     people_by: str  # how people are known
     groups: dict[str, Judged]  # its parts, by group; empty without groups
+    note: str = ""  # which groups are left out, and why
 
     @property
     def drawn(self) -> str:
@@ -99,18 +100,20 @@ def judge(
         people_by = "as genuine pairs join their images"
     scores = pair_cosines(embeddings_ND)
     parts: dict[str, Judged] = {}
+    one_kind: list[str] = []
     if columns is not None and columns.groups is not None:
         for place, group in enumerate(sorted(set(columns.groups.tolist()) - {""})):
             own = columns.groups == group
             issame = pairs.issame[own]
             if issame.all() or not issame.any():
-                raise ValueError(
-                    f"{name}: group {group!r} has {issame.sum()} genuine of {len(issame)} pairs, but needs both kinds"
-                )
+                one_kind.append(group)
+                continue
             part = evaluate_embeddings(embeddings_ND[np.repeat(own, 2)], issame, folds)
             resampler = Resampler(issame, first[own], second[own], seed=seed + 1 + place)
             parts[group] = Judged(group, part, issame, scores[own], resampler, people_by, {})
-    return Judged(name, result, pairs.issame, scores, Resampler(pairs.issame, first, second), people_by, parts)
+    resampler = Resampler(pairs.issame, first, second)
+    note = f"groups with pairs of one kind alone are left out: {', '.join(one_kind)}" if one_kind else ""
+    return Judged(name, result, pairs.issame, scores, resampler, people_by, parts, note)
 
 
 @dataclass(frozen=True)

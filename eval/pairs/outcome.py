@@ -49,7 +49,7 @@ def interval_lines(judged: Mapping[str, Judged]) -> list[str]:
 
 def group_lines(report: PairsReport) -> list[str]:
     """The tables of groups."""
-    lines = []
+    lines = [plain(note) for note in report.notes]
     for name, found in report.groups.items():
         lines.append(
             f"{plain(name)}, groups at one threshold, {found.threshold:.4f}, at {found.rate:g} of all impostor pairs:"

@@ -81,14 +81,11 @@ class PairsReport:
         self.folds, self.is_page = folds, is_page
         self.judged: dict[str, Judged] = {}  # by set; those that have a curve
         self.groups: dict[str, GroupReport] = {}  # by set
+        self.notes: list[str] = []  # groups that are left out
         self.sections: list[Section] = []
 
     def add(self, name: str, pairs: PairSet, embeddings_ND: NDArray[np.float32], result: PairResult) -> None:
-        """Add one set; see :func:`pair_section`.
-
-        Raises:
-            ValueError: a group without pairs of both kinds.
-        """
+        """Add one set; see :func:`pair_section`."""
         judged = None
         if result.accuracy_per_fold.size and can_be_judged(pairs, embeddings_ND):
             judged = self.judged[name] = judge(name, pairs, embeddings_ND, result, self.folds)
@@ -99,12 +96,20 @@ class PairsReport:
         """Compare the groups of each set that has some, or all sets as groups; their tables go into the page.
 
         Raises:
-            ValueError: see :func:`eval.pairs.groups.compare_groups`.
+            ValueError: groups that were asked for, by a rate or as sets, cannot be compared; see
+                :func:`eval.pairs.groups.compare_groups`.
         """
         found = {name: judged.groups for name, judged in self.judged.items() if judged.groups}
+        self.notes += [f"{name}: {judged.note}" for name, judged in self.judged.items() if judged.note]
         if sets_are_groups:
             found = {"all sets": self.judged}
-        self.groups = {name: compare_groups(groups, rate) for name, groups in found.items()}
+        for name, groups in found.items():
+            try:
+                self.groups[name] = compare_groups(groups, rate)
+            except ValueError as error:
+                if sets_are_groups or rate is not None:
+                    raise
+                self.notes.append(f"{name}: groups are not compared: {error}")
         if self.is_page:
             tables = {name: group_page_tables(report) for name, report in self.groups.items()}
             self.sections = [
