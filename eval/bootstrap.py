@@ -24,6 +24,7 @@ Interval = tuple[float, float]
 DRAWS = 1_000
 LEVEL = 0.95
 SEED = 20_240_601
+LEAST_PAIRS = 10  # impostor pairs that a FAR must be for an interval
 _FEW_PAIRS = 3  # impostor pairs a person, below which pairs are drawn
 _PAIRS_PER_BLOCK = 1 << 20
 _WEIGHTS_PER_BLOCK = 1 << 22
@@ -307,8 +308,13 @@ def _thresholds(impostor: NDArray[np.floating[Any]], fars: Sequence[float]) -> N
 def tar_intervals(
     resampler: Resampler, scores: NDArray[np.floating[Any]], fars: Sequence[float]
 ) -> dict[float, Interval]:
-    """The 95 % interval of the TAR at each FAR that is at least one impostor pair; the others are left out."""
+    """The 95 % interval of the TAR at each FAR of :func:`bounded_fars`."""
+    bounded = bounded_fars(resampler, fars)
+    (draws,) = tar_draws(resampler, [scores], bounded)
+    return {far: share_interval(draws[:, i], resampler.trials[0]) for i, far in enumerate(bounded)}
+
+
+def bounded_fars(resampler: Resampler, fars: Sequence[float]) -> list[float]:
+    """The FARs that are at least 10 impostor pairs: below, draws of so few hold the truth far less often."""
     impostor = int((~resampler.genuine).sum())
-    resolved = [far for far in fars if far * impostor >= 1 - 1e-9]
-    (draws,) = tar_draws(resampler, [scores], resolved)
-    return {far: share_interval(draws[:, i], resampler.trials[0]) for i, far in enumerate(resolved)}
+    return [far for far in fars if far * impostor >= LEAST_PAIRS * (1 - 1e-9)]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prettytable import PrettyTable
 
-from eval.bootstrap import Interval, Resampler, interval, linked_people, tar_draws
+from eval.bootstrap import Interval, Resampler, bounded_fars, interval, linked_people, tar_draws
 from eval.ijb.lists import TARGETS, read_lists
 from eval.roc import FAR_GRID, Roc, plot_roc, roc
 from utils.atomic import open_atomic, write_json
@@ -28,7 +28,7 @@ from utils.text import complain, plain
 
 @dataclass(frozen=True)
 class Comparison:
-    """TARs of two models on the same pairs, at each FAR that the pairs resolve."""
+    """TARs of two models on the same pairs, at each FAR that is at least 10 impostor pairs."""
 
     names: tuple[str, str]
     curves: tuple[Roc, Roc]
@@ -70,8 +70,8 @@ def compare_scores(
         names: of both.
     """
     curves = roc(labels, scores[0]), roc(labels, scores[1])
-    fars = [far for far in FAR_GRID if curves[0].resolves(far)]
     resampler = Resampler(labels, *people)
+    fars = bounded_fars(resampler, FAR_GRID)
     first, second = tar_draws(resampler, scores, fars)
     gains = {far: interval(second[:, i] - first[:, i]) for i, far in enumerate(fars)}
     return Comparison(names, curves, gains, resampler.method("as genuine pairs join their templates"))

@@ -16,6 +16,7 @@ from eval.bootstrap import (
     Counts,
     Interval,
     Resampler,
+    bounded_fars,
     interval,
     linked_people,
     share_interval,
@@ -133,7 +134,8 @@ def differences(first: Judged, second: Judged, fars: Sequence[float] = FARS) -> 
     counts = draws.counts(one, other, n_bins=2)
     gain = accuracy_draws(counts[1]) - accuracy_draws(counts[0])
     found = [Difference("accuracy", first.result.accuracy, second.result.accuracy, interval(gain))]
-    resolved = [k for k, far in enumerate(fars) if not np.isnan(first.result.tar[k])]
+    bounded = bounded_fars(draws, fars)
+    resolved = [k for k, far in enumerate(fars) if far in bounded]
     tars = tar_draws(draws, [first.scores, second.scores], [fars[k] for k in resolved])
     for column, k in enumerate(resolved):
         bounds = interval(tars[1][:, column] - tars[0][:, column])

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from eval import bootstrap
 from eval.ijb.compare import main
 from eval.ijb.lists import read_lists
 from ijb_tree import make_tree
@@ -13,7 +14,8 @@ def ijb(tmp_path_factory):
     return make_tree(tmp_path_factory.mktemp("ijb") / "IJBC")
 
 
-def test_two_results(ijb, tmp_path, capsys):
+def test_two_results(ijb, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bootstrap, "LEAST_PAIRS", 1)
     labels = read_lists(ijb, "IJBC").pair_label
     rng = np.random.default_rng(0)
     for name, noise in (("good", 0.1), ("bad", 2.0)):
