@@ -3,9 +3,9 @@
     python benchmarks/interval_coverage.py --out docs/results/interval_coverage.jsonl
 
 Each set is new people; the truth comes from 2,000 of them. ``dense``: every pair of the images of 80 people.
-``sparse``: each of 1,200 people in one genuine
-and two impostor pairs, as in lfw; only FARs of 10 impostor pairs have an interval. ``search``: 3 probes of each
-of 120 people, and one each of 200 others, in a gallery of one template a person.
+``sparse``: each of 1,200 people in one genuine and two
+impostor pairs, as in lfw. ``search``: 3 probes of each of 120 people, and one each of 200 others, in a gallery of one
+template a person.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def _scores(
     """A pair's score depends on how alike its people are to everybody, and on noise."""
     like_all, own = rng.normal(0, 0.35, people), rng.normal(0, 0.5, people)
     same = first == second
-    noise: NDArray[np.float64] = like_all[first] + like_all[second] + rng.normal(0, 1, len(first))
-    return noise + same * (3.2 + own[first])
+    scores: NDArray[np.float64] = like_all[first] + like_all[second] + rng.normal(0, 1, len(first))
+    scores += same * (3.2 + own[first])
+    return scores
 
 
 def _dense(rng: np.random.Generator, people: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
