@@ -58,6 +58,8 @@ def read_columns(path: Path, issame: NDArray[np.bool_]) -> PairColumns:
     names: Sequence[str] = rows[0] if rows else []
     places = pair_places(names)
     body = rows[len(rows) - len(issame) :]
+    if len(body) != len(issame) or any(len(row) < (len(names) if places else 2) for row in body):
+        return PairColumns()  # a list of another form, which says nothing here
     if places is None:
         return _by_folders(body, (0, 1), issame)
     people = next((pair for pair in _PEOPLE if None not in _both(names, pair)), None)
