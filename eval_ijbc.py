@@ -31,7 +31,7 @@ from embedder.embedder import Embedder
 from embedder.load import load_embedder
 from eval.ijb.lists import PROTOCOLS, TARGETS, IJBTree, read_ijb
 from eval.ijb.results import IJBReport, write_results
-from eval.ijb.run import Embedded, embedded_tree, identify_tree, tree_templates, verify_scores
+from eval.ijb.run import Embedded, embedded_tree, identify_tree, tree_templates, verify_scores, with_intervals
 from eval.ijb.templates import FeatureMode, pair_scores
 from utils.device import choose_device, prepare_device
 from utils.distributed import get_rank, get_world_size, init_ranks, together
@@ -196,7 +196,8 @@ def _run_protocols(
     if protocol != "11":
         report.identification = identify_tree(tree, unique, templates_UD)
     if report.scores is not None:
-        report.verification = verify_scores(tree.pair_label, report.scores)
+        found = verify_scores(tree.pair_label, report.scores)
+        report.verification = with_intervals(found, tree, report.scores)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

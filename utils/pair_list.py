@@ -25,10 +25,10 @@ _FLAGS = {
     ),
 }
 _FIRST = frozenset((
-    "path1", "image1", "img1", "file1", "filename1", "path_1", "image_1", "img_1", "file_1", "imagea", "first",
+    "path1", "p1", "image1", "img1", "file1", "filename1", "path_1", "image_1", "img_1", "file_1", "imagea", "first",
 ))  # fmt: skip
 _SECOND = frozenset((
-    "path2", "image2", "img2", "file2", "filename2", "path_2", "image_2", "img_2", "file_2", "imageb", "second",
+    "path2", "p2", "image2", "img2", "file2", "filename2", "path_2", "image_2", "img_2", "file_2", "imageb", "second",
 ))  # fmt: skip
 _FLAG = frozenset((
     "issame", "same", "is_same", "label", "flag", "target", "match", "same_person", "genuine", "y",

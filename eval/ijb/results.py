@@ -12,9 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.embedder import Embedder
-from eval.ijb.identification import Identification, field_lines, identification_table, mean_rates
+from eval.identification import (
+    Identification,
+    field_lines,
+    identification_table,
+    interval_table,
+    mean_intervals,
+    mean_rates,
+)
 from eval.ijb.lists import IJBTree
-from eval.ijb.run import AlignedImages, VerificationResult, tar_table
+from eval.ijb.run import AlignedImages, VerificationResult, tar_interval_table, tar_table
 from eval.ijb.templates import FeatureMode
 from eval.report.write import PairScores, Section, Table, model_facts, write_report
 from eval.roc import plot_roc
@@ -47,7 +54,20 @@ class IJBReport:
             lines += [tar_table(self.method, self.verification.tar).get_string(), self.verification.note()]
         if self.identification:
             lines += [identification_table(self.method, self.identification).get_string()]
+        lines += self._intervals()
         return "\n".join(line for line in [*lines, f"Mode: {self.mode}"] if line)
+
+    def _intervals(self) -> list[str]:
+        """The tables of intervals, and what was drawn."""
+        lines = []
+        if self.verification is not None:
+            lines += [tar_interval_table(self.method, self.verification).get_string()]
+            lines += [f"1:1: {self.verification.drawn}."]
+        if self.identification:
+            people = next(iter(self.identification.values())).people
+            lines += [interval_table(self.method, self.identification).get_string()]
+            lines += [f"1:N: {people:,} people of the probes drawn again; the galleries stay."]
+        return lines
 
     def write(self, ending: str, fill: Callable[[BinaryIO], Any]) -> None:
         """Write one of the files, complete or not at all."""
@@ -112,6 +132,8 @@ def _verification_facts(found: VerificationResult | None) -> dict[str, Any]:
         "genuine_pairs": found.curve.genuine,
         "impostor_pairs": found.curve.impostor,
         "tar_at_far": {f"{far:g}": value for far, value in found.tar.items()},
+        "tar_at_far_interval": {f"{far:g}": list(bounds) for far, bounds in found.interval.items()},
+        "interval_method": found.drawn,
         "unresolved_far": [f"{far:g}" for far in found.unresolved],
     }
 
@@ -126,6 +148,7 @@ def _identification_facts(results: Mapping[str, Identification]) -> dict[str, An
         "identification": {
             **{name: _facts_of(result) for name, result in results.items()},
             "mean": {name: _known(value) for name, value in means.items()},
+            "mean_interval": {name: _bounds(value) for name, value in zip(names, mean_intervals(apart), strict=True)},
         }
     }
 
@@ -137,8 +160,21 @@ def _facts_of(result: Identification) -> dict[str, Any]:
         "gallery_templates": result.gallery,
         "rank": {str(rank): share for rank, share in result.rank.items()},
         "tpir_at_fpir": {f"{fpir:g}": _known(share) for fpir, share in result.tpir.items()},
+        **_interval_facts(result),
         "threshold_at_fpir": {f"{fpir:g}": _known(value) for fpir, value in result.threshold.items()},
     }
+
+
+def _interval_facts(result: Identification) -> dict[str, Any]:
+    bounds = [_bounds(value) for value in result.intervals()]
+    return {
+        "rank_interval": dict(zip(map(str, result.rank), bounds, strict=False)),
+        "tpir_at_fpir_interval": dict(zip((f"{f:g}" for f in result.tpir), bounds[len(result.rank) :], strict=False)),
+    }
+
+
+def _bounds(bounds: tuple[float, float]) -> list[float] | None:
+    return list(bounds) if np.isfinite(bounds).all() else None
 
 
 def _known(value: float) -> float | None:
@@ -157,6 +193,8 @@ def _write_html(report: IJBReport, embedder: Embedder, model: str) -> list[Path]
             first=tree.pair_template_1,
             second=tree.pair_template_2,
             image_of=AlignedImages(tree).of_template,
+            intervals=found.interval,
+            drawn=found.drawn,
         )
     tables = []
     if report.identification:
@@ -164,6 +202,10 @@ def _write_html(report: IJBReport, embedder: Embedder, model: str) -> list[Path]
         rows = [row[1:] for row in table.rows]
         note = "Probes without a mate in a gallery are searched there too: they count in the threshold, not in rates."
         tables = [Table("Identification, 1:N, in percent", table.field_names[1:], rows, note)]
+        bounds = interval_table(report.method, report.identification)
+        rows = [row[1:] for row in bounds.rows]
+        note = "People of the probes are drawn again; the galleries stay as they are."
+        tables += [Table("Identification, 95 % intervals", bounds.field_names[1:], rows, note)]
     section = Section(tree.target, str(report.mode), pairs, tables=tables)
     facts = {
         "Job": report.job,

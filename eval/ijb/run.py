@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from prettytable import PrettyTable
 from embedder.align import TEMPLATE, similarity_transform, warp_face
 from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder
+from eval.bootstrap import DRAWS, Interval, Resampler, interval_text, linked_people, tar_intervals
+from eval.identification import Identification, identify
 from eval.ijb.cache import EmbeddingCache, cache_key
-from eval.ijb.identification import Identification, identify
 from eval.ijb.lists import IJBTree, Subjects
 from eval.ijb.templates import FeatureMode, image_features, pool_templates, template_rows
 from eval.roc import FAR_GRID, Roc, roc
@@ -194,6 +195,8 @@ class VerificationResult:
     curve: Roc
     tar: dict[float, float]  # FAR -> TAR, 0 to 1
     unresolved: list[float]  # FARs below one impostor pair
+    interval: dict[float, Interval] = field(default_factory=dict)  # FAR -> 95 % of the TAR; of resolved FARs alone
+    drawn: str = ""  # what the intervals' draws were made of
 
     def note(self) -> str:
         """Say which figures mean nothing, "" if all do."""
@@ -208,6 +211,23 @@ def verify_scores(labels: NDArray[np.integer[Any]], scores: NDArray[np.float64])
     curve = roc(labels, scores)
     return VerificationResult(
         curve, {far: curve.tar_at(far) for far in FAR_GRID}, [far for far in FAR_GRID if not curve.resolves(far)]
+    )
+
+
+def with_intervals(found: VerificationResult, tree: IJBTree, scores: NDArray[np.float64]) -> VerificationResult:
+    """Add 95 % intervals: people are drawn again, those whose templates the tree's genuine pairs join.
+
+    Args:
+        found: of these scores.
+        tree: with pairs.
+        scores: (P,).
+    """
+    people = linked_people(tree.pair_label, tree.pair_template_1, tree.pair_template_2)
+    resampler = Resampler(tree.pair_label, *people)
+    return replace(
+        found,
+        interval=tar_intervals(resampler, scores, FAR_GRID),
+        drawn=resampler.method("as genuine pairs join their templates"),
     )
 
 
@@ -234,7 +254,7 @@ def identify_tree(
     for name, gallery in {**tree.galleries, "+".join(tree.galleries): joined}.items():
         gallery_GD = templates_UD[template_rows(unique, gallery.template_ids)]
         try:
-            results[name] = identify(probes_QD, probes.subject_ids, gallery_GD, gallery.subject_ids)
+            results[name] = identify(probes_QD, probes.subject_ids, gallery_GD, gallery.subject_ids, draws=DRAWS)
         except ValueError as error:
             raise ValueError(f"gallery {name}: {error}") from None
     return results
@@ -244,4 +264,12 @@ def tar_table(method: str, tar: dict[float, float]) -> PrettyTable:
     """Build the table of the field: a row per method, a column per FAR, TAR in percent."""
     table = PrettyTable(["Methods", *(f"{far:g}" for far in tar)])
     table.add_row([method, *(f"{100 * value:.2f}" for value in tar.values())])
+    return table
+
+
+def tar_interval_table(method: str, found: VerificationResult) -> PrettyTable:
+    """Build the table of 95 % intervals of the TARs in percent, columns as :func:`tar_table`; "-" if not resolved."""
+    table = PrettyTable(["95 % intervals", *(f"{far:g}" for far in found.tar)])
+    nothing = float("nan"), float("nan")
+    table.add_row([method, *(interval_text(found.interval.get(far, nothing)) for far in found.tar)])
     return table

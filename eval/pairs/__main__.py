@@ -11,7 +11,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,23 @@ from embedder.embedder import Embedder, LengthMeter, embed_with_mirrored
 from embedder.load import load_embedder
 from eval.pairs.bcolz_folder import is_bcolz
 from eval.pairs.bin_file import PairSet
+from eval.pairs.groups import as_json as groups_json
+from eval.pairs.outcome import (
+    compare,
+    difference_sections,
+    difference_table,
+    differences_json,
+    group_lines,
+    interval_lines,
+    model_names,
+    set_facts,
+    threshold_lines,
+    threshold_of,
+)
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_loader
-from eval.pairs.report import PairsReport
+from eval.pairs.report import PairsReport, write_page
 from eval.pairs.sets import ENDINGS, find_pairs, load_pairs
+from eval.report.write import model_facts
 from utils.atomic import write_json
 from utils.text import complain, plain
 
@@ -42,7 +56,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "cosines, spread of the embeddings.",
         epilog="Exit status: 0; 1 if a set was left out; 2 if nothing could be evaluated.",
     )
-    parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
+    parser.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        help="model.pt, the run's folder that holds it, or an .onnx file; twice: both are compared on the same pairs",
+    )
     parser.add_argument(
         "--data", default=".", help="folder of the sets: NAME.bin, lists of pairs, folders of bcolz; or one such file"
     )
@@ -69,6 +88,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--bgr", action="store_true", help="feed the network blue first (default: RGB, or what the .onnx file says)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--threshold-at",
+        type=float,
+        metavar="RATE",
+        help="find the threshold at this false match rate, such as 1e-3; groups are compared there, too",
+    )
+    parser.add_argument(
+        "--threshold-out", type=Path, metavar="FILE.json", help="write that threshold there, for inference.py"
+    )
+    parser.add_argument(
+        "--sets-are-groups", action="store_true", help="compare the sets as groups of people, such as RFW's four"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write every figure there")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with pictures there")
     return parser.parse_args(argv)
@@ -123,13 +154,14 @@ def embed_set(
 
 
 def evaluate(
-    options: argparse.Namespace, report: PairsReport | None = None
+    options: argparse.Namespace, report: PairsReport | None = None, model: str | None = None
 ) -> tuple[dict[str, PairResult], dict[str, str], Embedder]:
     """Evaluate every set that can be read.
 
     Args:
         options: of :func:`parse_arguments`.
         report: receives each set.
+        model: where it lies; None takes the first of the options.
 
     Returns:
         results by set, reasons by target for those left out, and the model.
@@ -144,7 +176,7 @@ def evaluate(
         )
     data = Path(options.data)
     targets = options.targets or ([str(data)] if data.suffix in ENDINGS and data.is_file() else list_sets(data))
-    embedder = load_embedder(options.model, options.network, options.device, bgr=options.bgr)
+    embedder = load_embedder(model or options.model[0], options.network, options.device, bgr=options.bgr)
     results: dict[str, PairResult] = {}
     left_out: dict[str, str] = {}
     for target in targets:
@@ -212,39 +244,103 @@ def as_json(result: PairResult) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 where a set was left out, 2 where none was evaluated."""
     options = parse_arguments(argv)
-    page = PairsReport() if options.report is not None else None
     try:
-        results, left_out, embedder = evaluate(options, page)
-        if not results:
-            raise ValueError("; ".join(left_out.values()))
-        print(f"{options.model}: network {embedder.name}, {embedder.embedding_size} numbers")
-        table = results_table(results).get_string()
-        print(table)
-        for name, result in results.items():
-            for note in result.notes():
-                print(f"{plain(name)}: {note}")
-        for target, problem in left_out.items():
-            print(plain(f"{target} is left out: {problem}"))
+        _check(options)
+        runs = [_run(options, model) for model in options.model]
+        facts: dict[str, Any] = runs[0].facts
+        tables = [line for run in runs for line in run.lines]
+        sections = runs[0].report.sections
+        if len(runs) == 2:
+            names, reports = model_names(options.model), [run.report for run in runs]
+            found = compare(reports)
+            tables.append(difference_table(found, names).get_string())
+            print(tables[-1])
+            facts = {"models": [run.facts for run in runs], "differences": differences_json(found)}
+            if options.report is not None:
+                own = zip(names, reports, strict=True)
+                apart = [replace(s, name=f"{s.name}: {name}") for name, report in own for s in report.sections]
+                sections = [*difference_sections(found, reports, names), *apart]
         if options.out is not None:
-            report = {
-                "model": str(options.model),
-                "sha256": embedder.sha256,
-                "network": embedder.name,
-                "embedding_size": embedder.embedding_size,
-                "flip": not options.no_flip,
-                "folds": options.folds,
-                "sets": {name: as_json(result) for name, result in results.items()},
-                "left_out": left_out,
-            }
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.out, report)
-        if page is not None:
-            page.write(options.report, options.model, embedder, not options.no_flip, table)
+            write_json(options.out, facts)
+        if options.report is not None:
+            about = [model_facts(model, run.embedder) for model, run in zip(options.model, runs, strict=True)]
+            named = about[0] if len(about) == 1 else _numbered(about)
+            write_page(options.report, sections, named, not options.no_flip, "\n".join(tables))
             print(f"Report: {options.report}")
     except (ValueError, OSError) as error:
         complain("eval.pairs", error)
         return 2
-    return 1 if left_out else 0
+    return 1 if any(run.left_out for run in runs) else 0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One model's evaluation."""
+
+    report: PairsReport
+    embedder: Embedder
+    left_out: dict[str, str]
+    lines: list[str]  # as printed
+    facts: dict[str, Any]  # for JSON
+
+
+def _check(options: argparse.Namespace) -> None:
+    if len(options.model) > 2:
+        raise ValueError(f"--model is given once, or twice to compare two models, not {len(options.model)} times")
+    for model in map(Path, options.model):
+        file = model / "model.pt" if model.is_dir() else model
+        if not file.is_file():  # the second, too, before the first one's work
+            raise FileNotFoundError(f"no file {file}: expected a network's weights, such as a run's model.pt")
+    if options.threshold_out is not None and (options.threshold_at is None or len(options.model) > 1):
+        raise ValueError("--threshold-out needs --threshold-at RATE and one --model")
+
+
+def _run(options: argparse.Namespace, model: str) -> _Run:
+    """Evaluate one model, and print what was found."""
+    report = PairsReport(options.folds, options.report is not None)
+    results, left_out, embedder = evaluate(options, report, model)
+    if not results:
+        raise ValueError("; ".join(left_out.values()))
+    report.compare_groups(options.sets_are_groups, options.threshold_at)
+    flip = not options.no_flip
+    lines = [
+        f"{model}: network {embedder.name}, {embedder.embedding_size} numbers",
+        results_table(results).get_string(),
+        *interval_lines(report.judged),
+        *(f"{plain(name)}: {note}" for name, result in results.items() for note in result.notes()),
+        *(plain(f"{target} is left out: {problem}") for target, problem in left_out.items()),
+        *group_lines(report),
+    ]
+    print("\n".join(lines), flush=True)
+    facts: dict[str, Any] = {
+        "model": model,
+        "sha256": embedder.sha256,
+        "network": embedder.name,
+        "embedding_size": embedder.embedding_size,
+        "flip": flip,
+        "folds": options.folds,
+        "sets": {name: as_json(result) for name, result in results.items()},
+        "left_out": left_out,
+    }
+    for name, judged in report.judged.items():
+        facts["sets"][name] |= set_facts(judged, report)
+    if options.sets_are_groups:
+        facts["groups"] = groups_json(report.groups["all sets"])
+    if options.threshold_at is not None:
+        found = threshold_of(report.judged, options.sets_are_groups, options.threshold_at, embedder.sha256, flip)
+        facts["threshold"] = asdict(found)
+        said = threshold_lines(found)
+        if options.threshold_out is not None:
+            found.write(options.threshold_out)
+            said.append(f"Written: {options.threshold_out}")
+        print("\n".join(said), flush=True)
+        lines += said
+    return _Run(report, embedder, left_out, lines, facts)
+
+
+def _numbered(about: list[dict[str, str]]) -> dict[str, str]:
+    return {f"{name} {i}": value for i, facts in enumerate(about, 1) for name, value in facts.items()}
 
 
 if __name__ == "__main__":

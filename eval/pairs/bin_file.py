@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.pairs.columns import PairColumns
+
 # An array's type code in the pickle -> the type that its bytes are read with.
 _TYPES: dict[str, str] = {"u1": "u1", "b1": "?", "?": "?", "i1": "i1", "i4": "<i4", "i8": "<i8"}
 
@@ -51,6 +53,7 @@ class PairSet:
     encoded: list[bytes]  # 2n JPEG or PNG files; a file that a set names twice is one object
     issame: NDArray[np.bool_]  # (n,)
     form: str = ""  # how it was read, for a form that had to be found out
+    columns: PairColumns | None = None  # what else its list says
 
 
 class _BinError(ValueError):

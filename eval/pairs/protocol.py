@@ -43,6 +43,7 @@ class PairResult:
     accuracy: float = float("nan")  # mean over folds, 0 to 1
     accuracy_std: float = float("nan")  # over folds
     accuracy_per_fold: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # (F,)
+    correct: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))  # (n,) decided rightly in its fold
     tpr: NDArray[np.float64] = field(default_factory=_nan_curve)  # (T,) true positive rate, mean over folds
     fpr: NDArray[np.float64] = field(default_factory=_nan_curve)  # (T,) false positive rate, mean over folds
     tar: NDArray[np.float64] = field(default_factory=_nan_points)  # (K,) at FARS; nan below one impostor pair
@@ -210,6 +211,7 @@ def evaluate_pairs(embeddings: NDArray[Any], issame: NDArray[np.bool_], folds: i
         accuracy=float(accuracy.mean()),
         accuracy_std=float(accuracy.std()),
         accuracy_per_fold=accuracy,
+        correct=(bins <= best[fold_of_pair]) == issame,
         tpr=(accepted_genuine / np.maximum(genuine, 1)).mean(axis=0),
         fpr=(accepted_impostor / np.maximum(impostor, 1)).mean(axis=0),
         tar=_tar_at_fars(cosines, issame),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from eval.pairs.bcolz_folder import is_bcolz, load_bcolz
 from eval.pairs.bin_file import PairSet, load_bin
+from eval.pairs.columns import read_columns
 from utils.pair_list import ENDINGS as LIST_ENDINGS
 from utils.pair_list import images_of, read_pair_list
 
@@ -36,6 +38,9 @@ def find_pairs(target: str, folder: Path) -> Path:
 
 def load_pairs(path: Path, allow_outside: bool = False, root: Path | None = None) -> PairSet:
     """Read a verification set by its ending; raises as ``load_list``, ``load_bin`` and ``load_bcolz`` do."""
+    if path.suffix == ".csv":
+        pairs = load_list(path, allow_outside, root)
+        return replace(pairs, columns=read_columns(path, pairs.issame))
     if path.suffix in LIST_ENDINGS:
         return load_list(path, allow_outside, root)
     return load_bcolz(path) if is_bcolz(path) else load_bin(path)

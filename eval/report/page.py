@@ -47,6 +47,7 @@ nav a { margin-right: 1.1rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 1rem;
   margin: 1rem 0; }
 .card { padding: 1rem 1.1rem; margin: 0; min-width: 0; }
+.charts .chart:only-child img { max-width: 720px; margin: 0 auto; }
 .charts .wide { grid-column: 1 / -1; }
 .chart img { display: block; width: 100%; height: auto; }
 .chart figcaption { margin-top: .5rem; }

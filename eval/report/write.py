@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.embedder import Embedder
+from eval.bootstrap import Interval, interval_text
 from eval.report.figures import (
     FacePair,
     draw_sheet,
@@ -43,7 +44,7 @@ from eval.roc import FAR_GRID, Roc
 from utils.atomic import open_atomic
 from utils.text import plain
 
-__all__ = ["PairScores", "Section", "Table", "Tile", "model_facts", "write_report"]
+__all__ = ["PairScores", "Picture", "Section", "Table", "Tile", "model_facts", "write_report"]
 
 _HEADLINE_FAR = 1e-4  # the point that the field quotes
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "opencv-python", "onnxruntime")
@@ -61,6 +62,8 @@ class PairScores:
     image_of: Callable[[int], NDArray[np.uint8]] | None = None  # id -> (H, W, 3) RGB, its aligned face
     id_word: str = "template"  # what an id counts, a word whose plural takes an s
     fars: Sequence[float] = FAR_GRID  # the operating points, ascending
+    intervals: Mapping[float, Interval] = field(default_factory=dict)  # FAR -> 95 % interval of the TAR
+    drawn: str = ""  # what the intervals' draws were made of
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Section:
     name: str  # such as "IJBC", also the name of its pictures
     mode: str = ""  # how the embeddings were made and compared
     pairs: PairScores | None = None
+    pictures: Sequence[Picture] = ()  # further charts
     headline: Sequence[Tile] = ()  # further numbers to put first, such as an accuracy over folds
     tables: Sequence[Table] = ()  # such as identification, 1:N
     notes: Sequence[str] = ()  # what the reader has to know before believing a number
@@ -157,16 +161,16 @@ def _prepare(section: Section, worst: int, worst_at_far: float) -> tuple[PageSec
     """Turn a section into what the page shows, and its sheets of faces as PNG by kind."""
     tiles, tables, notes = list(section.headline), list(section.tables), list(section.notes)
     about = [section.mode] if section.mode else []
-    pictures: list[Picture] = []
+    pictures: list[Picture] = list(section.pictures)
     face_sheets: list[FaceSheet] = []
     sheets: dict[str, bytes] = {}
     if (pairs := section.pairs) is not None:
         points = operating_points(pairs.curve, pairs.scores, pairs.labels, pairs.fars)
         about.append(f"{pairs.curve.genuine:,} genuine and {pairs.curve.impostor:,} impostor pairs")
         tiles += _tiles(pairs.curve, points)
-        tables = [_point_table(points), *tables]
+        tables = [_point_table(points, pairs), *tables]
         notes += _resolution_note(pairs.curve, points)
-        pictures = _charts(section.name, pairs, points)
+        pictures = [*_charts(section.name, pairs, points), *pictures]
         if worst and pairs.image_of is not None:
             at = _deciding_point(pairs.curve, pairs.scores, pairs.labels, points, worst_at_far)
             for genuine in (False, True):
@@ -197,11 +201,13 @@ def _tiles(curve: Roc, points: Sequence[OperatingPoint]) -> list[Tile]:
     ]
 
 
-def _point_table(points: Sequence[OperatingPoint]) -> Table:
+def _point_table(points: Sequence[OperatingPoint], pairs: PairScores) -> Table:
+    nothing = float("nan"), float("nan")
     rows = [
         (
             far_name(point.far),
             percent(point.tar),
+            *([interval_text(pairs.intervals.get(point.far, nothing))] if pairs.intervals else []),
             _score(point.threshold),
             f"{point.false_accepts:,}",
             f"{point.false_rejects:,}",
@@ -209,13 +215,17 @@ def _point_table(points: Sequence[OperatingPoint]) -> Table:
         )
         for point in points
     ]
-    return Table(
-        "Operating points",
-        ("FAR", "TAR", "Threshold", "Impostor pairs accepted", "Genuine pairs refused", "Resolved"),
-        rows,
+    interval = ["95 % interval"] if pairs.intervals else []
+    note = (
         "A pair is accepted when its score is above the threshold. TAR is that of the curve's point whose FAR is "
         "nearest to the one asked for. The curve holds its corners alone, so that fewer impostor pairs may be "
-        "accepted than a FAR allows.",
+        "accepted than a FAR allows."
+    )
+    return Table(
+        "Operating points",
+        ("FAR", "TAR", *interval, "Threshold", "Impostor pairs accepted", "Genuine pairs refused", "Resolved"),
+        rows,
+        f"{note} Intervals: {pairs.drawn}." if pairs.intervals else note,
     )
 
 

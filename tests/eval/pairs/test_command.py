@@ -9,6 +9,7 @@ import torch
 
 from backbones import get_model
 from embedder.load import load_embedder
+from embedder.threshold import Threshold
 from eval.pairs import __main__ as pairs_command
 from eval.pairs.protocol import evaluate_embeddings
 from eval.pairs.sets import load_pairs
@@ -48,7 +49,8 @@ def test_every_set_of_a_folder(model, data, capsys):
     printed = capsys.readouterr().out
     assert "network rtiny, 32 numbers" in printed
     rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")]
-    assert rows == ["set", "lfw", "list", "mine"]
+    names = ["lfw", "list", "mine"]
+    assert rows == ["set", *names, "95 % intervals", *names]
     assert "mine: 6 pairs for 10 folds: 6 folds used" in printed
     report = json.loads(out.read_text())
     assert report["network"] == "rtiny"
@@ -196,3 +198,80 @@ def test_the_public_form_of_real_faces(model, shared_data, capsys):
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[2] == "1200"
     assert 50 < float(cells[3]) < 80  # untrained: above chance, far from good
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    """Two groups of 30 genuine and 30 impostor pairs, whose faces are blurred a little."""
+    rng = np.random.default_rng(0)
+    lines = ["path1,path2,issame,group"]
+    for i in range(60):
+        for side in range(2):
+            image = face(i).astype(float) + rng.normal(0, 60, (112, 112, 3))
+            (tmp_path / f"{i}_{side}.png").write_bytes(png(np.clip(image, 0, 255).astype(np.uint8)))
+    for i in range(60):
+        lines += [f"{i}_0.png,{i}_1.png,1,{'ab'[i % 2]}", f"{i}_0.png,{(i + 2) % 60}_1.png,0,{'ab'[i % 2]}"]
+    (tmp_path / "set.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_groups_and_threshold(model, grouped, capsys):
+    out, threshold, page = grouped / "o.json", grouped / "run" / "threshold.json", grouped / "p.html"
+    more = ["--threshold-at", "0.2", "--threshold-out", str(threshold), "--out", str(out), "--report", str(page)]
+    assert pairs_command.main(arguments(model, grouped, *more)) == 0
+    printed = capsys.readouterr().out
+    assert "set, groups at one threshold" in printed
+    assert "as genuine pairs join their images" in printed
+    told = json.loads(out.read_text())
+    assert list(told["sets"]["set"]["groups"]["groups"]) == ["a", "b"]
+    low, high = told["sets"]["set"]["accuracy_interval"]
+    assert low <= told["sets"]["set"]["accuracy"] <= high
+    found = Threshold.read(threshold)
+    assert (found.impostor_pairs, found.flip, found.model) == (60, True, told["sha256"])
+    assert found.false_match_rate <= 0.2
+    text = page.read_text()
+    assert "How far groups lie apart" in text
+    assert "95 % interval" in text
+
+
+def test_sets_are_groups(model, grouped, capsys):
+    (grouped / "other.csv").write_text((grouped / "set.csv").read_text())
+    out = grouped / "o.json"
+    more = ["--sets-are-groups", "--threshold-at", "0.2", "--out", str(out), "--report", str(grouped / "p.html")]
+    assert pairs_command.main(arguments(model, grouped, *more)) == 0
+    assert "all sets, groups at one threshold" in capsys.readouterr().out
+    told = json.loads(out.read_text())
+    assert list(told["groups"]["groups"]) == ["other", "set"]
+    assert told["threshold"]["impostor_pairs"] == 120
+
+
+def test_two_models(model, grouped, tmp_path_factory, capsys):
+    torch.manual_seed(5)
+    other = tmp_path_factory.mktemp("other") / "model.pt"
+    torch.save(get_model("rtiny", num_features=32).state_dict(), other)
+    out, page = grouped / "o.json", grouped / "p.html"
+    more = ["--model", str(other), "--out", str(out), "--report", str(page)]
+    assert pairs_command.main(arguments(model, grouped, *more)) == 0
+    assert "beyond chance" in capsys.readouterr().out
+    told = json.loads(out.read_text())
+    assert [run["model"] for run in told["models"]] == [str(model), str(other)]
+    row = told["differences"]["set"]["accuracy"]
+    assert row["difference"] == pytest.approx(row["second"] - row["first"])
+    assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+    assert [run["sets"]["set"]["accuracy"] for run in told["models"]] == [row["first"], row["second"]]
+    assert "Both models, in percent" in page.read_text()
+    assert len(list(grouped.glob("p_*_both.png"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--threshold-out", "t.json"], "--threshold-out needs --threshold-at RATE and one --model"),
+        (["--model", "b", "--model", "c"], "--model is given once, or twice"),
+        (["--threshold-at", "1e-3"], "needs 10,000 impostor pairs"),
+        (["--sets-are-groups"], "groups are compared from two on"),
+    ],
+)
+def test_what_does_not_go_together(model, grouped, capsys, more, message):
+    assert pairs_command.main(arguments(model, grouped, *more)) == 2
+    assert message in capsys.readouterr().err

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import eval_ijbc
+from eval.ijb.compare import main as ijb_compare
 from eval.pairs import __main__ as pairs_command
 from eval.report import write as report_module
 from eval.report.write import PairScores, Section, Table, Tile, write_report
 from eval.roc import roc
+from eval.search import __main__ as search_command
 from paths import ROOT
 from tools.screenshot import find_chromium, run_chromium, screenshot
 
@@ -288,7 +290,12 @@ def test_docs_name_the_files_and_the_real_options(capsys):
     for kind in ("roc", "det", "scores", "false_accepts", "false_rejects"):
         assert f"`JOB_{kind}.png`" in text
     known = set()
-    for parse in (eval_ijbc.parse_arguments, pairs_command.parse_arguments):
+    for parse in (
+        eval_ijbc.parse_arguments,
+        pairs_command.parse_arguments,
+        search_command.parse_arguments,
+        ijb_compare,
+    ):
         with pytest.raises(SystemExit):
             parse(["--help"])
         known |= set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out))

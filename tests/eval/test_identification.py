@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.ijb import identification
-from eval.ijb.identification import field_lines, identification_table, identify, mean_rates
+from eval import identification
+from eval.identification import field_lines, identification_table, identify, mean_rates
 
 pytestmark = pytest.mark.numeric
 
@@ -110,3 +110,59 @@ def test_table_has_each_gallery_and_their_mean():
         ["net-IJBC", "G1+G2", "0.00"],
         ["net-IJBC", "mean of G1 and G2", "75.00"],
     ]
+
+
+def loop_precision(similarity, same):
+    """Area under precision over recall, one gallery template after the other."""
+    area, recall, precision, found = 0.0, 0.0, 1.0, 0
+    for rank, place in enumerate(sorted(range(len(same)), key=lambda i: (-similarity[i], i)), 1):
+        found += same[place]
+        now = found / sum(same), found / rank
+        area += (now[0] - recall) * (precision + now[1]) / 2
+        recall, precision = now
+    return area
+
+
+@pytest.mark.parametrize("few", [0, 32])
+def test_average_precision_equals_the_loop(monkeypatch, few):
+    monkeypatch.setattr(identification, "_FEW_MATES", few)
+    rng = np.random.default_rng(0)
+    gallery = rng.integers(-2, 3, (30, 4)).astype(float)  # ties
+    probes, subjects, owners = gallery[::3] + 0.0, np.arange(10) % 4, np.arange(30) % 5
+    result = identify(probes, subjects, gallery, owners, precision=True)
+    expected = [loop_precision(gallery @ p, owners == s) for p, s in zip(probes, subjects, strict=True)]
+    assert result.mean_average_precision == pytest.approx(np.mean(expected))
+
+
+def test_open_set_counts_probes_without_a_mate():
+    rng = np.random.default_rng(1)
+    gallery = np.eye(40)
+    mated = gallery * rng.uniform(0.3, 1, (40, 1))
+    others = rng.uniform(0, 0.2, (50, 40))
+    others[:5, 0] = (0.9, 0.8, 0.7, 0.6, 0.5)
+    subjects = np.r_[np.arange(40), 100 + np.arange(50)]
+    result = identify(np.r_[mated, others], subjects, gallery, np.arange(40), fpirs=(0.001, 0.02, 0.1), draws=50)
+    assert [point.fpir for point in result.open_set] == [0.02, 0.1]
+    first, second = result.open_set
+    assert first.threshold == 0.8  # one of 50, 0.9, is above it
+    assert second.threshold == pytest.approx(others[5:].max())
+    assert second.tpir == 1
+    assert first.tpir == np.mean(mated.max(axis=1) > 0.8)
+    assert first.interval[0] < first.tpir < first.interval[1]
+    assert first.non_mated_probes == 50
+
+
+def test_draws_centre_on_the_rates_and_repeat():
+    rng = np.random.default_rng(2)
+    people = np.arange(80)
+    gallery = rng.normal(size=(80, 8))
+    probes = np.repeat(gallery, 3, axis=0) + rng.normal(0, 1.0, (240, 8))
+    gallery, probes = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (gallery, probes))
+    given_ = (probes, np.repeat(people, 3), gallery, people)
+    result, again = (identify(*given_, precision=True, draws=300) for _ in range(2))
+    np.testing.assert_array_equal(result.draws, again.draws)
+    rates = [*result.rank.values(), *result.tpir.values(), result.mean_average_precision]
+    np.testing.assert_allclose(np.median(result.draws, axis=0), rates, atol=0.03)
+    for rate, (low, high) in zip(rates, result.intervals(), strict=True):
+        assert low <= rate <= high
+        assert high - low < 0.3
