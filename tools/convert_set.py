@@ -16,6 +16,11 @@ Images are neither decoded nor resized. The same input gives the same bytes.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("convert_set")
+
 import argparse
 import sys
 import time

@@ -15,6 +15,11 @@ Exit status: 0 the index is whole, 2 it cannot be made.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("rebuild_index")
+
 import argparse
 import sys
 import time
