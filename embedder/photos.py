@@ -73,7 +73,8 @@ def load_face(
     try:
         photo = decode_rgb(path.read_bytes())
         if detector is not None:
-            landmarks = detector.detect(photo).main_landmarks()
+            faces = detector.detect(photo)
+            landmarks = faces.landmarks[faces.main(photo.shape[1], photo.shape[0])]
         if landmarks is not None:
             warning = check_face(landmarks, photo.shape[1], photo.shape[0])
             how = f"aligned by its landmarks{'; ' if warning else ''}{warning}"

@@ -11,10 +11,11 @@ import inference
 from backbones import get_model
 from backbones.base import to_network_input
 from embedder import detector
-from embedder.align import TEMPLATE, align_face
+from embedder.align import align_face
 from embedder.gallery import cosine
 from embedder.photos import load_face, read_landmarks
 from embedder.threshold import Threshold
+from made_photos import LANDMARKS, photo_of
 from model_files import save_random_model
 from pair_stub import face
 from utils import bars
@@ -74,13 +75,6 @@ def test_two_faces(model, tmp_path, capsys):
     assert capsys.readouterr().out == "cosine 1.0000\n"
 
 
-def photo_of(landmarks, size=(200, 240)):
-    """A photo in which a face lies where the landmarks say: aligning it gives the face back."""
-    matrix = cv2.estimateAffinePartial2D(TEMPLATE.astype(np.float32), np.float32(landmarks))[0]
-    return cv2.warpAffine(cv2.GaussianBlur(face(3), (0, 0), 4), matrix, size[::-1])
-
-
-LANDMARKS = TEMPLATE * 1.4 + (30, 20)
 AS_TEXT = ",".join(f"{x:.3f}" for x in LANDMARKS.ravel())
 
 
@@ -229,6 +223,20 @@ def test_photos_are_aligned_by_what_a_detector_finds(model, tmp_path, capsys, mo
         np.testing.assert_allclose(found["embeddings"], [embedding(model, align_face(photo, LANDMARKS))], atol=2.5e-5)
     assert "no face was found" in fails(model, capsys, paths[1], "--detector", "yunet.onnx")
     assert "one of the two" in fails(model, capsys, paths[0], "--detector", "y", "--landmarks", AS_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "main"),
+    [
+        ([[0, 0, 90, 90], [160, 110, 70, 70]], [0.9, 0.9], 1),  # 0.6 of the largest, in the middle
+        ([[0, 0, 90, 90], [160, 110, 60, 60]], [0.9, 0.9], 0),  # 0.44 of it
+        ([[0, 0, 90, 90], [160, 110, 70, 70]], [0.9, 0.6], 0),  # unsure
+        ([[150, 100, 80, 80], [300, 0, 90, 90]], [0.9, 0.9], 0),
+    ],
+)
+def test_the_main_face_is_large_and_near_the_middle(boxes, scores, main):
+    faces = detector.Faces(np.float64(boxes), np.zeros((2, 5, 2)), np.array(scores))
+    assert faces.main(400, 300) == main
 
 
 def test_opencvs_detector_gives_the_projects_order(monkeypatch, tmp_path):
