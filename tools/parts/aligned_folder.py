@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tools.parts.photo_faces import Outcome, Rules
 from utils.atomic import open_atomic, write_json
-from utils.paths import FolderBounds
 from utils.text import parse_json
 
 SETTINGS = ".align_faces.json"
@@ -37,7 +36,7 @@ class AlignedFolder:
     def __init__(self, out: Path, photos: Path, names: Sequence[bytes], rules: Rules, source: Path) -> None:
         self.out, self.names = out, names
         self._faces = dict(zip(names, face_names(names, rules.encoding), strict=True))
-        self._photos = FolderBounds(photos)
+        self._photos = photos.resolve()
         self._made: set[Path] = set()
         self._temporary = out / f".align_faces.{os.getpid()}.tmp"  # names of faces may be as long as a disk allows
         self.people = {_person(name) for name in names} - {b""}
@@ -71,7 +70,7 @@ class AlignedFolder:
             return
         path = self.out / os.fsdecode(self._faces[name])
         if path.parent not in self._made:
-            if self._photos.holds(os.fspath(path.parent)):
+            if path.parent.resolve().is_relative_to(self._photos):  # through a link
                 raise ValueError(f"{path.parent} leads to where the photographs are, which stay as they are")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._made.add(path.parent)

@@ -20,6 +20,7 @@ DAMAGED = "damaged, or no image"
 NO_FACE = "no face found"
 SMALL = "face too small"
 SEVERAL = "several faces"
+DETECTOR = "the detector failed"
 ODD = "landmarks that are no face's"
 
 _detector: detector.Detector | None = None  # of this process
@@ -70,7 +71,7 @@ def align_photo(photo: Photo, rules: Rules) -> Outcome:
         try:
             faces = _detector.detect(image)
         except cv2.error as error:
-            return Outcome(reason=DAMAGED, detail=f"the detector failed: {' '.join(str(error).split())[:200]}")
+            return Outcome(reason=DETECTOR, detail=" ".join(str(error).split())[:200])
     return _align_main(image, faces, rules)
 
 
