@@ -113,10 +113,8 @@ def _check(args: argparse.Namespace) -> None:
 def _report(folder: AlignedFolder, notes: FolderNotes, seconds: float) -> None:
     people = f" of {len(folder.people_kept):,} people" if folder.people else ""
     before = f", {folder.before:,} of them from before" if folder.before else ""
-    print(
-        f"{plain(str(folder.out))}: {folder.kept:,} faces{people}{before}; {folder.tried:,} photographs in "
-        f"{seconds:.1f} s, {folder.tried / seconds:,.1f} a second"
-    )
+    pace = f"; {folder.tried:,} photographs in {seconds:.1f} s" if folder.tried else ""
+    print(f"{plain(str(folder.out))}: {folder.kept:,} faces{people}{before}{pace}")
     if folder.several:
         print(f"{folder.several:,} photographs show several faces: the main one was taken (or --skip-several)")
     if folder.doubtful:
