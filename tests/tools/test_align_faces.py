@@ -180,6 +180,20 @@ def test_a_folder_of_photographs_stays_flat(tmp_path, stand_in, capsys):
     assert f"python inference.py --model work_dirs/NAME {tmp_path}/out --out faces.npz" in printed
 
 
+def test_faces_from_the_side_and_photographs_of_nobody_are_told(tmp_path, capsys):
+    photos = write(tmp_path / "photos", {"loose.jpg": photo(1), **{f"ann/{i}.jpg": photo(i) for i in range(3)}})
+    side = (LANDMARKS - LANDMARKS.mean(0)) * (0.2, 1) + LANDMARKS.mean(0)
+    lines = [row("loose.jpg", LANDMARKS), *(row(f"ann/{i}.jpg", LANDMARKS) for i in range(2)), row("ann/2.jpg", side)]
+    (tmp_path / "found.csv").write_text("\n".join(lines))
+    assert run(photos, tmp_path / "out", "--landmarks", tmp_path / "found.csv") == 0
+    assert faces_below(tmp_path / "out") == ["ann/0.png", "ann/1.png", "ann/2.png", "loose.png"]
+    printed = capsys.readouterr().out
+    assert "4 faces of 1 people; 4 photographs" in printed
+    assert "1 faces are seen from the side, or their landmarks are poor: look at them" in printed
+    assert "1 photographs lie in no person's folder" in printed
+    assert "no face left" not in printed
+
+
 def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(photos, table, tmp_path, capsys, monkeypatch):
     assert run(photos, tmp_path / "whole", "--landmarks", table) == 0
     out, files, write_face = tmp_path / "out", [], aligned_folder.open_atomic
