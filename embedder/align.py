@@ -69,6 +69,19 @@ def misfit(landmarks: ArrayLike) -> NDArray[np.float64]:
     return distance
 
 
+def eye_distance(landmarks: ArrayLike) -> NDArray[np.float64]:
+    """How large faces (..., 5, 2) are: pixels between the eyes (...), as each would have them seen from the front.
+
+    All five points are asked, so that a face turned away, whose eyes lie close together, keeps its size.
+
+    Raises:
+        ValueError: as :func:`similarity_transform` does.
+    """
+    matrix = similarity_transform(landmarks)
+    enlarged = np.maximum(np.hypot(matrix[..., 0, 0], matrix[..., 1, 0]), 1e-9)
+    return np.asarray(np.linalg.norm(TEMPLATE[1] - TEMPLATE[0]) / enlarged)
+
+
 def align_face(image: NDArray[np.uint8], landmarks: ArrayLike, image_size: int = 112) -> NDArray[np.uint8]:
     """Warp a photo so that its landmarks come to their standard places.
 

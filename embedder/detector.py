@@ -17,6 +17,7 @@ from utils.opencv import cv2
 
 _LONGEST_SIDE = 1280  # pixels; a larger photo is searched at this size
 _SURE = 0.6  # least score of a face
+_COMPARABLE = 0.5  # share of the largest face's size from which on a face may be the main one
 
 
 class Faces(NamedTuple):
@@ -26,17 +27,20 @@ class Faces(NamedTuple):
     landmarks: NDArray[np.float64]  # (F, 5, 2) pixels of the photo
     scores: NDArray[np.float64]  # (F,) 0 to 1
 
-    def main_landmarks(self) -> NDArray[np.float64]:
-        """The landmarks (5, 2) of the main face: that of the largest area times score.
+    def main(self, width: int, height: int) -> int:
+        """The place of the main face of a photo of ``width`` x ``height`` pixels.
+
+        Of the faces that are at least half as large as the largest (area times score), the one whose box has its
+        centre nearest the middle of the photo.
 
         Raises:
             ValueError: there is no face.
         """
         if not len(self.scores):
             raise ValueError("no face was found")
-        area = self.boxes[:, 2] * self.boxes[:, 3]
-        main: NDArray[np.float64] = self.landmarks[int((area * self.scores).argmax())]
-        return main
+        weight = self.boxes[:, 2] * self.boxes[:, 3] * self.scores
+        away = np.linalg.norm(self.boxes[:, :2] + self.boxes[:, 2:] / 2 - (width / 2, height / 2), axis=1)
+        return int(np.where(weight >= _COMPARABLE * weight.max(), away, np.inf).argmin())
 
 
 class Detector(Protocol):

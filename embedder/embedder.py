@@ -47,6 +47,13 @@ def embed_with_mirrored(
     return embed(images_BHW3) + embed(_mirrored(images_BHW3))
 
 
+def describe_input(embedder: Embedder) -> str:
+    """What the network takes, in words."""
+    mean, std = getattr(embedder, "mean", 127.5), getattr(embedder, "std", 127.5)  # an ONNX file may have its own
+    scaling = "(x / 255 - 0.5) / 0.5" if mean == std == 127.5 else f"(x - {mean:g}) / {std:g}"
+    return f"{embedder.color_order}, {embedder.image_size} x {embedder.image_size}, {scaling}"
+
+
 class LengthMeter:
     """Measures embeddings on their way: the mean length of all that are finite, straight and mirrored ones each.
 

@@ -6,12 +6,14 @@ Shapes: Q queries, G faces of the gallery, D embedding size.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.many import Embeddings
+from utils.text import plain
 
 _QUERIES_AT_ONCE = 256
 
@@ -60,6 +62,21 @@ def nearest(
         places.append(place)
         cosines.append(np.take_along_axis(cosine_QG, place, axis=1).astype(np.float64))
     return np.concatenate(places), np.concatenate(cosines)
+
+
+def cosine(first_D: NDArray[np.float32], second_D: NDArray[np.float32]) -> float:
+    """The cosine of two embeddings, nan where one is zero."""
+    lengths = np.linalg.norm(first_D.astype(np.float64)) * np.linalg.norm(second_D.astype(np.float64))
+    return float(first_D.astype(np.float64) @ second_D / lengths) if lengths > 0 else float("nan")
+
+
+def result_lines(queries: Embeddings, known: Embeddings, top: int) -> Iterator[str]:
+    """For each query a line for each of its ``top`` nearest: query, rank, person, image, cosine, tabs between."""
+    places, cosines = nearest(queries.values_ND, known.values_ND, top)
+    for query, row, scores in zip(queries.names, places, cosines, strict=True):
+        for rank, (place, score) in enumerate(zip(row, scores, strict=True), 1):
+            name = known.names[place]
+            yield "\t".join([plain(query), str(rank), plain(person_of(name)), plain(name), f"{score:.4f}"])
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ Shapes: (N, 5, 2) landmarks as x, y: left eye, right eye, nose, left and right c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ EXPECTED = (
     "expected x1,y1,...,x5,y5 in pixels: left eye, right eye, nose, left and right corner of the mouth, left as the "
     "viewer sees it"
 )
+_REFUSED_SHARE = 0.05  # of a list's faces that another order fits far better: no detector errs so often in this way
+_UNLIKE_SHARE = 0.5  # of faces that lie badly in every order
+_BLOCK = 65_536  # faces measured at once
 _FITTING = 0.5  # another order is named where its misfit is below this share of the one that was given
 _TILT_PX = 10.0  # what a quarter turn counts against an order: a mirrored face also fits lying on its side
 
@@ -126,6 +130,61 @@ def check_face(landmarks: ArrayLike, width: int, height: int) -> str:
     if own > SUSPECT_PX:
         return f"its landmarks miss a face's places by {own:.1f} of 112 pixels: a face seen from the side, or wrong"
     return ""
+
+
+def check_pixels(source: object, landmarks: NDArray[np.float64], lines: Sequence[int] | None = None) -> None:
+    """Refuse the landmarks (N, 5, 2) of a list that are shares of the images' sides.
+
+    Args:
+        source: the list, for the message.
+        landmarks: of all its faces.
+        lines: where each stands in it; default: 1, 2, ...
+
+    Raises:
+        ValueError: more than half of the faces lie within 0 to 1.
+    """
+    relative = is_relative(landmarks)
+    if relative.mean() > _UNLIKE_SHARE:
+        raise ValueError(
+            f"{source}: the landmarks of {relative.sum():,} of {len(landmarks):,} images lie within 0 to 1, from "
+            f"line {_first(relative, lines)} on: shares of the sides; multiply x by the width and y by the height"
+        )
+
+
+def check_list(
+    source: object, landmarks: NDArray[np.float64], lines: Sequence[int] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Refuse a list of landmarks (N, 5, 2) that are not those of faces; arguments as :func:`check_pixels`.
+
+    Returns:
+        which faces (N,) lie badly, and which of these fit another order far better.
+
+    Raises:
+        ValueError: another order fits more than 5 % of the faces far better, or more than half fit in none.
+    """
+    n = len(landmarks)
+    blocks = [fitting_orders(landmarks[start : start + _BLOCK]) for start in range(0, n, _BLOCK)]
+    order = np.concatenate([block[1] for block in blocks])
+    bad, misplaced = np.concatenate([block[0] for block in blocks]) > SUSPECT_PX, order >= 0
+    if misplaced.mean() > _REFUSED_SHARE:
+        likely = ORDERS[np.bincount(order[misplaced]).argmax()]
+        raise ValueError(
+            f"{source}: the landmarks of {misplaced.sum():,} of {n:,} images lie as no face has them (line "
+            f"{_first(misplaced, lines)} first); they seem to be given with {likely.name}: {EXPECTED}; write the "
+            "list anew"
+        )
+    if bad.mean() > _UNLIKE_SHARE:
+        raise ValueError(
+            f"{source}: the landmarks of {bad.sum():,} of {n:,} images miss a face's places by more than "
+            f"{SUSPECT_PX:g} of 112 pixels (line {_first(bad, lines)} first): {EXPECTED}"
+        )
+    return bad, misplaced
+
+
+def _first(chosen: NDArray[np.bool_], lines: Sequence[int] | None) -> int:
+    """The line of the first face that is chosen."""
+    row = int(chosen.argmax())
+    return row + 1 if lines is None else lines[row]
 
 
 def _cost(landmarks: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.float64]:

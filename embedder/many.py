@@ -12,13 +12,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, embed_with_mirrored
-from utils.atomic import open_atomic
+from utils.atomic import open_atomic, write_json
+from utils.bars import open_bar
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 _NAMED = 5  # images that a message names
@@ -86,7 +88,8 @@ def embed_many(
 ) -> Embeddings:
     """Embed images in batches, while threads load the next ones.
 
-    Memory beyond the embeddings: ``threads + 2`` batches of aligned faces. On a terminal a bar shows the progress.
+    Memory beyond the embeddings: ``threads + 2`` batches of aligned faces. The progress is shown on stderr: a bar,
+    or a line a minute where that is no terminal.
 
     Args:
         embedder: the network.
@@ -118,11 +121,12 @@ def embed_many(
 
     blocks = [(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
     out_ND = np.zeros((len(images), embedder.embedding_size), np.float32)
-    bar = "images" if sys.stderr.isatty() else ""
-    for start, end, embedding_BD in embedded_blocks(embed, load_block, blocks, threads, bar):
-        out_ND[start:end] = embedding_BD
-        for index in np.flatnonzero(~np.isfinite(embedding_BD).all(axis=1)) + start:
-            problems.setdefault(int(index), "its embedding holds nan or infinity: the weights are broken")
+    with open_bar(len(images), "image", "embedded", lines=sys.stderr) as bar:
+        for start, end, embedding_BD in embedded_blocks(embed, load_block, blocks, threads):
+            out_ND[start:end] = embedding_BD
+            for index in np.flatnonzero(~np.isfinite(embedding_BD).all(axis=1)) + start:
+                problems.setdefault(int(index), "its embedding holds nan or infinity: the weights are broken")
+            bar.update(end - start)
     kept = [index for index in range(len(images)) if index not in problems]
     left_out = {str(images[index]): problems[index] for index in sorted(problems)}
     if not kept:
@@ -154,3 +158,13 @@ def write_embeddings(path: Path, found: Embeddings, model: str, sha256: str, fli
         rows.writerow(["name", *(f"e{i}" for i in range(found.values_ND.shape[1]))])
         rows.writerows([name, *(f"{x:.7g}" for x in row)] for name, row in zip(names, found.values_ND, strict=True))
         text.detach()
+
+
+def write_few(path: Path, embeddings_BD: NDArray[np.float32], report: dict[str, Any]) -> None:
+    """Write the embeddings as .npy, or them and the report as .json; complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        write_json(path, report)
+    else:
+        with open_atomic(path) as file:
+            np.save(file, embeddings_BD)

@@ -6,6 +6,7 @@ Evaluation writes it from pairs of a set, inference reads it. Rates are shares o
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,31 @@ class Threshold:
         scores = self.curve.get("scores", [])
         below = sum(score <= cosine for score in scores)
         return self.curve["false_match_rate"][below - 1] if below else None
+
+    def verdict(self, cosine: float) -> str:
+        """Whether two faces are one person's, and how often two people reach this cosine."""
+        same = "same person" if cosine >= self.threshold else "different people"
+        low, high = self.false_match_rate_interval
+        text = (
+            f"{same}: the threshold is {self.threshold:.4f}, where {self.false_match_rate:.3g} of "
+            f"{self.impostor_pairs:,} impostor pairs match ({low:.3g} to {high:.3g})"
+        )
+        rate = self.false_match_rate_at(cosine)
+        if rate == 0:
+            return f"{text}; none reaches the last measured cosine below this one"
+        return text if rate is None else f"{text}; at this cosine at most {rate:.3g} of them do"
+
+    def check(self, sha256: str, flip: bool) -> None:
+        """Raise ValueError where it was measured on other cosines than those of this model, in this way."""
+        if self.flip != flip:
+            raise ValueError(
+                f"the threshold was measured {'with' if self.flip else 'without'} --flip; give it the same"
+            )
+        if re.fullmatch("[0-9a-f]{64}", self.model) and self.model != sha256:
+            raise ValueError(
+                f"the threshold was measured with the model of sha256 {self.model[:12]}..., this one's is "
+                f"{sha256[:12]}...: measure it again with this model"
+            )
 
 
 def _checked(found: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from data.records.layout import MAGIC, MAX_PART, PART
 from data.records.reader import RecordReader
 from dataset import open_faces
 from embedder.load import load_embedder
+from embedder.photos import load_face, read_landmarks
 from eval.ijb.cache import EmbeddingCache
 from eval.ijb.lists import read_lists
 from eval.pairs.bin_file import load_bin
@@ -23,7 +24,6 @@ from eval.pairs.sets import load_list
 from face_files import make_image_folder
 from heads.saved import open_heads
 from hostile import PAYLOADS, Payload, npy_bytes, npy_header, npz_bytes, png_header, saved
-from inference import load_face, read_landmarks
 from model_files import save_random_model
 from tools.parts.pack_sources import ListFiles
 from tools.parts.run_faces import open_run_faces

@@ -11,10 +11,14 @@ import inference
 from backbones import get_model
 from backbones.base import to_network_input
 from embedder import detector
-from embedder.align import TEMPLATE, align_face
+from embedder.align import align_face
+from embedder.gallery import cosine
+from embedder.photos import load_face, read_landmarks
 from embedder.threshold import Threshold
+from made_photos import LANDMARKS, photo_of
 from model_files import save_random_model
 from pair_stub import face
+from utils import bars
 
 pytestmark = pytest.mark.numeric
 
@@ -71,13 +75,6 @@ def test_two_faces(model, tmp_path, capsys):
     assert capsys.readouterr().out == "cosine 1.0000\n"
 
 
-def photo_of(landmarks, size=(200, 240)):
-    """A photo in which a face lies where the landmarks say: aligning it gives the face back."""
-    matrix = cv2.estimateAffinePartial2D(TEMPLATE.astype(np.float32), np.float32(landmarks))[0]
-    return cv2.warpAffine(cv2.GaussianBlur(face(3), (0, 0), 4), matrix, size[::-1])
-
-
-LANDMARKS = TEMPLATE * 1.4 + (30, 20)
 AS_TEXT = ",".join(f"{x:.3f}" for x in LANDMARKS.ravel())
 
 
@@ -110,7 +107,7 @@ def test_landmarks_from_a_file(tmp_path, form):
     }[form]
     path = tmp_path / f"points.{'json' if form in ('json', 'nested') else 'txt'}"
     path.write_text(text)
-    np.testing.assert_array_equal(inference.read_landmarks(str(path)), pairs)
+    np.testing.assert_array_equal(read_landmarks(str(path)), pairs)
 
 
 def test_an_aligned_face_of_another_size_is_resized_with_a_warning(model, tmp_path, capsys):
@@ -124,7 +121,7 @@ def test_an_aligned_face_of_another_size_is_resized_with_a_warning(model, tmp_pa
 def test_a_large_face_shrinks_by_area_as_in_training_and_a_small_one_grows_linearly(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)
     for image, how in ((noise, cv2.INTER_AREA), (noise[:90, :90], cv2.INTER_LINEAR)):
-        found = inference.load_face(tmp_path / save(tmp_path / "face.png", image), None).image
+        found = load_face(tmp_path / save(tmp_path / "face.png", image), None).image
         np.testing.assert_array_equal(found, cv2.resize(image, (112, 112), interpolation=how))
 
 
@@ -169,8 +166,8 @@ def test_weights_that_overflow_are_told(tmp_path, capsys):
 
 
 def test_cosine():
-    assert inference.cosine(np.float32([3, 0]), np.float32([5, 5])) == pytest.approx(np.sqrt(0.5))
-    assert np.isnan(inference.cosine(np.zeros(2, np.float32), np.ones(2, np.float32)))
+    assert cosine(np.float32([3, 0]), np.float32([5, 5])) == pytest.approx(np.sqrt(0.5))
+    assert np.isnan(cosine(np.zeros(2, np.float32), np.ones(2, np.float32)))
 
 
 def test_help_states_the_input(capsys):
@@ -226,6 +223,20 @@ def test_photos_are_aligned_by_what_a_detector_finds(model, tmp_path, capsys, mo
         np.testing.assert_allclose(found["embeddings"], [embedding(model, align_face(photo, LANDMARKS))], atol=2.5e-5)
     assert "no face was found" in fails(model, capsys, paths[1], "--detector", "yunet.onnx")
     assert "one of the two" in fails(model, capsys, paths[0], "--detector", "y", "--landmarks", AS_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "main"),
+    [
+        ([[0, 0, 90, 90], [160, 110, 70, 70]], [0.9, 0.9], 1),  # 0.6 of the largest, in the middle
+        ([[0, 0, 90, 90], [160, 110, 60, 60]], [0.9, 0.9], 0),  # 0.44 of it
+        ([[0, 0, 90, 90], [160, 110, 70, 70]], [0.9, 0.6], 0),  # unsure
+        ([[150, 100, 80, 80], [300, 0, 90, 90]], [0.9, 0.9], 0),
+    ],
+)
+def test_the_main_face_is_large_and_near_the_middle(boxes, scores, main):
+    faces = detector.Faces(np.float64(boxes), np.zeros((2, 5, 2)), np.array(scores))
+    assert faces.main(400, 300) == main
 
 
 def test_opencvs_detector_gives_the_projects_order(monkeypatch, tmp_path):
@@ -303,6 +314,17 @@ def test_a_folder_becomes_one_file_with_names(model, people, tmp_path, capsys, e
         rows = np.array([line.split(",")[1:] for line in lines], np.float32)
     wanted = [embedding(model, face(10 * n + i)) for n in (3, 2) for i in range(n)]
     np.testing.assert_allclose(rows, wanted, atol=2.5e-5)
+
+
+def test_a_job_says_how_far_it_is_on_stderr_and_leaves_the_output_to_results(
+    model, people, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(bars, "_LINE_EVERY_S", 0.0)
+    assert run(model, people, "--gallery", people, "--top", 1, "--batch-size", 4) == 0
+    captured = capsys.readouterr()
+    assert [line.count("\t") for line in captured.out.splitlines()] == [4] * 5
+    assert captured.err.startswith("embedded: 4 of 6 images, ")
+    assert "embedded: 6 of 6 images, 0:00:00 left" in captured.err
 
 
 def test_a_list_is_read_from_its_own_folder(model, people, tmp_path, capsys):

@@ -16,14 +16,18 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
+def open_atomic(path: str | Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     """Open for writing; the file is on disk when it gets its name, and is removed if an exception leaves the block.
+
+    Args:
+        path: the name it gets at the end.
+        temporary: where it is until then, on the same disk; default: beside ``path``, under a longer name.
 
     Raises:
         OSError: the folder is missing or cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = temporary_name(path)
+    temporary = temporary or temporary_name(path)
     try:
         with temporary.open("w+b") as file:
             yield file

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -34,8 +34,9 @@ class _Lines:
 
     disable = True
 
-    def __init__(self, total: int, unit: str, what: str, done: int) -> None:
+    def __init__(self, total: int, unit: str, what: str, done: int, lines: TextIO | None) -> None:
         self.total, self.n, self._unit, self._what, self._first = total, done, unit, what, done
+        self._lines = lines
         self._begin_s = self._said_s = time.monotonic()
 
     def update(self, count: float = 1) -> None:
@@ -46,7 +47,8 @@ class _Lines:
             return
         self._said_s = now_s
         left_s = (now_s - self._begin_s) / (self.n - self._first) * (self.total - self.n)
-        print(f"{self._what}: {self.n:,} of {self.total:,} {self._unit}s, {clock(left_s)} left", flush=True)
+        text = f"{self._what}: {self.n:,} of {self.total:,} {self._unit}s, {clock(left_s)} left"
+        print(text, file=self._lines, flush=True)
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Nothing is drawn."""
@@ -58,7 +60,9 @@ class _Lines:
         pass
 
 
-def open_bar(total: int, unit: str, what: str = "", done: int = 0, shown: bool = True) -> Any:
+def open_bar(
+    total: int, unit: str, what: str = "", done: int = 0, shown: bool = True, lines: TextIO | None = None
+) -> Any:
     """A bar of tqdm's, drawn twice a second at most and gone once it is closed; elsewhere a line a minute.
 
     Args:
@@ -67,9 +71,10 @@ def open_bar(total: int, unit: str, what: str = "", done: int = 0, shown: bool =
         what: stands before it; without it there are no lines.
         done: how many of them were done before.
         shown: False for none, as on every rank but the first.
+        lines: where lines go; None: the standard output.
     """
     if not (shown and shows_bars()):
-        return _Lines(total, unit, what if shown else "", done)
+        return _Lines(total, unit, what if shown else "", done, lines)
     return _Bar(
         total=total,
         file=sys.stderr,

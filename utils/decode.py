@@ -68,7 +68,13 @@ def may_change(encoded: bytes | memoryview) -> bool:
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """A PNG file of an RGB image (H, W, 3)."""
-    done, out = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return encode_rgb(image, ".png")
+
+
+def encode_rgb(image: NDArray[np.uint8], encoding: str, quality: int = 95) -> bytes:
+    """A file of an RGB image (H, W, 3): ".png", or ".jpg" of this quality, 1 to 100."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if encoding == ".jpg" else []
+    done, out = cv2.imencode(encoding, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     assert done
     return out.tobytes()
 
@@ -179,8 +185,5 @@ def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 9
     is_resized = (height, width) != (size, size)
     if not is_resized and keep and encoded.startswith(_KEPT) and not changed:  # else others would read it otherwise
         return FittedFace(encoded, False, True)
-    image = resize_square(image, size)
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if encoding == ".jpg" else []
-    done, out = cv2.imencode(encoding, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    assert done
-    return FittedFace(out.tobytes(), is_resized, height == width)
+    fitted = encode_rgb(resize_square(image, size), encoding, quality)
+    return FittedFace(fitted, is_resized, height == width)

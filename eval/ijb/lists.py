@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.ijb.landmarks import check_landmarks, check_pixels
+from embedder.landmarks import check_pixels
+from eval.ijb.landmarks import check_landmarks
 from eval.ijb.templates import template_rows
 from eval.ijb.text_lists import read_csv_numbers, read_named_lines, read_number_columns
 from utils.paths import ListedPaths

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from embedder.align import TEMPLATE, align_face, similarity_transform
+from embedder.align import TEMPLATE, align_face, eye_distance, similarity_transform
 
 pytestmark = pytest.mark.numeric
 
@@ -76,3 +76,12 @@ def test_degenerate_landmarks_are_errors():
         similarity_transform(np.full((5, 2), np.nan))
     with pytest.raises(ValueError, match=r"\(5, 3\)"):
         similarity_transform(np.ones((5, 3)))
+
+
+@pytest.mark.parametrize("turn_rad", [0, 1.0, np.pi / 2])
+def test_eye_distance_is_that_of_the_face_from_the_front(turn_rad):
+    facing = TEMPLATE * 1.7 + (30, 40)
+    turned = facing - facing.mean(0)
+    turned[:, 0] *= np.cos(turn_rad)  # the eyes come together
+    assert eye_distance(facing) == pytest.approx(1.7 * np.hypot(35.2372, 0.1949), rel=1e-9)
+    assert eye_distance(turned) == pytest.approx(eye_distance(facing), rel=0.25)
