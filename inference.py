@@ -37,7 +37,7 @@ from embedder.many import Embeddings, embed_many, find_images, write_embeddings
 from embedder.threshold import Threshold
 from utils.atomic import open_atomic, write_json
 from utils.decode import decode_rgb, resize_square
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 LANDMARKS = "ten numbers x1,y1,...,x5,y5, or a file of them (.json: also [[x, y], ...])"
 
@@ -342,6 +342,7 @@ def run(options: argparse.Namespace) -> None:
             print(verdict(similarity, threshold))
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     options = parse_arguments(argv)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from backbones.base import INPUT_SHAPE, Backbone
 from embedder.load import file_sha256, load_network
 from utils.atomic import temporary_name
-from utils.text import complain
+from utils.text import any_name_can_be_printed, complain
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 DEFAULT_OPSET = 18
@@ -226,6 +226,7 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(

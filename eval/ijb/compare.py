@@ -23,7 +23,7 @@ from eval.ijb.lists import TARGETS, read_lists
 from eval.roc import FAR_GRID, Roc, plot_roc, roc
 from utils.atomic import open_atomic, write_json
 from utils.npy import load_npy
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def compare_scores(
     return Comparison(names, curves, gains, resampler.method("as genuine pairs join their templates"))
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(prog="eval.ijb.compare", description=(__doc__ or "").splitlines()[0])
