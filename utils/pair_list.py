@@ -86,9 +86,11 @@ def read_pair_list(path: Path, encoding: str = "") -> PairList:
     text = ListText(path)
     text.encoding = encoding
     lines = list(text.lines())
+    head = lines[0].text.split() if lines else []
+    width = len(head) if _named(head) else 0
     problems: list[_WrongLineError] = []
     for separator in SEPARATORS:
-        rows = [(line, _cells(line.text, separator)) for line in lines]
+        rows = [(line, _cells(line.text, separator, width)) for line in lines]
         for read in (_read_lfw, _read_paths):
             try:
                 found = read(text, rows, SEPARATORS[separator])
@@ -150,12 +152,13 @@ def _wrong(text: ListText, line: Line, fits: int) -> _WrongLineError:
     )
 
 
-def _cells(text: str, separator: str) -> list[str]:
+def _cells(text: str, separator: str, width: int) -> list[str]:
+    """The cells of a line; divided at blanks, those around its two images, unless all are ``width``."""
     if separator != " ":
         return separated(separator)(text)
     words = text.split()
     images = [i for i, word in enumerate(words) if is_image(word)]
-    if len(words) <= 3 or len(images) != 2:
+    if len(words) <= 3 or len(words) == width or len(images) != 2:
         return words
     start = int(images[1] == len(words) - 1 and words[0].lower() in _FLAGS)  # the flag comes first
     middle, end = images[0] + 1, images[1] + 1

@@ -189,8 +189,9 @@ def evaluate(
             embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip, resized, meter)
             name = pairs.name if pairs.name not in results else target  # two files of one name
             found = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
-            sizes = {"resized": len(resized.images), "not_square": len(resized.not_square)}
-            results[name] = replace(found, **sizes, norm=meter.mean())
+            results[name] = replace(
+                found, resized=len(resized.images), not_square=len(resized.not_square), norm=meter.mean()
+            )
             if report is not None:
                 report.add(name, pairs, embeddings_ND, results[name])
         except (ValueError, OSError) as error:
