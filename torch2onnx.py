@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from backbones.base import INPUT_SHAPE, Backbone
 from embedder.load import file_sha256, load_network
+from embedder.onnx_files import runtime_source
 from utils.atomic import temporary_name
 from utils.text import any_name_can_be_printed, complain
 
@@ -145,7 +146,7 @@ def compare(path: Path, backbone: nn.Module, batches: Sequence[int] = CHECKED_BA
 
     worst = 0.0
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(runtime_source(path), providers=["CPUExecutionProvider"])
         for batch in batches:
             x = np.random.default_rng(batch).uniform(-1, 1, (batch, *INPUT_SHAPE)).astype(np.float32)
             (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: x})

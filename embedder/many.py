@@ -153,5 +153,7 @@ def write_embeddings(path: Path, found: Embeddings, model: str, sha256: str, fli
         text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
         rows = csv.writer(text)
         rows.writerow(["name", *(f"e{i}" for i in range(found.values_ND.shape[1]))])
-        rows.writerows([name, *(f"{x:.7g}" for x in row)] for name, row in zip(found.names, found.values_ND, strict=True))
+        rows.writerows(
+            [name, *(f"{x:.7g}" for x in row)] for name, row in zip(found.names, found.values_ND, strict=True)
+        )
         text.detach()
