@@ -3,7 +3,7 @@
 python eval_ijbc.py --model-prefix work_dirs/run/model.pt --image-path ijb/IJBC --result-dir results
 torchrun --nproc_per_node=8 eval_ijbc.py --model-prefix ... --image-path ... --protocol both
 
-IJB-C at D = 512 takes 1.7 GiB of memory plus the network (measured by benchmarks/bench_ijb.py), and 1.8 GiB of disk
+IJB-C at D = 512 takes 1.8 GiB of memory plus the network (measured by benchmarks/bench_ijb.py), and 1.8 GiB of disk
 for the embeddings. Shapes: P pairs, U templates, D embedding size.
 """
 

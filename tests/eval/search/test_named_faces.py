@@ -94,7 +94,7 @@ def test_other_sources_are_refused(folder, tmp_path):
         read_faces(tmp_path / "gone")
     (tmp_path / "set").mkdir()
     folder.rename(tmp_path / "set" / "train")
-    with pytest.raises(ValueError, match="give the folder whose folders are the people, such as .*train"):
+    with pytest.raises(ValueError, match=r"give the folder whose folders are the people, such as .*train"):
         read_faces(tmp_path / "set")
 
 
