@@ -21,13 +21,13 @@ import torch
 from data.dali import DaliLoader, EncodedFaces
 from data.databases import FaceDatabase, is_database
 from data.faces import Batch, FaceDataset, FaceRecords, ImageFolder, OnBadSample, Size, SyntheticFaces
-from data.folders import identity_folders
 from data.joined import JoinedSets
 from data.sampler import EpochSampler, WeightedSet
 from data.shards.faces import FaceShards
 from data.shards.names import are_shards, short_name
 from data.storage import is_address
 from data.workers import WorkerLoader
+from utils.folders import identity_folders
 
 __all__ = ["Batch", "Loader", "get_dataloader", "join_sources", "open_faces"]
 

@@ -3,7 +3,7 @@
 python eval_ijbc.py --model-prefix work_dirs/run/model.pt --image-path ijb/IJBC --result-dir results
 torchrun --nproc_per_node=8 eval_ijbc.py --model-prefix ... --image-path ... --protocol both
 
-IJB-C at D = 512 takes 1.7 GiB of memory plus the network (measured by benchmarks/bench_ijb.py), and 1.8 GiB of disk
+IJB-C at D = 512 takes 1.8 GiB of memory plus the network (measured by benchmarks/bench_ijb.py), and 1.8 GiB of disk
 for the embeddings. Shapes: P pairs, U templates, D embedding size.
 """
 
@@ -36,7 +36,7 @@ from eval.ijb.templates import FeatureMode, pair_scores
 from utils.device import choose_device, prepare_device
 from utils.distributed import get_rank, get_world_size, init_ranks, together
 from utils.fate import one_fate, speaks
-from utils.text import complain
+from utils.text import any_name_can_be_printed, complain
 
 _RANK_TIMEOUT_S = 86_400.0  # a rank may wait this long for one on a slower device
 
@@ -200,6 +200,7 @@ def _run_protocols(
         report.verification = with_intervals(found, tree, report.scores)
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     options = parse_arguments(argv)

@@ -31,7 +31,7 @@ from embedder.load import load_embedder
 from embedder.many import Embeddings, find_images, write_embeddings, write_few
 from embedder.photos import LANDMARKS, embed_faces, embed_photos, load_face, read_landmarks
 from embedder.threshold import Threshold
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -182,6 +182,7 @@ def run_few(options: argparse.Namespace) -> None:
             print(threshold.verdict(similarity))
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     options = parse_arguments(argv)

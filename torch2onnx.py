@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from backbones.base import INPUT_SHAPE, Backbone
 from embedder.load import file_sha256, load_network
+from embedder.onnx_files import runtime_source
 from utils.atomic import temporary_name
-from utils.text import complain
+from utils.text import any_name_can_be_printed, complain
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 DEFAULT_OPSET = 18
@@ -145,7 +146,7 @@ def compare(path: Path, backbone: nn.Module, batches: Sequence[int] = CHECKED_BA
 
     worst = 0.0
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(runtime_source(path), providers=["CPUExecutionProvider"])
         for batch in batches:
             x = np.random.default_rng(batch).uniform(-1, 1, (batch, *INPUT_SHAPE)).astype(np.float32)
             (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: x})
@@ -226,6 +227,7 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(

@@ -30,7 +30,7 @@ if __name__ == "__main__" and not __package__:
 
 from backbones import get_model
 from benchmarks import ijb_case
-from benchmarks.ijb_case import METHODS, Case
+from benchmarks.ijb_case import INTERVALS, METHODS, Case
 from benchmarks.ijb_made_up import QUICK, Size, write_features_tree, write_photo_tree
 from benchmarks.machine import usable_cores
 from benchmarks.records import write_records
@@ -71,7 +71,7 @@ def compare(part: str, outcomes: dict[str, Record], folder: Path) -> list[Record
         stages = outcomes[method]["seconds"]
         theirs = with_totals(outcomes[METHODS[0]]["seconds"])
         for stage, seconds in with_totals(stages).items():
-            base = theirs[stage]
+            base = theirs.get(stage)
             records.append(
                 {
                     "part": part,
@@ -79,7 +79,7 @@ def compare(part: str, outcomes: dict[str, Record], folder: Path) -> list[Record
                     "stage": stage,
                     "seconds": seconds,
                     "peak_mib": outcomes[method]["peak_mib"],
-                    "ratio": base / seconds,
+                    "ratio": None if base is None else base / seconds,
                     "largest_score_difference": difference,
                     "same_table": tables[0] == tables[1],
                 }
@@ -88,10 +88,10 @@ def compare(part: str, outcomes: dict[str, Record], folder: Path) -> list[Record
 
 
 def with_totals(stages: dict[str, float]) -> dict[str, float]:
-    """Stages, their sum, and the sum without the one that gains most."""
+    """Stages, the sum of those that both methods have, and that without the one that gains most."""
     if len(stages) == 1:
         return stages
-    total = sum(stages.values())
+    total = sum(seconds for stage, seconds in stages.items() if stage != INTERVALS)
     return stages | {"total but matrices": total - stages["landmarks to matrices"], "total": total}
 
 
@@ -156,7 +156,8 @@ def table(records: Sequence[Record]) -> PrettyTable:
         is_last = r["stage"] in ("total", "photo to table")
         out.add_row(
             [
-                *(r["part"], r["method"], r["stage"], f"{r['seconds']:.2f}", f"{r['ratio']:.1f}"),
+                *(r["part"], r["method"], r["stage"], f"{r['seconds']:.2f}"),
+                f"{r['ratio']:.1f}" if r["ratio"] is not None else "-",
                 f"{r['peak_mib']:,.0f}" if is_last else "",
             ],
             divider=is_last,

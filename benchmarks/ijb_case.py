@@ -24,6 +24,7 @@ if __name__ == "__main__" and not __package__:
 from benchmarks.machine import peak_mib
 
 METHODS = ("reference", "this project")
+INTERVALS = "intervals"  # a stage that the reference has not
 
 T = TypeVar("T")
 Outcome = dict[str, Any]
@@ -81,7 +82,7 @@ def our_features(case: Case) -> Outcome:
     from embedder.align import similarity_transform
     from eval.ijb.cache import EmbeddingCache
     from eval.ijb.lists import read_lists
-    from eval.ijb.run import tar_table, tree_templates, verify_scores
+    from eval.ijb.run import tar_table, tree_templates, verify_scores, with_intervals
     from eval.ijb.templates import FeatureMode, pair_scores
     from utils.device import prepare_device
 
@@ -94,6 +95,7 @@ def our_features(case: Case) -> Outcome:
     scores = stage("pair scores", lambda: pair_scores(pooled, unique, tree.pair_template_1, tree.pair_template_2))
     found = stage("ROC and table", lambda: verify_scores(tree.pair_label, scores))
     table = stage("ROC and table", lambda: tar_table("net-IJBC", found.tar).get_string())
+    stage(INTERVALS, lambda: with_intervals(found, tree, scores))
     return _outcome(stage, scores, table)
 
 

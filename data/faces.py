@@ -17,12 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.folders import IMAGE_SUFFIXES, FolderNotes, identity_folders, image_names
 from data.records.check import RecordCheck, check_records, is_whole, no_identity
 from data.records.images import find_images
 from data.records.layout import unpack
 from data.records.reader import RecordReader
 from utils.decode import decode_noted
+from utils.folders import IMAGE_SUFFIXES, FolderNotes, identity_folders, image_names
 from utils.hashing import key
 from utils.text import parse_json
 

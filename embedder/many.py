@@ -21,8 +21,8 @@ from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, embed_with_mirrored
 from utils.atomic import open_atomic, write_json
 from utils.bars import open_bar
+from utils.folders import IMAGE_SUFFIXES
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 _NAMED = 5  # images that a message names
 
 
@@ -64,7 +64,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
         path = Path(text)
         if path.is_dir():
             inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-            images = sorted(image for image in inside if image.suffix.lower() in ENDINGS)
+            images = sorted(image for image in inside if image.suffix.lower() in IMAGE_SUFFIXES)
         elif path.suffix.lower() == ".txt" and path.is_file():
             lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
             images = [Path(line) if Path(line).is_file() else path.parent / line for line in lines if line]
@@ -73,7 +73,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
         else:
             raise FileNotFoundError(f"no image, folder or list {path}")
         if not images:
-            raise ValueError(f"{path} holds no image ({', '.join(ENDINGS)})")
+            raise ValueError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         found += images
     return found
 
@@ -137,26 +137,29 @@ def embed_many(
 def write_embeddings(path: Path, found: Embeddings, model: str, sha256: str, flip: bool) -> None:
     """Write names and embeddings: .npz (``names``, ``embeddings``, ``model``, ``sha256``, ``flip``) or .csv.
 
+    Names may be of any bytes: those that are no UTF-8 are as in ``os.fsdecode`` in .npz, and themselves in .csv.
+
     Raises:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in found.names]
     with open_atomic(path) as file:
         if path.suffix == ".npz":
             np.savez(
                 file,
-                names=np.array(names),
+                names=np.array(found.names),
                 embeddings=found.values_ND,
                 model=np.array(model),
                 sha256=np.array(sha256),
                 flip=np.array(flip),
             )
             return
-        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
         rows = csv.writer(text)
         rows.writerow(["name", *(f"e{i}" for i in range(found.values_ND.shape[1]))])
-        rows.writerows([name, *(f"{x:.7g}" for x in row)] for name, row in zip(names, found.values_ND, strict=True))
+        rows.writerows(
+            [name, *(f"{x:.7g}" for x in row)] for name, row in zip(found.names, found.values_ND, strict=True)
+        )
         text.detach()
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedder.embedder import Embedder
-from embedder.onnx_files import external_files
+from embedder.onnx_files import runtime_source
 
 _OTHERS = "detection and landmark models cannot be evaluated here"
 _FIRST_NODES = 8  # where a graph that normalises its own input does so
@@ -120,7 +120,7 @@ class OnnxEmbedder(Embedder):
 def _open_session(path: Path, device: torch.device) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    external_files(path)  # older runtimes follow a path out of the model's folder
+    source = runtime_source(path)  # older runtimes follow a path out of the model's folder: it is checked
     try:
         import onnxruntime
     except ImportError:
@@ -133,7 +133,7 @@ def _open_session(path: Path, device: torch.device) -> Any:
             raise ValueError("this onnxruntime sees no GPU: pip install onnxruntime-gpu, or choose --device cpu")
         providers.insert(0, "CUDAExecutionProvider")
     try:
-        return onnxruntime.InferenceSession(str(path), providers=providers)
+        return onnxruntime.InferenceSession(source, providers=providers)
     except Exception as error:  # the runtime has a class of its own for every kind of damage
         raise ValueError(f"{path} is no ONNX model that this onnxruntime can run ({_first_line(error)})") from None
 

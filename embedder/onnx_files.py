@@ -52,6 +52,26 @@ def external_files(path: Path) -> list[Path]:
     return sorted({path.parent / location for location in locations})
 
 
+def runtime_source(path: Path) -> str | bytes:
+    """What onnxruntime is to open: a model's path or, as it takes paths in UTF-8 alone, the file's content.
+
+    Raises:
+        ValueError: as :func:`external_files`, or the path is no UTF-8 and the weights are in further files.
+        OSError: the file cannot be read.
+    """
+    others = external_files(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        if others:
+            raise ValueError(
+                f"{path} takes weights from {others[0].name}, which onnxruntime finds only where the folder's name "
+                "is UTF-8: rename it"
+            ) from None
+        return path.read_bytes()
+    return str(path)
+
+
 def _locations(data: mmap.mmap) -> set[str]:
     """Every tensor's external location; IndexError or ValueError where the message is damaged."""
     found: set[str] = set()

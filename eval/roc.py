@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from utils.text import plain
+
 _MANY = 1 << 20  # scores that are sorted in threads
 _SAMPLE = 10_000  # of them, to split them by
 FAR_GRID: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -112,6 +114,11 @@ def _distinct(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return falling[last], (last + 1).astype(np.int32)
 
 
+def drawable(name: str) -> str:
+    """A name for a picture, without what matplotlib has no letter for or takes for a formula (between two $)."""
+    return plain(name).replace("$", r"\$")
+
+
 def plot_roc(curves: dict[str, Roc], title: str, fars: Sequence[float] = FAR_GRID) -> Figure:
     """Draw curves over a logarithmic FAR axis, with a mark at each FAR of ``fars``.
 
@@ -119,7 +126,7 @@ def plot_roc(curves: dict[str, Roc], title: str, fars: Sequence[float] = FAR_GRI
     less than one impostor pair, and that range is grey.
 
     Args:
-        curves: legend label to curve, at least one.
+        curves: legend label (see :func:`drawable`) to curve, at least one.
         title: the figure's heading.
         fars: marked points; the first and the last bound the axis.
     """

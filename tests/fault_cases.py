@@ -7,6 +7,7 @@ of a case before it begins, and its result as a line of JSON. A result is one of
 - "skipped": counted, others stand in, every delivered label is right;
 - "harmless": every image and label comes as before the damage;
 - "pixels": labels are right, an image still decodes but looks different (no format here has a checksum of pixels);
+- "said": a label was changed, and that labels disagree was said;
 - "unseen": a label or flag was changed into another valid one, in a form that says it only once;
 - anything else: a fault of ours, in words.
 """
@@ -272,8 +273,10 @@ def train_on(folder, mode, num_classes, damage):
             if label != LABELS[number]:
                 if damage.label_hit != number:
                     return f"silently wrong label {label} for {LABELS[number]}"
-                result = "unseen"
+                result = "said" if facts.warnings else "unseen"
             delivered.add(number)
+    if result == "said":
+        return result
     if facts.warnings or summary.unusable or any(batch.damaged for batch in batches):
         return "skipped"
     if len(delivered) < summary.num_image - summary.num_image % 2 or len(delivered) < N - 1:

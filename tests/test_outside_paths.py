@@ -9,7 +9,6 @@ import pytest
 
 import eval_ijbc
 from data.faces import ImageFolder
-from data.folders import FolderNotes, identity_folders, image_names
 from eval.ijb.lists import read_ijb
 from eval.pairs.__main__ import main as eval_pairs
 from eval.pairs.bin_file import load_bin
@@ -21,6 +20,7 @@ from tools.check_data import main as check_data
 from tools.make_bin import main as make_bin
 from tools.pack_rec import main as pack_rec
 from training.data import examine
+from utils.folders import FolderNotes, identity_folders, image_names
 
 HOW = ("absolute", "up", "link", "linked folder")
 

@@ -31,13 +31,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data.folders import IMAGE_SUFFIXES, FolderNotes, image_names
 from embedder.detector import open_detector
 from tools.parts.aligned_folder import AlignedFolder
 from tools.parts.landmark_table import LandmarkTable
 from tools.parts.ordered_map import ordered_map
 from tools.parts.photo_faces import Outcome, Photo, Rules, align_photo, use_detector
 from utils.bars import open_bar
+from utils.folders import IMAGE_SUFFIXES, FolderNotes, image_names
 from utils.text import any_name_can_be_printed, complain, plain
 
 _SHOWN = 10  # people that are named

@@ -31,7 +31,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.folders import IMAGE_SUFFIXES
 from data.records.writer import FaceRecordWriter
 from tools.parts.ordered_map import ordered_map
 from tools.parts.pack_sources import FaceFiles, FolderFiles, ListFiles
@@ -39,7 +38,8 @@ from tools.parts.record_output import check_out, config_lines, print_config, wri
 from tools.shuffle_rec import shuffle_records
 from utils.atomic import open_atomic
 from utils.bars import open_bar
-from utils.decode import FittedFace, fit_face
+from utils.decode import FittedFace, fit_face, resized_text
+from utils.folders import IMAGE_SUFFIXES
 from utils.text import any_name_can_be_printed, complain, plain
 
 _FILES_A_TASK = 32
@@ -266,8 +266,7 @@ def _report(packed: Packed, out: Path, seconds: float) -> None:
         f"{packed.images / seconds:,.0f} a second"
     )
     if packed.resized:
-        distorted = f", {packed.not_square:,} of them not square before and distorted" if packed.not_square else ""
-        print(f"{packed.resized:,} images had another size and were resized{distorted}: are the faces aligned?")
+        print(resized_text(packed.resized, packed.not_square))
     if packed.n_unreadable:
         where = out / "unreadable.txt"
         print(f"{packed.n_unreadable:,} files are unreadable and left out, all in {where}; the first:")

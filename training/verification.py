@@ -145,7 +145,7 @@ def _figures(result: PairResult) -> dict[str, float]:
 
 
 def _decode_share(pairs: PairSet, stop: StopRequest, at_once: int = 64) -> None:
-    """Decode this rank's share of the images; ValueError for the first that does not decode or is not square."""
+    """Decode this rank's share of the images; ValueError for the first that does not decode."""
     load = pair_loader(pairs.encoded)
     start, end = part_of(len(pairs.encoded), get_rank(), get_world_size())
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,6 +158,31 @@ def _imdecode_rgb(data: NDArray[np.uint8]) -> NDArray[Any] | None:
         return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+@dataclass
+class Resized:
+    """Images that had another size than is taken, by their numbers; several threads may tell of them."""
+
+    images: set[int] = field(default_factory=set)
+    not_square: set[int] = field(default_factory=set)  # among them
+
+    def see(self, number: int, image: NDArray[np.uint8], size: int) -> None:
+        """Look at an image (H, W, 3) that is to have ``size`` x ``size`` pixels."""
+        height, width = image.shape[:2]
+        if (height, width) != (size, size):
+            self.images.add(number)
+        if height != width:
+            self.not_square.add(number)
+
+
+def resized_text(resized: int, not_square: int, of: int | None = None) -> str:
+    """Say how many images were resized, "" for none; ``of`` how many."""
+    if not resized:
+        return ""
+    distorted = f", {not_square:,} of them not square before and distorted" if not_square else ""
+    share = f" of {of:,}" if of is not None else ""
+    return f"{resized:,}{share} images had another size and were resized{distorted}: are the faces aligned?"
 
 
 class FittedFace(NamedTuple):

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from utils.folders import IMAGE_SUFFIXES
+
 MAX_LINE = 1 << 16  # bytes
-# What tells a path from a label. More than are read elsewhere: a list of others must be understood to be refused.
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm")
+# What tells a path from a label. More than folders are searched for: a list of others must be understood.
+IMAGE_ENDINGS = (*IMAGE_SUFFIXES, ".gif")
 SEPARATORS = {"\t": "tab-separated", ";": "semicolon-separated", ",": "comma-separated", " ": "blank-separated"}
 
 Cells = Callable[[str], list[str]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,12 +46,22 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class PairList:
-    """The pairs of a list, and its form in words."""
+    """The n pairs of a list, and its form in words."""
 
     text: ListText
     pairs: list[Pair]
     form: str
     is_lfw: bool = False
+    # Further columns of n cells each, by their headings without blanks in small letters; of two alike the first.
+    further: dict[str, list[str]] = field(default_factory=dict)
+
+
+class PairImages(NamedTuple):
+    """The files of a list's pairs."""
+
+    listed: PairList  # in the encoding by which the files were found
+    paths: list[tuple[Path, Path]]
+    notes: list[str]  # what was done to the list's paths
 
 
 class _WrongLineError(ValueError):
@@ -76,9 +86,11 @@ def read_pair_list(path: Path, encoding: str = "") -> PairList:
     text = ListText(path)
     text.encoding = encoding
     lines = list(text.lines())
+    head = lines[0].text.split() if lines else []
+    width = len(head) if _named(head) else 0
     problems: list[_WrongLineError] = []
     for separator in SEPARATORS:
-        rows = [(line, _cells(line.text, separator)) for line in lines]
+        rows = [(line, _cells(line.text, separator, width)) for line in lines]
         for read in (_read_lfw, _read_paths):
             try:
                 found = read(text, rows, SEPARATORS[separator])
@@ -92,10 +104,8 @@ def read_pair_list(path: Path, encoding: str = "") -> PairList:
     raise max(problems, key=lambda problem: problem.fits)
 
 
-def images_of(
-    listed: PairList, root: Path, way_out: str, allow_outside: bool = False
-) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """The files of each pair, and what was done to their paths, in words.
+def images_of(listed: PairList, root: Path, way_out: str, allow_outside: bool = False) -> PairImages:
+    """Find the files of each pair.
 
     Args:
         listed: of :func:`read_pair_list`.
@@ -130,7 +140,7 @@ def images_of(
             f"missing: {others}{', ...' if len(missing) > 3 else ''}; paths start at {root}, "
             "--root gives another folder"
         )
-    return [(known[pair.first], known[pair.second]) for pair in listed.pairs], images.notes
+    return PairImages(listed, [(known[pair.first], known[pair.second]) for pair in listed.pairs], images.notes)
 
 
 def _wrong(text: ListText, line: Line, fits: int) -> _WrongLineError:
@@ -142,12 +152,13 @@ def _wrong(text: ListText, line: Line, fits: int) -> _WrongLineError:
     )
 
 
-def _cells(text: str, separator: str) -> list[str]:
+def _cells(text: str, separator: str, width: int) -> list[str]:
+    """The cells of a line; divided at blanks, those around its two images, unless all are ``width``."""
     if separator != " ":
         return separated(separator)(text)
     words = text.split()
     images = [i for i, word in enumerate(words) if is_image(word)]
-    if len(words) <= 3 or len(images) != 2:
+    if len(words) <= 3 or len(words) == width or len(images) != 2:
         return words
     start = int(images[1] == len(words) - 1 and words[0].lower() in _FLAGS)  # the flag comes first
     middle, end = images[0] + 1, images[1] + 1
@@ -156,9 +167,9 @@ def _cells(text: str, separator: str) -> list[str]:
 
 def _read_paths(text: ListText, rows: Sequence[tuple[Line, list[str]]], separator: str) -> PairList:
     """Two paths and a flag on each line."""
-    heading = ""
+    heading, names = "", list[str]()
     if rows and (columns := _named(rows[0][1])):
-        heading, rows = rows[0][0].text, rows[1:]
+        heading, names, rows = rows[0][0].text, _headings(rows[0][1]), rows[1:]
     else:
         try:
             columns = _columns(rows)
@@ -178,12 +189,24 @@ def _read_paths(text: ListText, rows: Sequence[tuple[Line, list[str]]], separato
         f"list: {len(pairs):,} pairs, {separator}{named}, paths in columns {first + 1} and {second + 1}, same or not "
         f"in column {flag + 1}"
     )
-    return PairList(text, pairs, form)
+    further = {name: _column(rows, i) for i, name in reversed([*enumerate(names)]) if name and i not in columns}
+    return PairList(text, pairs, form, further=further)
+
+
+def _column(rows: Sequence[tuple[Line, list[str]]], place: int) -> list[str]:
+    """The cells of a column, "" where a line ends before it; equal ones are one object."""
+    seen: dict[str, str] = {}
+    cells = (row[place] if place < len(row) else "" for _, row in rows)
+    return [seen.setdefault(cell, cell) for cell in cells]
+
+
+def _headings(row: Sequence[str]) -> list[str]:
+    return [cell.lower().replace(" ", "") for cell in row]
 
 
 def _named(row: Sequence[str]) -> tuple[int, int, int] | None:
     """The columns that a heading names, if it does."""
-    names = [cell.lower().replace(" ", "") for cell in row]
+    names = _headings(row)
     found = [[i for i, name in enumerate(names) if name in known] for known in (_FIRST, _SECOND, _FLAG)]
     if any(len(places) != 1 for places in found):
         return None

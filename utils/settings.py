@@ -17,10 +17,8 @@ class Config:
     """Every setting of a run; a recipe in configs/ holds only what differs from configs/base.py."""
 
     # Data
-    rec: (
-        str | tuple[str, ...]
-    )  # folder with train.rec and .idx, of identity folders, of tar shards, or LMDB; a pattern
-    # such as shards/train-{0000..0099}.tar; an address such as s3://bucket/folder; a list; or "synthetic"
+    rec: str | tuple[str, ...]  # folder of records, identity folders, tar shards or LMDB; "synthetic"; or
+    # a pattern such as shards/train-{0000..0099}.tar; an address such as s3://bucket/folder; a list of such
     class_map: str | None  # JSON: people who are in several sets of rec, as a list of {"SET": CLASS, "SET": CLASS};
     # SET is a set's number from 0 on, or its folder's name; CLASS the person's label or folder in it, or several
     rec_weights: tuple[float, ...] | None  # how often each set's images come in an epoch: 1 once, 0.5 half; None: 1

@@ -20,10 +20,10 @@ from prettytable import PrettyTable
 
 from eval.bootstrap import Interval, Resampler, bounded_fars, interval, linked_people, tar_draws
 from eval.ijb.lists import TARGETS, read_lists
-from eval.roc import FAR_GRID, Roc, plot_roc, roc
+from eval.roc import FAR_GRID, Roc, drawable, plot_roc, roc
 from utils.atomic import open_atomic, write_json
 from utils.npy import load_npy
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def compare_scores(
     return Comparison(names, curves, gains, resampler.method("as genuine pairs join their templates"))
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     parser = argparse.ArgumentParser(prog="eval.ijb.compare", description=(__doc__ or "").splitlines()[0])
@@ -100,6 +101,8 @@ def _compare(options: argparse.Namespace) -> None:
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"no file {path}: expected RESULT_DIR/{options.target}/JOB.npy of eval_ijbc.py")
+    if paths[0] == paths[1]:
+        raise ValueError(f"{paths[0]} is given twice: expected the scores of two models")
     scores = [load_npy(path) for path in paths]
     tree = read_lists(options.image_path, options.target)
     for path, own in zip(paths, scores, strict=True):
@@ -119,7 +122,7 @@ def _compare(options: argparse.Namespace) -> None:
         facts = {"first": str(paths[0]), "second": str(paths[1]), "first_tar": first, "second_tar": second}
         write_json(options.out, facts | {"difference_interval": bounds, "interval_method": found.drawn})
     if options.png is not None:
-        curves = dict(zip((plain(name).replace("$", r"\$") for name in found.names), found.curves, strict=True))
+        curves = dict(zip(map(drawable, found.names), found.curves, strict=True))
         figure = plot_roc(curves, f"ROC on {options.target}, 1:1 verification")
         with open_atomic(options.png) as file:
             figure.savefig(file, format="png")

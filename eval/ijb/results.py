@@ -24,7 +24,7 @@ from eval.ijb.lists import IJBTree
 from eval.ijb.run import AlignedImages, VerificationResult, tar_interval_table, tar_table
 from eval.ijb.templates import FeatureMode
 from eval.report.write import PairScores, Section, Table, model_facts, write_report
-from eval.roc import plot_roc
+from eval.roc import drawable, plot_roc
 from utils.atomic import open_atomic
 
 
@@ -114,7 +114,7 @@ def write_results(
     _write_text(report, ".json", json.dumps(summary, indent=2))
     if report.verification is not None:
         title = f"ROC on {report.tree.target}, 1:1 verification"
-        figure = plot_roc({report.method: report.verification.curve}, title)
+        figure = plot_roc({drawable(report.method): report.verification.curve}, title)
         report.write(".pdf", lambda file: figure.savefig(file, format="pdf"))
         report.write(".png", lambda file: figure.savefig(file, format="png"))
     if html:

@@ -77,7 +77,7 @@ def read_csv_numbers(path: Path, columns: int) -> NDArray[np.int64]:
         ValueError: a line whose first columns are something else, by its number, or no line below the heading.
     """
     try:
-        chunks = _chunks(path, [np.int64] * columns, skiprows=1, usecols=range(columns), encoding_errors="replace")
+        chunks = _chunks(path, [np.int64] * columns, skiprows=1, usecols=range(columns))
         return np.concatenate([chunk.to_numpy() for chunk in chunks])
     except _NO_PLAIN_LIST:
         pass
@@ -102,6 +102,7 @@ def _chunks(path: Path, dtypes: list[type], **options: Any) -> Iterator[Any]:
     # Told to read int64, pandas takes 5.0 too; left alone, it gives int64 only for whole numbers.
     told = {column: dtype for column, dtype in enumerate(dtypes) if dtype is not np.int64}
     options |= {"names": range(len(dtypes)), "dtype": told, "chunksize": _LINES_PER_CHUNK, **_EXACT}
+    options["encoding_errors"] = "surrogateescape"  # names of any bytes, as os.fsdecode has them
     options["low_memory"] = False  # else pandas guesses types by parts of a chunk, and warns where they differ
     with pd.read_csv(path, header=None, na_filter=False, quoting=csv.QUOTE_NONE, **options) as chunks:
         for chunk in chunks:
@@ -125,7 +126,7 @@ def _read_line_by_line(path: Path, columns: int, dtype: Number, named: bool) -> 
 
     def number_words(line: bytes) -> list[bytes]:
         words = line.split()
-        names.extend(word.decode() for word in words[:named])
+        names.extend(word.decode("utf-8", "surrogateescape") for word in words[:named])
         return words[named:]
 
     what = f"{'a file name and ' if named else ''}{columns} {'whole ' if dtype is np.int64 else ''}numbers"

@@ -42,7 +42,8 @@ from eval.pairs.report import PairsReport, write_page
 from eval.pairs.sets import ENDINGS, find_pairs, load_pairs
 from eval.report.write import model_facts
 from utils.atomic import write_json
-from utils.text import complain, plain
+from utils.decode import Resized
+from utils.text import any_name_can_be_printed, complain, plain
 
 PUBLIC_SETS = ("lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw")
 
@@ -128,16 +129,16 @@ def embed_set(
     pairs: PairSet,
     batch_size: int,
     flip: bool = True,
-    resized: set[int] | None = None,
+    resized: Resized | None = None,
     meter: LengthMeter | None = None,
 ) -> NDArray[np.float32]:
     """Embed every image of a set, with ``flip`` as the sum with its mirror image: (2n, D), not normalised.
 
-    The numbers of those that had another size than the network takes are put into ``resized``; ``meter`` measures
-    the embeddings before they are added.
+    Images that had another size than the network takes are put into ``resized``; ``meter`` measures the embeddings
+    before they are added.
 
     Raises:
-        ValueError: an image that does not decode or is not square; the message gives its index.
+        ValueError: an image that does not decode; the message gives its index.
     """
 
     def embed(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -184,11 +185,13 @@ def evaluate(
             pairs = load_pairs(find_pairs(target, data), options.allow_outside, options.root)
             if pairs.form:
                 print(plain(f"{target}: {pairs.form}"), flush=True)
-            resized, meter = set[int](), LengthMeter()
+            resized, meter = Resized(), LengthMeter()
             embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip, resized, meter)
             name = pairs.name if pairs.name not in results else target  # two files of one name
             found = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
-            results[name] = replace(found, resized=len(resized), norm=meter.mean())
+            results[name] = replace(
+                found, resized=len(resized.images), not_square=len(resized.not_square), norm=meter.mean()
+            )
             if report is not None:
                 report.add(name, pairs, embeddings_ND, results[name])
         except (ValueError, OSError) as error:
@@ -237,10 +240,12 @@ def as_json(result: PairResult) -> dict[str, Any]:
         "tar_at_far": {f"{far:g}": plain(tar) for far, tar in zip(FARS, result.tar, strict=True)},
         "non_finite_embeddings": result.non_finite,
         "resized_images": result.resized,
+        "not_square_images": result.not_square,
         "notes": result.notes(),
     }
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 where a set was left out, 2 where none was evaluated."""
     options = parse_arguments(argv)

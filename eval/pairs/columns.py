@@ -5,20 +5,23 @@ Shapes: n pairs.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_FIRST, _SECOND = ("path1", "p1", "image1", "img1", "file1"), ("path2", "p2", "image2", "img2", "file2")
-_SAME = ("issame", "same", "label", "is_same", "flag")
+from utils.list_text import shown
+from utils.pair_list import PairList
+
+# Headings without blanks and underscores: "id_1" is id1.
 _PEOPLE = (("id1", "id2"), ("person1", "person2"), ("subject1", "subject2"), ("identity1", "identity2"))
 _GROUP = ("group", "race", "ethnicity", "attribute")
 _GROUPS = (("group1", "group2"), ("att1", "att2"), ("a1", "a2"), ("race1", "race2"), ("ethnicity1", "ethnicity2"))
+
+_Side = Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -29,64 +32,73 @@ class PairColumns:
     second: NDArray[np.integer[Any]] | None = None  # (n,)
     people_by: str = ""  # how the people are known
     groups: NDArray[np.str_] | None = None  # (n,) "" for a pair of two groups; None without such a column
+    notes: tuple[str, ...] = ()  # which columns say so, and which do not fit
 
 
-def pair_places(names: Sequence[str]) -> tuple[int, ...] | None:
-    """The columns of the two paths and the flag in a first line that names them; None in another."""
-    places = [_place(names, known) for known in (_FIRST, _SECOND, _SAME)]
-    found = [place for place in places if place is not None]
-    return tuple(found) if len(found) == len(places) else None
+def read_columns(listed: PairList, paths: Sequence[tuple[Path, Path]]) -> PairColumns:
+    """Interpret what else a list of pairs says.
 
-
-def _place(names: Sequence[str], known: Sequence[str]) -> int | None:
-    lower = [name.strip().lower() for name in names]
-    return next((lower.index(name) for name in known if name in lower), None)
-
-
-def read_columns(path: Path, issame: NDArray[np.bool_]) -> PairColumns:
-    """Read what else a list of pairs says. Its pairs have been read already, so that it is known to be sound.
-
-    People are told by the columns id1 and id2 (or person1, ...), or by the images' folders if these agree with every
-    flag. Groups are told by a column ``group`` (race, ethnicity) or by two, one a side, as BFW's att1 and att2.
+    People are told by the columns id1 and id2 (or person1, ...), by LFW's names, or by the images' folders; by the
+    first of these that agrees with every flag: one person where the flag says so, and two elsewhere. Groups are told
+    by a column ``group`` (race, ethnicity) or by two, one a side, as BFW's att1 and att2.
 
     Args:
-        path: a csv list.
-        issame: (n,) its flags.
+        listed: the list.
+        paths: n, its images.
     """
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as text:
-        rows = [row for row in csv.reader(text, skipinitialspace=True) if row]
-    names: Sequence[str] = rows[0] if rows else []
-    places = pair_places(names)
-    body = rows[len(rows) - len(issame) :]
-    if len(body) != len(issame) or any(len(row) < (len(names) if places else 2) for row in body):
-        return PairColumns()  # a list of another form, which says nothing here
-    if places is None:
-        return _by_folders(body, (0, 1), issame)
-    people = next((pair for pair in _PEOPLE if None not in _both(names, pair)), None)
-    found = _numbered(body, _both(names, people), "columns") if people else _by_folders(body, places[:2], issame)
-    groups = None
-    both = next((pair for pair in _GROUPS if None not in _both(names, pair)), None)
-    one = _place(names, _GROUP)
-    if one is not None:
-        groups = np.array([row[one].strip() for row in body])
-    elif both is not None:
-        a, b = _both(names, both)
-        groups = np.array([row[a].strip() if row[a].strip() == row[b].strip() else "" for row in body])
-    return PairColumns(found.first, found.second, found.people_by, groups)
+    issame = [pair.same for pair in listed.pairs]
+    known = {name.replace("_", ""): cells for name, cells in reversed(listed.further.items())}
+    notes: list[str] = []
+    found = PairColumns()
+    for by, sides, names in _people(listed, known, paths):
+        wrong = _disagreement(sides, issame)
+        if wrong is None:
+            found = PairColumns(*_numbered(sides), people_by=by)
+            break
+        if names:
+            notes.append(
+                f"{names} do not say who is who: line {listed.pairs[wrong].line} has {shown(sides[0][wrong])} and "
+                f"{shown(sides[1][wrong])} where the flag says {'one person' if issame[wrong] else 'two people'}"
+            )
+    groups, by = _groups(known)
+    if by:
+        notes.append(f"groups by {by}")
+    return replace(found, groups=groups, notes=tuple(notes))
 
 
-def _both(names: Sequence[str], pair: tuple[str, str]) -> tuple[Any, Any]:
-    return _place(names, (pair[0],)), _place(names, (pair[1],))
+def _people(
+    listed: PairList, known: dict[str, list[str]], paths: Sequence[tuple[Path, Path]]
+) -> Iterator[tuple[str, tuple[_Side, _Side], str]]:
+    """What may tell people, best first: in words, the person on each side, and the columns if it is columns."""
+    for a, b in _PEOPLE:
+        if a in known and b in known:
+            yield "as the list's columns say", (known[a], known[b]), f"columns {a} and {b}"
+    folder = {path: str(path.parent) for path in {path for pair in paths for path in pair}}
+    sides = [folder[a] for a, _ in paths], [folder[b] for _, b in paths]
+    yield f"as the list's {'names' if listed.is_lfw else 'folders'} say", sides, ""
 
 
-def _by_folders(rows: Sequence[Sequence[str]], places: Sequence[int], issame: NDArray[np.bool_]) -> PairColumns:
-    folders = [[str(PurePosixPath(row[place].strip()).parent) for place in places] for row in rows]
-    if all((a == b) == same for (a, b), same in zip(folders, issame.tolist(), strict=True)):
-        return _numbered(folders, (0, 1), "folders")
-    return PairColumns()
+def _disagreement(sides: tuple[_Side, _Side], issame: Sequence[bool]) -> int | None:
+    """The first pair whose people do not fit its flag, or are not known."""
+    both = zip(*sides, issame, strict=True)
+    return next((i for i, (a, b, same) in enumerate(both) if (a == b) != same or not a or not b), None)
 
 
-def _numbered(rows: Sequence[Sequence[str]], places: Sequence[int], by: str) -> PairColumns:
+def _numbered(sides: tuple[_Side, _Side]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     number: dict[str, int] = {}
-    sides = [np.array([number.setdefault(row[place].strip(), len(number)) for row in rows]) for place in places]
-    return PairColumns(sides[0], sides[1], f"as the list's {by} say")
+    first, second = (
+        np.array([number.setdefault(person, len(number)) for person in side], np.int64) for side in sides
+    )
+    return first, second
+
+
+def _groups(known: dict[str, list[str]]) -> tuple[NDArray[np.str_] | None, str]:
+    """The group of each pair, and the columns that say so."""
+    for name in _GROUP:
+        if name in known:
+            return np.array(known[name]), f"column {name}"
+    for a, b in _GROUPS:
+        if a in known and b in known:
+            both = zip(known[a], known[b], strict=True)
+            return np.array([one if one == other else "" for one, other in both]), f"columns {a} and {b}"
+    return None, ""

@@ -18,7 +18,7 @@ from torch import nn
 from embedder.batches import LoadBatch, Stopped, embed_batches, never
 from embedder.embedder import LengthMeter
 from eval.pairs.bin_file import PairSet
-from utils.decode import decode_rgb, resize_square
+from utils.decode import Resized, decode_rgb, resize_square, resized_text
 from utils.device import to_device
 from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, part_of
 
@@ -53,6 +53,7 @@ class PairResult:
     norm: float = float("nan")  # mean length of straight and mirrored embeddings each; evaluate_pairs() leaves it out
     non_finite: int = 0  # embeddings that hold a nan or an infinity
     resized: int = 0  # images that had another size than the network takes
+    not_square: int = 0  # among them, whose faces are distorted
     message: str = ""  # why a figure is missing or rests on fewer folds
 
     def notes(self) -> list[str]:
@@ -61,11 +62,7 @@ class PairResult:
 
     def size_note(self) -> str:
         """Say that images were resized, "" if none was."""
-        if not self.resized:
-            return ""
-        return (
-            f"{self.resized:,} of {2 * self.pairs:,} images had another size and were resized: are the faces aligned?"
-        )
+        return resized_text(self.resized, self.not_square, 2 * self.pairs)
 
     def hint(self) -> str:
         """Say what is probably wrong, or "" if nothing stands out."""
@@ -94,11 +91,11 @@ class PairResult:
         return ""
 
 
-def pair_loader(encoded: Sequence[bytes], image_size: int = 112, resized: set[int] | None = None) -> LoadBatch:
+def pair_loader(encoded: Sequence[bytes], image_size: int = 112, resized: Resized | None = None) -> LoadBatch:
     """Make a function from (start, end) to those images, decoded and resized: (end - start, H, W, 3) uint8 RGB.
 
-    It raises ValueError for an image that does not decode or is not square; the message gives its index. The indices
-    of those that had another size are put into ``resized``.
+    It raises ValueError for an image that does not decode; the message gives its index. Those that had another size
+    are put into ``resized``.
     """
 
     def load(start: int, end: int) -> NDArray[np.uint8]:
@@ -108,11 +105,8 @@ def pair_loader(encoded: Sequence[bytes], image_size: int = 112, resized: set[in
                 image = decode_rgb(encoded[index])
             except ValueError as error:
                 raise ValueError(f"image {index}: {error}") from None
-            height, width = image.shape[:2]
-            if height != width:
-                raise ValueError(f"image {index}: expected a square aligned face, found {width} x {height}")
-            if resized is not None and height != image_size:
-                resized.add(index)
+            if resized is not None:
+                resized.see(index, image, image_size)
             out[row] = resize_square(image, image_size)
         return out
 
@@ -285,7 +279,7 @@ def verify(
     """
     n_images = len(pair_set.encoded)
     start, end = part_of(n_images, get_rank(), get_world_size())
-    part_ND, error, resized, meter = np.empty((0, 0), np.float32), "", set[int](), LengthMeter()
+    part_ND, error, resized, meter = np.empty((0, 0), np.float32), "", Resized(), LengthMeter()
     try:
         load = pair_loader(pair_set.encoded, image_size, resized)
         part_ND = embed_batches(
@@ -301,16 +295,18 @@ def verify(
         pass  # the others hear of it
     except ValueError as problem:
         error = f"verification set {pair_set.name}, {problem}"
-    report = part_ND.shape[1], error, is_stopping(), len(resized), meter.sum, meter.count
+    sizes = len(resized.images), len(resized.not_square)
+    report = part_ND.shape[1], error, is_stopping(), sizes, meter.sum, meter.count
     reports = all_gather_objects(report, f"reports on the set {pair_set.name}")
-    sizes, errors, stops, resizings, sums, counts = zip(*reports, strict=True)
+    dims, errors, stops, resizings, sums, counts = zip(*reports, strict=True)
     if any(stops):
         raise Stopped
     for other_error in filter(None, errors):
         raise ValueError(other_error)
-    all_ND = torch.zeros((n_images, max(sizes)), device=device)
+    all_ND = torch.zeros((n_images, max(dims)), device=device)
     if end > start:
         all_ND[start:end] = to_device(torch.from_numpy(part_ND), device)
     result = evaluate_embeddings(all_reduce_sum_(all_ND, "embeddings").cpu().numpy(), pair_set.issame, folds)
     meter.sum, meter.count = sum(sums), sum(counts)
-    return replace(result, norm=meter.mean(), resized=sum(resizings))
+    n_resized, n_not_square = (sum(of_rank) for of_rank in zip(*resizings, strict=True))
+    return replace(result, norm=meter.mean(), resized=n_resized, not_square=n_not_square)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +37,6 @@ def find_pairs(target: str, folder: Path) -> Path:
 
 def load_pairs(path: Path, allow_outside: bool = False, root: Path | None = None) -> PairSet:
     """Read a verification set by its ending; raises as ``load_list``, ``load_bin`` and ``load_bcolz`` do."""
-    if path.suffix == ".csv":
-        pairs = load_list(path, allow_outside, root)
-        return replace(pairs, columns=read_columns(path, pairs.issame))
     if path.suffix in LIST_ENDINGS:
         return load_list(path, allow_outside, root)
     return load_bcolz(path) if is_bcolz(path) else load_bin(path)
@@ -48,6 +44,8 @@ def load_pairs(path: Path, allow_outside: bool = False, root: Path | None = None
 
 def load_list(path: Path, allow_outside: bool = False, root: Path | None = None) -> PairSet:
     """Read a list of pairs of aligned faces; the images stay encoded, one that is named twice is read once.
+
+    Further columns tell people and groups, see ``eval.pairs.columns``.
 
     Args:
         path: a list in any form that ``utils.pair_list`` reads.
@@ -63,14 +61,14 @@ def load_list(path: Path, allow_outside: bool = False, root: Path | None = None)
         raise FileNotFoundError(f"no verification set {path}")
     if root is not None and not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; --root is the folder that the paths of {path} start at")
-    listed = read_pair_list(path)
+    listed, paths, notes = images_of(read_pair_list(path), root or path.parent, _WAY_OUT, allow_outside)
+    columns = read_columns(listed, paths)
     files: dict[Path, bytes] = {}
     encoded: list[bytes] = []
-    paths, notes = images_of(listed, root or path.parent, _WAY_OUT, allow_outside)
     for pair in paths:
         for image in pair:
             if image not in files:
                 files[image] = image.read_bytes()
             encoded.append(files[image])
     flags = np.array([pair.same for pair in listed.pairs], bool)
-    return PairSet(path.stem, encoded, flags, "; ".join([listed.form, *notes]))
+    return PairSet(path.stem, encoded, flags, "; ".join([listed.form, *notes, *columns.notes]), columns)

@@ -40,9 +40,8 @@ from eval.report.operating import (
     worst_pairs,
 )
 from eval.report.page import FaceSheet, PageSection, Picture, Table, Tile, render_page
-from eval.roc import FAR_GRID, Roc
+from eval.roc import FAR_GRID, Roc, drawable
 from utils.atomic import open_atomic
-from utils.text import plain
 
 __all__ = ["PairScores", "Picture", "Section", "Table", "Tile", "model_facts", "write_report"]
 
@@ -178,15 +177,10 @@ def _prepare(section: Section, worst: int, worst_at_far: float) -> tuple[PageSec
                 face_sheets.append(sheet)
                 kind = "false_rejects" if genuine else "false_accepts"
                 heading = f"{sheet.title}, threshold {_score(at.threshold)} at FAR {far_name(at.far)}"
-                heading = f"{_drawable(section.name)}: {heading}"
+                heading = f"{drawable(section.name)}: {heading}"
                 sheets[kind] = png_bytes(draw_sheet(heading, sheet.pairs, pairs.id_word))
     page = PageSection(section.name, "; ".join(about), tiles, notes, pictures, tables, face_sheets)
     return page, sheets
-
-
-def _drawable(name: str) -> str:
-    """A name for a picture, without what matplotlib has no letter for or takes for a formula (between two $)."""
-    return plain(name).replace("$", r"\$")
 
 
 def _score(threshold: float) -> str:
@@ -247,7 +241,7 @@ def _charts(name: str, pairs: PairScores, points: Sequence[OperatingPoint]) -> l
     edges, genuine, impostor = score_histogram(pairs.scores, pairs.labels)
     middle = (edges[:-1] + edges[1:]) / 2
     means = f"centred on {float(genuine @ middle):.3f} and {float(impostor @ middle):.3f}"
-    drawn = _drawable(name)
+    drawn = drawable(name)
     histogram = plot_score_histogram(drawn, edges, genuine, impostor, points)
     return [
         Picture(

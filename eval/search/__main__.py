@@ -10,11 +10,11 @@ from pathlib import Path
 
 from embedder.embedder import Embedder
 from embedder.load import load_embedder
-from eval.search.images import NamedFaces, read_faces, read_tinyface
+from eval.search.images import ListOptions, NamedFaces, read_faces, read_tinyface
 from eval.search.report import as_json, counts_line, rates_table, write_page
 from eval.search.run import SearchResult, embed_faces, search_faces
 from utils.atomic import write_json
-from utils.text import complain, plain
+from utils.text import any_name_can_be_printed, complain, plain
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -23,12 +23,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="eval.search",
         description="Search probes in a gallery: rank-k, mean average precision, and TPIR at FPIR where probes "
         "are of people who are not in the gallery; each with a 95 % interval. A gallery or probes are a folder with "
-        "a folder a person, or a .csv of path,person; the same name is the same person.",
+        "a folder a person, or a list of images with people as labels; the same name is the same person.",
         epilog="Exit status: 0, or 2 for what you can mend.",
     )
     parser.add_argument("--model", required=True, help="model.pt, the run's folder that holds it, or an .onnx file")
-    parser.add_argument("--gallery", type=Path, metavar="DIR_or_csv", help="enrolled faces")
-    parser.add_argument("--probes", type=Path, metavar="DIR_or_csv", help="faces to search for")
+    parser.add_argument("--gallery", type=Path, metavar="DIR_or_LIST", help="enrolled faces")
+    parser.add_argument("--probes", type=Path, metavar="DIR_or_LIST", help="faces to search for")
     parser.add_argument(
         "--tinyface",
         type=Path,
@@ -41,7 +41,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-flip", action="store_true", help="embed images without their mirror images")
     parser.add_argument(
-        "--allow-outside", action="store_true", help="read images outside the folder of the .csv that lists them"
+        "--root", type=Path, metavar="FACES", help="folder that the images of lists start at (default: the list's)"
+    )
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="read images outside --root, or the folder of their list"
+    )
+    parser.add_argument(
+        "--columns", default="", metavar="WORDS", help="what a list's columns are, such as path,-,label"
     )
     parser.add_argument("--batch-size", type=int, default=128, help="images per forward pass (default 128)")
     parser.add_argument(
@@ -66,7 +72,10 @@ def read_sides(options: argparse.Namespace) -> tuple[NamedFaces, NamedFaces]:
         return read_tinyface(options.tinyface)
     if options.gallery is None or options.probes is None:
         raise ValueError("give --gallery and --probes, or --tinyface")
-    return read_faces(options.gallery, options.allow_outside), read_faces(options.probes, options.allow_outside)
+    lists = ListOptions(options.root, options.allow_outside, options.columns)
+    if (options.root or options.columns) and options.gallery.is_dir() and options.probes.is_dir():
+        raise ValueError("--root and --columns are for lists, but --gallery and --probes are folders: leave them out")
+    return read_faces(options.gallery, lists), read_faces(options.probes, lists)
 
 
 def evaluate(options: argparse.Namespace) -> tuple[SearchResult, Embedder]:
@@ -83,6 +92,9 @@ def evaluate(options: argparse.Namespace) -> tuple[SearchResult, Embedder]:
             f"{options.num_workers}"
         )
     gallery, probes = read_sides(options)
+    read = [f"{name}: {note}" for name, side in (("gallery", gallery), ("probes", probes)) for note in side.notes]
+    for note in read:
+        print(plain(note), flush=True)
     embedder = load_embedder(options.model, options.network, options.device)
     threads, flip = max(1, options.num_workers), not options.no_flip
     gallery_ND, about_gallery = embed_faces(embedder, gallery, options.batch_size, flip, threads, "gallery")
@@ -90,9 +102,11 @@ def evaluate(options: argparse.Namespace) -> tuple[SearchResult, Embedder]:
     result = search_faces(gallery, probes, (gallery_ND, probes_QD), options.mean)
     names = (("gallery", about_gallery), ("probes", about_probes))
     result.notes.extend(f"{name}: {note}" for name, note in names if note)
+    result.read.extend(read)
     return result, embedder
 
 
+@any_name_can_be_printed()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, or 2 for what the user can fix."""
     options = parse_arguments(argv)

@@ -1,28 +1,29 @@
-"""Faces with names, from a folder of people's folders, a csv list, or TinyFace's folders.
+"""Faces with names, from a folder of people's folders, a list, or TinyFace's folders.
 
 Shapes: N images.
 """
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.decode import decode_rgb, resize_square
+from utils.decode import Resized, decode_rgb, resize_square, resized_text
+from utils.face_list import read_face_list
+from utils.folders import FolderNotes, identity_folders, image_names
+from utils.list_columns import whole_number
+from utils.list_images import SAMPLE, ListedImages
+from utils.list_text import is_image
 from utils.paths import ListedPaths
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 TINYFACE = ("Gallery_Match", "Gallery_Distractor", "Probe")
-_PATH_NAMES = ("path", "image", "file", "filename")
-_PERSON_NAMES = ("person", "subject", "identity", "name", "label", "id")
-_FORMS = "expected a folder of people's folders of images, or a .csv of path,person lines"
-_WAY_OUT = "put the list into the folder that holds all its images or, if you trust it, give --allow-outside"
+_FORMS = "expected a folder of people's folders of images, or a list of images and their people"
+_WAY_OUT = "give the folder that holds all images with --root or, if you trust the list, --allow-outside"
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class NamedFaces:
 
     paths: list[Path]  # N
     people: list[str]  # N
+    notes: list[str] = field(default_factory=list)  # how a list was read, and what was left out
 
     def join(self, other: NamedFaces) -> NamedFaces:
         """Both, one after the other."""
-        return NamedFaces(self.paths + other.paths, self.people + other.people)
+        return NamedFaces(self.paths + other.paths, self.people + other.people, self.notes + other.notes)
 
 
 class FaceLoader:
@@ -47,7 +49,7 @@ class FaceLoader:
 
     def __init__(self, faces: NamedFaces, image_size: int) -> None:
         self.faces, self.image_size = faces, image_size
-        self.resized: list[Path] = []  # threads append
+        self.resized = Resized()
 
     def __call__(self, start: int, end: int) -> NDArray[np.uint8]:
         """Images [start, end): (end - start, H, W, 3) RGB.
@@ -62,106 +64,94 @@ class FaceLoader:
                 image = decode_rgb(path.read_bytes())
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; copy it again, or take it out") from None
-            if image.shape[:2] != (self.image_size, self.image_size):
-                self.resized.append(path)
+            self.resized.see(start + row, image, self.image_size)
             out[row] = resize_square(image, self.image_size)
         return out
 
     def note(self) -> str:
         """Say that images were resized, "" if none was."""
-        if not self.resized:
-            return ""
-        return (
-            f"{len(self.resized):,} of {len(self.faces.paths):,} images had another size than {self.image_size} x "
-            f"{self.image_size} and were resized, the first {self.resized[0]}: are the faces aligned?"
-        )
+        found = self.resized
+        text = resized_text(len(found.images), len(found.not_square), len(self.faces.paths))
+        return f"{text} The first: {self.faces.paths[min(found.images)]}" if text else ""
 
 
-def read_faces(source: Path, allow_outside: bool = False) -> NamedFaces:
+@dataclass(frozen=True)
+class ListOptions:
+    """How lists are read."""
+
+    root: Path | None = None  # where relative paths start; None: the list's folder
+    allow_outside: bool = False  # read images outside it, too
+    columns: str = ""  # see ``read_face_list``
+
+
+def read_faces(source: Path, options: ListOptions | None = None) -> NamedFaces:
     """Read a gallery or probes.
 
     Args:
-        source: a folder with a folder a person, or a .csv with lines ``path,person``; a first line may name the
-            columns, then in any order and among others. Relative paths start at the list's folder.
-        allow_outside: read images outside the list's folder, too.
+        source: a folder with a folder a person, or a list in any form that ``utils.face_list`` reads, whose labels
+            are the people.
+        options: for a list.
 
     Raises:
-        FileNotFoundError: no such folder or list.
+        FileNotFoundError: no such folder or list, or images of it are missing.
         ValueError: it holds no images, or lines of another form.
     """
     if source.is_dir():
-        faces = _read_folder(source)
-    elif source.is_file() and source.suffix.lower() == ".csv":
-        faces = _read_csv(source, allow_outside)
-    elif source.exists():
-        raise ValueError(f"{source}: {_FORMS}")
-    else:
+        return _read_folder(source)
+    if not source.exists():
         raise FileNotFoundError(f"no folder or list {source}: {_FORMS}")
-    return faces
+    if is_image(source.name):
+        raise ValueError(f"{source} is an image: {_FORMS}")
+    return _read_list(source, options or ListOptions())
 
 
 def _read_folder(root: Path) -> NamedFaces:
+    notes = FolderNotes(root)
     paths: list[Path] = []
     people: list[str] = []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        for path in _images_below(folder):
+    names = identity_folders(root, notes)
+    for name in names:
+        for path in _images_below(root / name, notes):
             paths.append(path)
-            people.append(folder.name)
+            people.append(name)
     if not paths:
-        loose = next(_images_below(root), None)
-        found = f"found images such as {loose.name} beside each other" if loose else "found no image in it"
-        raise ValueError(f"{root}: {_FORMS}; {found}")
-    return NamedFaces(paths, people)
+        raise ValueError(f"{root}: {_FORMS}; found no image in a folder{'; '.join(['', *notes.lines()])}")
+    notes.check_level(names)
+    return NamedFaces(paths, people, notes.lines())
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def _images_below(folder: Path, notes: FolderNotes) -> list[Path]:
     """Images in a folder and the folders in it, sorted."""
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (Path(root, name) for name in sorted(files) if name.lower().endswith(ENDINGS))
+    return [folder / os.fsdecode(name) for name in image_names(folder, notes)]
 
 
-def _read_csv(path: Path, allow_outside: bool) -> NamedFaces:
-    joined = ListedPaths(path, path.parent, _WAY_OUT, allow_outside)
+def _read_list(source: Path, options: ListOptions) -> NamedFaces:
+    root = options.root or source.parent
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; --root is the folder that the paths of {source} start at")
+    listed = read_face_list(source, options.columns)
+    sample = [entry for _, entry, _ in islice(listed.entries(), SAMPLE)]
+    images = ListedImages(ListedPaths(source, root, _WAY_OUT, options.allow_outside), listed.text, sample)
     paths: list[Path] = []
     people: list[str] = []
-    where: tuple[int, int] | None = None
-    with path.open(newline="", encoding="utf-8-sig") as text:
-        rows = csv.reader(text, skipinitialspace=True)
-        try:
-            for row in rows:
-                if not any(field.strip() for field in row):
-                    continue
-                if where is None:
-                    named = _columns(row)
-                    where = named or (0, 1)
-                    if named:
-                        continue
-                if len(row) <= max(where) or (where == (0, 1) and len(row) != 2 and not paths):
-                    raise ValueError(
-                        f"{path}, line {rows.line_num}: expected path,person or a first line that names the columns "
-                        f"path and person, found {','.join(row)[:80]!r}"
-                    )
-                paths.append(joined.join(row[where[0]].strip(), rows.line_num))
-                people.append(row[where[1]].strip())
-                if not paths[-1].is_file():
-                    raise FileNotFoundError(
-                        f"{path}, line {rows.line_num}: no image {paths[-1]}; relative paths start at the list's "
-                        "folder"
-                    )
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, line {rows.line_num + 1}: no csv text in UTF-8 ({error})") from None
-    if not paths:
-        raise ValueError(f"{path}: no images in it, expected lines path,person")
-    return NamedFaces(paths, people)
+    missing: list[str] = []
+    for line, entry, person in listed.entries():
+        paths.append(images.path(entry, line.number))
+        people.append(_person(person))
+        if not paths[-1].is_file():
+            missing.append(f"line {line.number}: no image {paths[-1]}")
+    if missing:
+        raise FileNotFoundError(
+            f"{source}, {missing[0]}; {len(missing):,} of {len(paths):,} images are missing; paths start at {root}, "
+            "--root gives another folder"
+        )
+    return NamedFaces(paths, people, ["; ".join([listed.describe(), *images.notes])])
 
 
-def _columns(row: list[str]) -> tuple[int, int] | None:
-    """The places of path and person in a first line that names them."""
-    names = [field.strip().lower() for field in row]
-    path = next((names.index(name) for name in _PATH_NAMES if name in names), None)
-    person = next((names.index(name) for name in _PERSON_NAMES if name in names), None)
-    return (path, person) if path is not None and person is not None else None
+def _person(label: str) -> str:
+    """A label as a name; 7.000000, as im2rec writes labels, is 7."""
+    number = None if label.isdecimal() else whole_number(label)
+    return label if number is None else str(number)
 
 
 def read_tinyface(root: Path) -> tuple[NamedFaces, NamedFaces]:
@@ -185,16 +175,24 @@ def read_tinyface(root: Path) -> tuple[NamedFaces, NamedFaces]:
             f"{folder}: no folder {', '.join(missing)}; TinyFace's test set has {', '.join(TINYFACE)}"
         )
     match, probes = (_by_name(folder / name) for name in ("Gallery_Match", "Probe"))
-    distractors = list(_images_below(folder / "Gallery_Distractor"))
-    return match.join(NamedFaces(distractors, [f"distractor {i}" for i in range(len(distractors))])), probes
+    distractors = _everyone_below(folder / "Gallery_Distractor")
+    nobody = [f"distractor {i}" for i in range(len(distractors.paths))]
+    return match.join(NamedFaces(distractors.paths, nobody, distractors.notes)), probes
+
+
+def _everyone_below(folder: Path) -> NamedFaces:
+    """The images below a folder, of people not known yet."""
+    notes = FolderNotes(folder)
+    paths = _images_below(folder, notes)
+    return NamedFaces(paths, [], [f"{folder}: {notes.left_out_text()}"] if notes.left_out else [])
 
 
 def _by_name(folder: Path) -> NamedFaces:
-    paths = list(_images_below(folder))
-    people = [path.name.split("_")[0] for path in paths]
-    for path, person in zip(paths, people, strict=True):
+    found = _everyone_below(folder)
+    people = [path.name.split("_")[0] for path in found.paths]
+    for path, person in zip(found.paths, people, strict=True):
         if not person.isdecimal():
             raise ValueError(f"{path}: expected a name such as 12_3.jpg, in which 12 is the person")
-    if not paths:
+    if not people:
         raise ValueError(f"{folder}: no images in it")
-    return NamedFaces(paths, [str(int(person)) for person in people])
+    return NamedFaces(found.paths, [str(int(person)) for person in people], found.notes)

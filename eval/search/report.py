@@ -84,7 +84,7 @@ def as_json(result: SearchResult) -> dict[str, Any]:
             for name, share, bounds, threshold in rate_rows(found)
         },
         "cmc": {str(rank): share for rank, share in found.rank.items()},
-        "notes": result.notes,
+        "notes": [*result.read, *result.notes],
     }
 
 
@@ -136,5 +136,7 @@ def write_page(
         "are drawn again, the gallery stays.",
     )
     mode = f"{'straight + mirrored' if flip else 'straight only'}; {counts_line(result)}"
-    section = Section(name, mode, pictures=[picture], headline=tiles, tables=[table], notes=result.notes)
+    section = Section(
+        name, mode, pictures=[picture], headline=tiles, tables=[table], notes=[*result.read, *result.notes]
+    )
     return write_report(path, "Search in a gallery, 1:N", [section], model_facts(model, embedder), printed=printed)

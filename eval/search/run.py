@@ -6,7 +6,7 @@ Shapes: N images, D embedding size, G gallery templates, Q probes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ class SearchResult:
     gallery_people: int
     is_mean: bool  # one template a person
     notes: list[str]  # what a reader should know
+    read: list[str] = field(default_factory=list)  # how both sides were read
 
 
 def embed_faces(

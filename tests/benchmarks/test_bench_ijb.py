@@ -30,6 +30,8 @@ def test_writes_its_records(tmp_path, capsys, monkeypatch):
         assert r["largest_score_difference"] <= (1e-14 if r["part"] == "features" else 1e-4)
     parts = {r["stage"]: r["seconds"] for r in records if (r["part"], r["method"]) == ("features", "this project")}
     total, without = parts.pop("total"), parts.pop("total but matrices")
+    assert parts.pop("intervals") > 0
+    assert {r["ratio"] is None for r in records if r["stage"] == "intervals"} == {True}
     assert sum(parts.values()) == pytest.approx(total)
     assert without == pytest.approx(total - parts["landmarks to matrices"])
     assert "reference / this" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Weights that an ONNX model keeps in other files: only in its own folder, whatever the runtime allows."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,18 @@ def test_weights_in_its_own_folder(folder):
     np.testing.assert_allclose(embedder.embed(images), np.tile([1, 2, 3] @ WEIGHTS, (2, 1)), rtol=1e-6)
     (folder / "sub" / "inside.bin").write_bytes((2 * WEIGHTS).tobytes())
     assert load_embedder(path).sha256 != embedder.sha256  # else another network's cache would be taken
+
+
+def test_names_that_are_no_utf8(folder):
+    """The runtime takes none, so it gets the content, which must then be all in one file."""
+    strange = folder.parent / "\udcd5"
+    try:
+        shutil.copytree(folder, strange, symlinks=True)
+    except OSError:
+        pytest.skip("this system's names are UTF-8")
+    (strange / "net.onnx").write_bytes(model_with("sub/inside.bin"))
+    with pytest.raises(ValueError, match=r"takes weights from inside\.bin, which onnxruntime finds only where"):
+        load_embedder(strange / "net.onnx")
 
 
 @pytest.mark.parametrize("place", ["weight", "constant", "branch", "sparse", "function", "training"])

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from data.records.writer import write_face_records
 from eval.pairs.bin_file import load_bin
+from eval.pairs.protocol import pair_loader
+from eval.pairs.sets import load_list
 from made_faces import contents, encode, make_folder
 from tools.make_bin import main
 from tools.parts.pair_sampling import sample_pairs
-from utils.decode import decode_rgb
+from utils.decode import Resized, decode_rgb
 
 
 def run(*argv):
@@ -56,7 +58,23 @@ class TestLfwList:
         pairs = load_bin(tmp_path / "my.bin")
         assert [decode_rgb(image).shape for image in pairs.encoded] == [(112, 112, 3)] * 4
         assert pairs.encoded[0] == pairs.encoded[2]
-        assert "1 images had another size and were resized" in capsys.readouterr().out
+        assert "1 images had another size and were resized: are the faces aligned?" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("ending", [".tif", ".pgm", ".ppm", ".jp2"])
+    def test_every_kind_of_image_is_resized_as_evaluation_does(self, faces, tmp_path, capsys, ending):
+        written = {".pgm": ".ppm"}.get(ending, ending)
+        (faces / "big" / f"big_0003{ending}").write_bytes(encode(90, (90, 60), written))
+        (tmp_path / "pairs.txt").write_text("big 3 2\nbig 3 p0 1\n")
+        assert run(tmp_path / "pairs.txt", tmp_path / "my.bin", "--root", faces) == 0
+        note = "1 images had another size and were resized, 1 of them not square before and distorted: are the faces"
+        assert note in capsys.readouterr().out
+        resized = Resized()
+        listed = load_list(tmp_path / "pairs.txt", root=faces).encoded
+        evaluated = pair_loader(listed, resized=resized)(0, 4)
+        assert (resized.images, resized.not_square) == ({0, 2}, {0, 2})
+        kept = pair_loader(load_bin(tmp_path / "my.bin").encoded, resized=resized)(0, 4)
+        assert len(resized.images) == 2
+        assert np.abs(evaluated.astype(int) - kept).mean() < 3  # JPEG
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -186,8 +186,8 @@ class TestImages:
             image.touch()
         path = tmp_path / "African_pairs.txt"
         path.write_text("m.01\t1\t2\nm.01\t1\tm.02\t1\n")
-        pairs, _ = images_of(read_pair_list(path), tmp_path / "data", "way out")
-        assert pairs[1][1] == tmp_path / "data" / "African" / "m.02" / "m.02_0001.jpg"
+        found = images_of(read_pair_list(path), tmp_path / "data", "way out")
+        assert found.paths[1][1] == tmp_path / "data" / "African" / "m.02" / "m.02_0001.jpg"
 
 
 def test_the_switch_settles_what_a_list_leaves_open(tmp_path):

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.databases import is_database
-from data.folders import FolderNotes, identity_folders, image_names
 from data.records.layout import split, unpack
 from data.records.reader import RecordReader
 from data.shards.faces import FaceShards
@@ -22,6 +21,7 @@ from data.shards.names import are_shards
 from data.storage import is_address
 from dataset import open_faces
 from eval.pairs.bin_file import load_bin
+from utils.folders import FolderNotes, identity_folders, image_names
 
 
 class Place(NamedTuple):

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.folders import IMAGE_SUFFIXES, FolderNotes, identity_folders, image_names
 from utils.face_list import read_face_list
+from utils.folders import IMAGE_SUFFIXES, FolderNotes, identity_folders, image_names
 from utils.list_columns import whole_number
 from utils.list_images import SAMPLE, ListedImages
 from utils.paths import ListedPaths

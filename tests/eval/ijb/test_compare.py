@@ -35,8 +35,11 @@ def test_two_results(ijb, tmp_path, capsys, monkeypatch):
 
 
 def test_scores_of_another_set_are_refused(ijb, tmp_path, capsys):
-    np.save(tmp_path / "a.npy", np.zeros(3))
-    assert main([str(tmp_path / "a.npy"), str(tmp_path / "a.npy"), "--image-path", str(ijb)]) == 2
+    for name in "ac":
+        np.save(tmp_path / f"{name}.npy", np.zeros(3))
+    assert main([str(tmp_path / "a.npy"), str(tmp_path / "c.npy"), "--image-path", str(ijb)]) == 2
     assert "holds scores of shape (3,), but IJBC" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.npy"), str(tmp_path / "a.npy"), "--image-path", str(ijb)]) == 2
+    assert "a.npy is given twice: expected the scores of two models" in capsys.readouterr().err
     assert main([str(tmp_path / "b.npy"), str(tmp_path / "a.npy"), "--image-path", str(ijb)]) == 2
     assert "expected RESULT_DIR/IJBC/JOB.npy" in capsys.readouterr().err

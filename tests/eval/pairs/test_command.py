@@ -35,6 +35,7 @@ def data(tmp_path):
         (tmp_path / f"{name}.bin").write_bytes(pickle.dumps((pairs.encoded, pairs.issame.tolist())))
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(png(face(i, 112 if i else 160)))
+    (tmp_path / "3.png").write_bytes(png(face(3)[:, :100]))
     (tmp_path / "list.csv").write_text("0.png,0.png,1\n0.png,1.png,0\n2.png,2.png,1\n3.png,1.png,0\n")
     return tmp_path
 
@@ -69,8 +70,10 @@ def test_the_form_of_a_list_and_images_of_another_size_are_told(model, data, cap
     assert pairs_command.main(["--model", str(model), "--data", str(data / "pairs.txt"), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "pairs.txt: list: 4 pairs, blank-separated, paths in columns 1 and 2, same or not in column 3" in printed
-    assert "pairs: 3 of 8 images had another size and were resized: are the faces aligned?" in printed
-    assert json.loads(out.read_text())["sets"]["pairs"]["resized_images"] == 3
+    note = "4 of 8 images had another size and were resized, 1 of them not square before and distorted: are the faces"
+    assert f"pairs: {note} aligned?" in printed
+    found = json.loads(out.read_text())["sets"]["pairs"]
+    assert (found["resized_images"], found["not_square_images"]) == (4, 1)
 
 
 def test_lfws_list_beside_a_folder_of_people(model, data, capsys):

@@ -153,6 +153,8 @@ def image_names(folder: Path, notes: FolderNotes | None = None) -> list[bytes]:
                 elif entry.is_dir():
                     if notes is not None:
                         notes.see(entry)
+                        if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                            notes.leave_out(entry, "named as an image but a folder")
                     if not entry.is_symlink() or _is_new(entry, path, followed):
                         pending.append((entry.path, f"{prefix}{entry.name}/", depth + 1))
                     elif notes is not None:

@@ -10,11 +10,11 @@ import pytest
 
 import train
 from data.faces import FaceRecords, ImageFolder
-from data.folders import FolderNotes, identity_folders, image_names
 from dataset import get_dataloader
 from face_files import LABELS, VALUES, contents, face, make_image_folder
 from tiny_runs import TINY, run
 from tools import check_data, find_duplicates, make_bin, merge_rec, pack_rec, show_data, shuffle_rec
+from utils.folders import FolderNotes, identity_folders, image_names
 
 STRANGE = {"gbk": "张三{}".encode("gbk"), "latin1": "José_{}".encode("latin-1")}
 RUN = ["num_classes=auto", "num_image=None", "head_size=2", "batch_size=2"]
