@@ -27,6 +27,7 @@ from utils.text import parse_json
 
 DEFAULT_NETWORK = "r50"
 COUNTER = ".num_batches_tracked"  # of a batch norm: older files lack it, and nothing here depends on it
+SLOW_TO_BUILD = ("r2060",)  # seconds, without memory too; no other network has its tensors
 _MOST_NUMBERS = 1 << 20  # of an embedding
 
 
@@ -228,7 +229,8 @@ def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> s
 
 def fitting_networks(file: WeightsFile) -> list[str]:
     """Names of the networks that these weights load into; nothing is allocated."""
-    return [name for name in MODEL_NAMES if _fits(file, name)]
+    quick = [name for name in MODEL_NAMES if name not in SLOW_TO_BUILD and _fits(file, name)]
+    return quick or [name for name in SLOW_TO_BUILD if _fits(file, name)]
 
 
 def _fits(file: WeightsFile, name: str) -> bool:
