@@ -140,7 +140,7 @@ class VisionTransformer(Backbone):
         super().__init__(amp_dtype, gradient_checkpointing, image_size)
         assert channels % heads == 0
         patches = (image_size // patch_size) ** 2
-        if not patches:
+        if image_size < patch_size:
             raise ValueError(f"image_size must be at least one patch, {patch_size} pixels, got {image_size}")
         self.kept_patches = int(patches * (1 - mask_ratio))
         self.pos_embed = nn.Parameter(torch.empty(1, patches, channels))
