@@ -1,8 +1,8 @@
 """Export a trained network to ONNX: ``python torch2onnx.py work_dirs/run/model.pt``.
 
-The graph takes (batch, 3, 112, 112) float32, or of the side that a ViT was trained with, RGB,
-``(x / 255 - 0.5) / 0.5``, any batch size, and gives (batch, D) embeddings, not normalised. Its metadata say so. Before the file gets its name, onnxruntime runs it and the outputs
-are compared with torch's.
+The graph takes (batch, 3, 112, 112) float32, or the size that a ViT was trained with, RGB,
+``(x / 255 - 0.5) / 0.5``, any batch size, and gives (batch, D) embeddings, not normalised. Its metadata say so.
+Before the file gets its name, onnxruntime runs it and the outputs are compared with torch's.
 """
 
 from __future__ import annotations

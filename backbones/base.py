@@ -56,7 +56,8 @@ class Backbone(nn.Module):
         """Embed a batch of aligned faces.
 
         Args:
-            x: (B, 3, 112, 112), or of the network's own ``input_shape``, floating point in [-1, 1], contiguous or channels-last.
+            x: (B, 3, 112, 112), or of the network's own ``input_shape``, floating point in [-1, 1], contiguous or
+                channels-last.
 
         Returns:
             (B, D) embeddings, not normalised, in the type of the parameters (float32).

@@ -2,9 +2,9 @@
 
 Source: insightface, ``recognition/arcface_torch/backbones/iresnet.py``; the block is that of Deng et al.,
 "ArcFace", arXiv 1801.07698. Parameter names, order and shapes are insightface's, so its published weights
-load with ``strict=True``; ``iresnet2060.py`` beside it is the same with gradient checkpointing, whose repetition there
-counts batch norms' images twice. It differs from it in these points: there is no ``pretrained``, dilation or group
-option; widths and the stem's stride are arguments; the projection keeps float32 under any autocast.
+load with ``strict=True``; ``iresnet2060.py`` beside it is the same with gradient checkpointing, and updates the
+statistics of checkpointed layers twice a step. It differs from it in these points: there is no ``pretrained``,
+dilation or group option; widths and the stem's stride are arguments; the projection keeps float32 under any autocast.
 
 Shapes: B batch, D embedding size, C and H x W channels and size of a feature map.
 """

@@ -1,11 +1,12 @@
 """ViT: a transformer over patches of the face, whose tokens are all laid side by side for the embedding.
 
-Source: insightface, ``recognition/arcface_torch/backbones/vit.py``; the transformer is that of Dosovitskiy et al., "An
-Image is Worth 16x16 Words", arXiv 2010.11929, without a class token, drop path that of Huang et al., "Deep Networks
-with Stochastic Depth", arXiv 1603.09382. Parameter names, order and shapes are insightface's, so its weights load with
-``strict=True``. It differs from it in these points: attention is computed in the type of the products around it
-(there float32), with its softmax in float32 either way; autocast is off unless it is asked for; ``dropout`` acts
-before the last linear layer (there it is not an option); a mask token that nothing uses is not trained.
+Source: insightface, ``recognition/arcface_torch/backbones/vit.py``; the transformer is that of Dosovitskiy et al.,
+"An Image is Worth 16x16 Words", arXiv 2010.11929, without a class token, drop path that of Huang et al., "Deep
+Networks with Stochastic Depth", arXiv 1603.09382. Parameter names, order and shapes are insightface's, so its weights
+load with ``strict=True``. It differs from it in these points: attention is computed in the type of the products
+around it (there float32), with its softmax in float32 either way; autocast is off unless it is asked for;
+``dropout`` acts before the last linear layer (there it is not an option); a mask token that nothing uses is not
+trained.
 
 Shapes: B batch, N patches, C numbers of a token, A attention heads, D embedding size.
 """

@@ -1,7 +1,8 @@
 """How much memory a rank will need, counted before the first step.
 
 The arrays are counted; what glibc loses between freed blocks is one fitted constant, so activations of other networks
-are rough: rtiny with batch 256 is predicted 16 % too high.
+are rough: rtiny with batch 256 is predicted 16 % too high. With gradient checkpointing
+much of it is holes, and the plan is less sure: docs/log.md has figures.
 
 Shapes: G samples of one forward over all ranks, S selected classes of one rank, D embedding size.
 """
@@ -109,7 +110,9 @@ def plan_memory(
         centres=0 if head_storage == "file" else rows * row * (1 + row_states),
         step=max(backward, update, first_visit) + travelling,
         backbone=parameters * 4 * copies,
-        activations=(passing_bytes if freeze_backbone else activation_bytes)(backbone, image_size, batch_size),
+        activations=passing_bytes(backbone, image_size, batch_size)
+        if freeze_backbone
+        else activation_bytes(backbone, image_size, batch_size, parameters * 4),
     )
 
 
@@ -169,16 +172,18 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
         )
 
 
-def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int) -> int:
+def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int, update: int = 0) -> int:
     """What one forward keeps for backward, and the memory that the allocator cannot reuse (HOLES).
 
     Counted on 2 and 4 blank images and extrapolated linearly to the batch. With gradient checkpointing these are the
-    inputs of the segments, and the inside of the one that keeps most.
+    inputs of the segments, and the inside of the one that keeps most, but at least ``update``, the bytes that the
+    optimizer makes beside the gradients; the holes are those of all insides that pass.
     """
     network = copy.deepcopy(backbone).cpu().train()
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
 
-    def count(images: int) -> int:
+    def count(images: int) -> tuple[int, int]:
+        """Bytes that are alive at a time, and holes."""
         kept, insides, alive = Kept(own), [0], list[Tensor]()  # alive: so that no address is used twice
 
         def run_segment(segment: nn.Module, x: Tensor) -> Tensor:
@@ -195,11 +200,12 @@ def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_siz
         blank = torch.zeros(images, 3, *image_size).to(memory_format=torch.channels_last)
         with kept.watching():
             network(blank)
-        total, largest = sum(kept.sizes.values()) + max(insides), max(kept.sizes.values(), default=0)
-        return total + min(total, HOLES * largest)
+        outside = sum(kept.sizes.values())
+        largest = max(tensor.untyped_storage().nbytes() for tensor in (*alive, *kept.alive))
+        return outside + max(insides), min(outside + sum(insides), HOLES * largest)
 
-    two, four = count(2), count(4)
-    return two + (four - two) * (batch_size - 2) // 2
+    live, holes = (two + (four - two) * (batch_size - 2) // 2 for two, four in zip(count(2), count(4), strict=True))
+    return max(live, update) + holes
 
 
 class Kept:

@@ -209,7 +209,9 @@ class Config:
         if self.resume and self.init_centres is not None:
             unread.append("init_centres")  # the checkpoint's go on
         if self.freeze_backbone:
-            unread += [name for name in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing") if getattr(self, name)]
+            unread += [
+                key for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing") if getattr(self, key)
+            ]
         elif self.freeze_bn and self.sync_bn:
             unread.append("sync_bn")
         if self.margin_list is not None and self.margin is not None:

@@ -42,6 +42,18 @@ def test_state_dict_is_the_published_one(name, recorded_state_dicts):
     assert found == list(recorded_state_dicts[name].items())
 
 
+def test_r2060_is_deep():
+    """No state_dict of it is recorded; its blocks are those of the others, in the numbers of insightface's file."""
+    with torch.device("meta"):
+        model = get_model("r2060")
+    assert [len(getattr(model, f"layer{k}")) for k in (1, 2, 3, 4)] == [3, 128, 896, 3]
+    with torch.device("meta"):
+        wanted = {key: value.shape for key, value in get_model("r50").state_dict().items()}
+    found = {key: value.shape for key, value in model.state_dict().items()}
+    assert wanted.items() <= found.items()
+    assert model.gradient_checkpointing
+
+
 @pytest.mark.parametrize("name", ["r18", "r50", "mbf", "vit_t"])
 def test_output_is_the_recorded_one(name, fill, faces, recorded_outputs, relative_error):
     model = fill(get_model(name))
@@ -73,7 +85,9 @@ def test_dropout_acts_in_training_only(name, faces):
 VITS = (("vit_l", "vit_l_dp005_mask_005"), ("vit_t_dp005_mask_0", "vit_t_dp005_mask0"), ("VIT_B", "vit_b"))
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("r51", "r50"), ("R50", "r50"), ("mfb", "mbf"), ("rtin", "rtiny"), *VITS])
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("r51", "r50"), ("R50", "r50"), ("mfb", "mbf"), ("rtin", "rtiny"), *VITS]
+)
 def test_unknown_name_lists_the_known_and_the_nearest(name, nearest):
     with pytest.raises(ValueError, match=f"did you mean {nearest!r}") as error:
         get_model(name)
