@@ -19,4 +19,5 @@ config.rec = "/train_tmp/glint360k"
 config.num_classes = 360232
 config.num_image = 17091657
 config.num_epoch = 20
+config.lr_power = 1  # insightface's schedule; that of the MHE authors has 2
 config.val_targets = ["lfw", "cfp_fp", "agedb_30"]

@@ -24,4 +24,5 @@ config.num_classes = 2059906
 config.num_image = 42474557
 config.num_epoch = 40
 config.warmup_epoch = 4
+config.lr_power = 1  # insightface's schedule; that of the MHE authors has 2
 config.val_targets = ["lfw", "cfp_fp", "agedb_30"]

@@ -17,10 +17,8 @@ class Config:
     """Every setting of a run; a recipe in configs/ holds only what differs from configs/base.py."""
 
     # Data
-    rec: (
-        str | tuple[str, ...]
-    )  # folder with train.rec and .idx, of identity folders, of tar shards, or LMDB; a pattern
-    # such as shards/train-{0000..0099}.tar; an address such as s3://bucket/folder; a list; or "synthetic"
+    rec: str | tuple[str, ...]  # folder with train.rec and .idx, of identity folders, of tar shards, or LMDB; a
+    # pattern such as shards/train-{0000..0099}.tar; an address such as s3://bucket/folder; a list; or "synthetic"
     class_map: str | None  # JSON: people who are in several sets of rec, as a list of {"SET": CLASS, "SET": CLASS};
     # SET is a set's number from 0 on, or its folder's name; CLASS the person's label or folder in it, or several
     rec_weights: tuple[float, ...] | None  # how often each set's images come in an epoch: 1 once, 0.5 half; None: 1
@@ -29,9 +27,8 @@ class Config:
     image_size: tuple[int, int]  # height, width in pixels; 112 x 112, for a ViT also another square
     val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
     num_workers: int  # loader processes of each rank; 0: load in the training process
-    shuffle_chunk: (
-        int  # for spinning disks and object storage: images read in a row, such as 512; 0: all shuffled freely
-    )
+    shuffle_chunk: int  # for spinning disks and object storage: images read in a row, such as 512; 0: all shuffled
+    # freely
     on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or replaced by others and counted
     dali: bool  # decode with nvidia-dali (requirement-dali.txt)
     dali_aug: bool  # the same as augment = "insightface", with either loader
