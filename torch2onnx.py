@@ -1,8 +1,8 @@
 """Export a trained network to ONNX: ``python torch2onnx.py work_dirs/run/model.pt``.
 
-The graph takes (batch, 3, 112, 112) float32, RGB, ``(x / 255 - 0.5) / 0.5``, any batch size, and gives (batch, D)
-embeddings, not normalised. Its metadata say so. Before the file gets its name, onnxruntime runs it and the outputs
-are compared with torch's.
+The graph takes (batch, 3, 112, 112) float32, or the size that a ViT was trained with, RGB,
+``(x / 255 - 0.5) / 0.5``, any batch size, and gives (batch, D) embeddings, not normalised. Its metadata say so.
+Before the file gets its name, onnxruntime runs it and the outputs are compared with torch's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.base import INPUT_SHAPE, Backbone
+from backbones.base import FACE_SIZE, Backbone
 from embedder.load import file_sha256, load_network
 from embedder.onnx_files import runtime_source
 from utils.atomic import temporary_name
@@ -87,7 +87,7 @@ def export(backbone: nn.Module, path: Path, opset: int = DEFAULT_OPSET) -> None:
         OSError: the file cannot be written.
     """
     assert isinstance(backbone, Backbone)
-    example = torch.zeros((2, *INPUT_SHAPE))  # of one image, the exporter would fix the batch size
+    example = torch.zeros((2, *backbone.input_shape))  # of one image, the exporter would fix the batch size
     try:
         with _quiet(), torch.no_grad():
             torch.onnx.export(
@@ -132,7 +132,7 @@ def describe(path: Path, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET
     onnx.save(model, str(path))
 
 
-def compare(path: Path, backbone: nn.Module, batches: Sequence[int] = CHECKED_BATCHES) -> float:
+def compare(path: Path, backbone: Backbone, batches: Sequence[int] = CHECKED_BATCHES) -> float:
     """Compare the file in onnxruntime with torch, on random images.
 
     Returns:
@@ -148,7 +148,7 @@ def compare(path: Path, backbone: nn.Module, batches: Sequence[int] = CHECKED_BA
     try:
         session = onnxruntime.InferenceSession(runtime_source(path), providers=["CPUExecutionProvider"])
         for batch in batches:
-            x = np.random.default_rng(batch).uniform(-1, 1, (batch, *INPUT_SHAPE)).astype(np.float32)
+            x = np.random.default_rng(batch).uniform(-1, 1, (batch, *backbone.input_shape)).astype(np.float32)
             (found,) = session.run([OUTPUT_NAME], {INPUT_NAME: x})
             with torch.inference_mode():
                 expected = backbone.eval()(torch.from_numpy(x)).numpy()
@@ -165,17 +165,17 @@ def compare(path: Path, backbone: nn.Module, batches: Sequence[int] = CHECKED_BA
     return worst
 
 
-def metadata_of(network: str, embedding_size: int, sha256: str) -> dict[str, str]:
+def metadata_of(network: str, embedding_size: int, sha256: str, image_size: int = FACE_SIZE) -> dict[str, str]:
     """What a user of the file has to know, as ONNX metadata."""
     return {
         "network": network,
         "embedding_size": str(embedding_size),
-        "input_size": f"{INPUT_SHAPE[1]}x{INPUT_SHAPE[2]}",
+        "input_size": f"{image_size}x{image_size}",
         "input_mean": "127.5",  # on pixels of 0 to 255: (x - mean) / std, the same for each channel
         "input_std": "127.5",
         "color_order": "RGB",
         "preprocessing": "(x / 255 - 0.5) / 0.5",
-        "alignment": "arcface 112x112, five landmarks",
+        "alignment": f"arcface {image_size}x{image_size}, five landmarks",
         "normalized": "false",
         "weights_sha256": sha256,
     }
@@ -209,7 +209,8 @@ def convert(
     temporary = temporary_name(output)
     try:
         export(backbone, temporary, opset)
-        describe(temporary, metadata_of(name, embedding_size, file_sha256(weights)), opset)
+        metadata = metadata_of(name, embedding_size, file_sha256(weights), backbone.input_shape[1])
+        describe(temporary, metadata, opset)
         difference = compare(temporary, backbone)
         if not difference <= TOLERANCE:
             raise ValueError(
@@ -248,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     batches = " and ".join(map(str, CHECKED_BATCHES))
     print(f"{output}: differs from torch by at most {difference:.1e} of the largest output, at batch {batches}")
-    print("input: RGB, 112 x 112, (x / 255 - 0.5) / 0.5; output: embeddings, not normalised")
+    print("input: aligned faces, RGB, (x / 255 - 0.5) / 0.5; output: embeddings, not normalised")
     return 0
 
 

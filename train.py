@@ -152,7 +152,13 @@ def train(run: TrainingRun, data: RunData) -> None:
         step_bar(run) as bar,
     ):
         verification = Verification(
-            verification_targets(cfg), data_folder(cfg), run.device, cfg.batch_size, metrics, run.stop
+            verification_targets(cfg),
+            data_folder(cfg),
+            run.device,
+            cfg.batch_size,
+            metrics,
+            run.stop,
+            cfg.image_size[0],
         )
         if run.step == 0:
             run.verify(verification)  # a broken set shows before the first step

@@ -2,8 +2,9 @@
 
 Source: insightface, ``recognition/arcface_torch/backbones/iresnet.py``; the block is that of Deng et al.,
 "ArcFace", arXiv 1801.07698. Parameter names, order and shapes are insightface's, so its published weights
-load with ``strict=True``. It differs from it in these points: there is no ``pretrained``, dilation or group
-option; widths and the stem's stride are arguments; the projection keeps float32 under any autocast.
+load with ``strict=True``; ``iresnet2060.py`` beside it is the same with gradient checkpointing, and updates the
+statistics of checkpointed layers twice a step. It differs from it in these points: there is no ``pretrained``,
+dilation or group option; widths and the stem's stride are arguments; the projection keeps float32 under any autocast.
 
 Shapes: B batch, D embedding size, C and H x W channels and size of a feature map.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.base import INPUT_SHAPE, Backbone
+from backbones.checkpointing import segments
 
 
 class ResidualBlock(nn.Module):
@@ -63,6 +65,7 @@ class IResNet(Backbone):
         widths: C of each stage; the stem has the first one's. On CPU keep to multiples of 16.
         stem_stride: 1 as in the published networks (last map 7x7); 2 quarters the cost of the first layers
             (last map 4x4).
+        gradient_checkpointing: keep the inputs of a few blocks together alone for backward.
     """
 
     def __init__(
@@ -74,8 +77,9 @@ class IResNet(Backbone):
         *,
         widths: Sequence[int] = (64, 128, 256, 512),
         stem_stride: int = 1,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__(amp_dtype)
+        super().__init__(amp_dtype, gradient_checkpointing)
         assert len(layers) == len(widths) == 4
         self.conv1 = nn.Conv2d(3, widths[0], 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
@@ -101,11 +105,18 @@ class IResNet(Backbone):
     def trunk(self, x: Tensor) -> Tensor:
         """Images (B, 3, 112, 112) to (B, widths[3], 7, 7), or 4x4 with ``stem_stride=2``."""
         x = self.prelu(self.bn1(self.conv1(x)))  # (B, widths[0], 112, 112)
-        x = self.layer1(x)  # (B, widths[0], 56, 56)
-        x = self.layer2(x)  # (B, widths[1], 28, 28)
-        x = self.layer3(x)  # (B, widths[2], 14, 14)
-        x = self.layer4(x)  # (B, widths[3], 7, 7)
+        x = self._through(self.layer1, x)  # (B, widths[0], 56, 56)
+        x = self._through(self.layer2, x)  # (B, widths[1], 28, 28)
+        x = self._through(self.layer3, x)  # (B, widths[2], 14, 14)
+        x = self._through(self.layer4, x)  # (B, widths[3], 7, 7)
         x = self.bn2(x)  # (B, widths[3], 7, 7)
+        return x
+
+    def _through(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        if not self.is_checkpointing_now():
+            return stage(x)  # type: ignore[no-any-return]
+        for segment in segments(stage):
+            x = self.run_segment(segment, x)
         return x
 
     def project(self, x: Tensor) -> Tensor:

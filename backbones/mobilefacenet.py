@@ -51,6 +51,7 @@ class MobileFaceNet(Backbone):
         num_features: D.
         dropout: probability of zeroing an input of the linear layer, in training.
         amp_dtype: autocast type of everything before the projection; None for float32.
+        gradient_checkpointing: keep the bottlenecks' inputs alone for backward.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class MobileFaceNet(Backbone):
         num_features: int = 512,
         dropout: float = 0.0,
         amp_dtype: torch.dtype | None = None,
+        *,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__(amp_dtype)
+        super().__init__(amp_dtype, gradient_checkpointing)
         narrow, wide = 64 * scale, 128 * scale
         first: nn.Module
         if blocks[0] == 1:
@@ -98,8 +101,17 @@ class MobileFaceNet(Backbone):
     def trunk(self, x: Tensor) -> Tensor:
         """Images (B, 3, 112, 112) to (B, 512, 7, 7)."""
         for layer in self.layers:
-            x = layer(x)  # (B, narrow, 56, 56) ... (B, wide, 7, 7)
+            x = self._through(layer, x)  # (B, narrow, 56, 56) ... (B, wide, 7, 7)
         x = self.conv_sep(x)  # (B, 512, 7, 7)
+        return x
+
+    def _through(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if not self.is_checkpointing_now():
+            return layer(x)  # type: ignore[no-any-return]
+        assert isinstance(layer, Stack)
+        is_group = isinstance(layer.layers[0], ResidualStack)
+        for segment in layer.layers if is_group else [layer]:
+            x = self.run_segment(segment, x)
         return x
 
     def project(self, x: Tensor) -> Tensor:

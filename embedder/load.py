@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from backbones import MODEL_NAMES, get_model
-from backbones.base import to_network_input
+from backbones.base import FACE_SIZE, Backbone, to_network_input
 from backbones.weights import WeightsFile, read_weights
 from embedder.embedder import Embedder
 from embedder.onnx_files import external_files
@@ -27,6 +27,7 @@ from utils.text import parse_json
 
 DEFAULT_NETWORK = "r50"
 COUNTER = ".num_batches_tracked"  # of a batch norm: older files lack it, and nothing here depends on it
+SLOW_TO_BUILD = ("r2060",)  # seconds, without memory too; no other network has its tensors
 _MOST_NUMBERS = 1 << 20  # of an embedding
 
 
@@ -41,6 +42,7 @@ class TorchEmbedder(Embedder):
         device: where to compute.
         bf16: run the products in bfloat16; embeddings then agree to about two digits.
         bgr: feed blue first.
+        image_size: side in pixels of the images that it takes.
     """
 
     def __init__(
@@ -52,9 +54,11 @@ class TorchEmbedder(Embedder):
         device: torch.device,
         bf16: bool = False,
         bgr: bool = False,
+        image_size: int = FACE_SIZE,
     ) -> None:
         self.backbone = backbone.eval().to(device).to(memory_format=torch.channels_last)
         self.name, self.embedding_size, self.sha256 = name, embedding_size, sha256
+        self.image_size = image_size
         self.device, self.color_order = device, "BGR" if bgr else "RGB"
         self.precision = "bfloat16" if bf16 else "float32"
 
@@ -103,7 +107,8 @@ def load_embedder(
             raise ValueError(f"{path} fixes its own number format; leave --bf16 out")
         return OnnxEmbedder(path, _onnx_sha256(path), device, bgr)
     backbone, name, embedding_size = load_network(path, network)
-    return TorchEmbedder(backbone, name, embedding_size, file_sha256(_weights_file(path)), device, bf16, bgr)
+    sha256 = file_sha256(_weights_file(path))
+    return TorchEmbedder(backbone, name, embedding_size, sha256, device, bf16, bgr, backbone.input_shape[1])
 
 
 def _onnx_sha256(path: Path) -> str:
@@ -128,13 +133,14 @@ def file_sha256(path: Path) -> str:
         return digest.hexdigest()
 
 
-def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Module, str, int]:
+def load_network(path: str | Path, network: str | None = None) -> tuple[Backbone, str, int]:
     """Build a torch network and load its weights.
 
     Args:
         path: ``model.pt``, or the folder that holds it.
         network: the network's name; None takes it from ``config.json`` beside the weights, else the one that the
-            weights fit. The embedding size comes from there too, else from the weights' last vector.
+            weights fit. The embedding size comes from there too, else from the weights' last vector; so does the
+            image size, else it is 112.
 
     Returns:
         the network on the CPU, its name, and its embedding size D.
@@ -157,8 +163,9 @@ def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Modul
     ):
         source = config_path if "embedding_size" in config else path
         raise ValueError(f"{source}: embedding_size is {embedding_size!r}, not a number of 1 to {_MOST_NUMBERS:,}")
+    image_size = _side(config.get("image_size", FACE_SIZE), config_path)
     with torch.device("meta"):  # no memory for what a file says before it is known to be so
-        wanted = get_model(name, num_features=embedding_size).state_dict()
+        wanted = get_model(name, num_features=embedding_size, image_size=image_size).state_dict()
     mismatch = _describe_mismatch(wanted, weights.tensors)
     if mismatch:
         fitting = fitting_networks(file)
@@ -170,7 +177,8 @@ def load_network(path: str | Path, network: str | None = None) -> tuple[nn.Modul
         )
     if weights.left_out and get_rank() == 0:
         log.warning("%s: left out what else is in the file: %s", path, weights.left_out_text())
-    backbone = get_model(name, num_features=embedding_size)
+    backbone = get_model(name, num_features=embedding_size, image_size=image_size)
+    assert isinstance(backbone, Backbone)
     backbone.load_state_dict(weights.tensors)
     return backbone, name, embedding_size
 
@@ -205,6 +213,14 @@ def _read_run_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def _side(size: Any, config_path: Path) -> int:
+    """The side of a square image, from ``image_size`` of a config: a number, or height and width."""
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    if sides[0] != sides[1] or isinstance(sides[0], bool) or not isinstance(sides[0], int):
+        raise ValueError(f"{config_path}: image_size is {size!r}, expected [side, side] of square images in pixels")
+    return sides[0]
+
+
 def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """Say how weights differ from what a network wants, "" where they fit."""
     missing = [key for key in wanted if key not in found and not key.endswith(COUNTER)]
@@ -228,7 +244,8 @@ def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> s
 
 def fitting_networks(file: WeightsFile) -> list[str]:
     """Names of the networks that these weights load into; nothing is allocated."""
-    return [name for name in MODEL_NAMES if _fits(file, name)]
+    quick = [name for name in MODEL_NAMES if name not in SLOW_TO_BUILD and _fits(file, name)]
+    return quick or [name for name in SLOW_TO_BUILD if _fits(file, name)]
 
 
 def _fits(file: WeightsFile, name: str) -> bool:

@@ -16,7 +16,13 @@ onnx = pytest.importorskip("onnx", reason="exporting needs onnx, onnxruntime, on
 pytest.importorskip("onnxruntime", reason="exporting needs onnx, onnxruntime, onnxscript")
 pytest.importorskip("onnxscript", reason="exporting needs onnx, onnxruntime, onnxscript")
 
-QUICK = ("r18", "mbf", "rtiny")  # one of each kind; the deep ones repeat the same blocks, r50 and r200 those of r100
+QUICK = (
+    "r18",
+    "mbf",
+    "rtiny",
+    "vtiny",
+)  # one of each kind; the deep ones repeat the same blocks, r50 and r200 those of r100
+REPEATED = ("r50", "r200", "r2060", *(n for n in MODEL_NAMES if n.startswith("vit_") and n != "vit_t"))
 
 
 @pytest.fixture
@@ -29,7 +35,7 @@ def exported(exported_network):
     [
         pytest.param(n, marks=pytest.mark.numeric if n in QUICK else pytest.mark.slow)
         for n in MODEL_NAMES
-        if n not in ("r50", "r200")
+        if n not in REPEATED
     ],
 )
 def test_every_network_at_any_batch(exported_network, name):

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import MODEL_NAMES, get_model
-from backbones.base import INPUT_SHAPE, Backbone
+from backbones.base import Backbone
 from utils.text import complain
 
 
@@ -48,7 +48,7 @@ def cost_of(network: nn.Module) -> Cost:
     try:
         with torch.no_grad(), counter:
             # The two parts by themselves: autocast, which forward switches, does not exist on the meta device.
-            network.project(network.trunk(torch.zeros((1, *INPUT_SHAPE), device=parameters[0].device)))
+            network.project(network.trunk(torch.zeros((1, *network.input_shape), device=parameters[0].device)))
     finally:
         network.train(was_training)
     return Cost(sum(p.numel() for p in parameters), counter.get_total_flops() // 2)

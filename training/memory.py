@@ -1,7 +1,8 @@
 """How much memory a rank will need, counted before the first step.
 
 The arrays are counted; what glibc loses between freed blocks is one fitted constant, so activations of other networks
-are rough: rtiny with batch 256 is predicted 16 % too high.
+are rough: rtiny with batch 256 is predicted 16 % too high. With gradient checkpointing
+much of it is holes, and the plan is less sure: docs/log.md has figures.
 
 Shapes: G samples of one forward over all ranks, S selected classes of one rank, D embedding size.
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import get_model
+from backbones.base import Backbone
 from heads.layout import Layout
 from training.optimizers import row_states
 from utils.log import log
@@ -108,7 +110,9 @@ def plan_memory(
         centres=0 if head_storage == "file" else rows * row * (1 + row_states),
         step=max(backward, update, first_visit) + travelling,
         backbone=parameters * 4 * copies,
-        activations=(passing_bytes if freeze_backbone else activation_bytes)(backbone, image_size, batch_size),
+        activations=passing_bytes(backbone, image_size, batch_size)
+        if freeze_backbone
+        else activation_bytes(backbone, image_size, batch_size, parameters * 4),
     )
 
 
@@ -151,7 +155,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
     with torch.random.fork_rng(devices=[]):  # a run's own random state, for dropout, stays unchanged
         return plan_memory(
             # A fresh network, since the run's own may talk to other ranks.
-            backbone=get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=cfg.amp_dtype()),
+            backbone=get_model(**cfg.network_options()),
             image_size=cfg.image_size,
             batch_size=cfg.batch_size,
             gradient_acc=cfg.gradient_acc,
@@ -168,34 +172,66 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
         )
 
 
-def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int) -> int:
+def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int, update: int = 0) -> int:
     """What one forward keeps for backward, and the memory that the allocator cannot reuse (HOLES).
 
-    Counted on 2 and 4 blank images and extrapolated linearly to the batch.
+    Counted on 2 and 4 blank images and extrapolated linearly to the batch. With gradient checkpointing these are the
+    inputs of the segments, and the inside of the one that keeps most, but at least ``update``, the bytes that the
+    optimizer makes beside the gradients; the holes are those of all insides that pass.
     """
     network = copy.deepcopy(backbone).cpu().train()
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
 
-    def count(images: int) -> int:
-        kept: dict[int, int] = {}
-        alive: list[Tensor] = []  # so that no address is used twice
+    def count(images: int) -> tuple[int, int]:
+        """Bytes that are alive at a time, and holes."""
+        kept, insides, alive = Kept(own), [0], list[Tensor]()  # alive: so that no address is used twice
 
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-                alive.append(tensor)
-            return tensor
+        def run_segment(segment: nn.Module, x: Tensor) -> Tensor:
+            kept.note(x)
+            inside = Kept(own | kept.sizes.keys())
+            with inside.watching():
+                out: Tensor = segment(x)
+            insides.append(sum(inside.sizes.values()))
+            alive.extend(inside.alive)
+            return out
 
+        if isinstance(network, Backbone):
+            network.run_segment = run_segment
         blank = torch.zeros(images, 3, *image_size).to(memory_format=torch.channels_last)
-        hooks: Any = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with hooks:
+        with kept.watching():
             network(blank)
-        total = sum(kept.values())
-        return total + min(total, HOLES * max(kept.values(), default=0))
+        outside = sum(kept.sizes.values())
+        largest = max(tensor.untyped_storage().nbytes() for tensor in (*alive, *kept.alive))
+        return outside + max(insides), min(outside + sum(insides), HOLES * largest)
 
-    two, four = count(2), count(4)
-    return two + (four - two) * (batch_size - 2) // 2
+    live, holes = (two + (four - two) * (batch_size - 2) // 2 for two, four in zip(count(2), count(4), strict=True))
+    return max(live, update) + holes
+
+
+class Kept:
+    """The storages that autograd keeps for backward, each counted once.
+
+    Args:
+        known: addresses of storages that do not count.
+    """
+
+    def __init__(self, known: Collection[int]) -> None:
+        self.known = frozenset(known)
+        self.sizes: dict[int, int] = {}  # bytes at each address
+        self.alive: list[Tensor] = []
+
+    def note(self, tensor: Tensor) -> Tensor:
+        """Count a tensor's storage."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.known:
+            self.sizes[storage.data_ptr()] = storage.nbytes()
+            self.alive.append(tensor)
+        return tensor
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Count what is kept meanwhile."""
+        hooks: Any = torch.autograd.graph.saved_tensors_hooks(self.note, lambda tensor: tensor)
+        return hooks  # type: ignore[no-any-return]
 
 
 def passing_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int) -> int:

@@ -94,7 +94,7 @@ class TrainingRun:
         """The network with its first weights, the same on any number of ranks."""
         cfg = self.cfg
         torch.manual_seed(cfg.seed)
-        backbone = get_model(cfg.network, cfg.embedding_size, cfg.dropout, amp_dtype=self.amp_dtype)
+        backbone = get_model(**cfg.network_options())
         if cfg.init_backbone is not None:
             path = Path(cfg.init_backbone)
             fit = together(lambda: start_from(backbone, path))

@@ -36,6 +36,7 @@ class Verification:
         batch_size: images of one rank in one forward.
         metrics: receives each set's figures.
         stop: looked at between batches; what it stops leaves no figures.
+        image_size: side in pixels that the network takes.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class Verification:
         batch_size: int,
         metrics: MetricsWriter,
         stop: StopRequest | None = None,
+        image_size: int = 112,
     ) -> None:
-        self.stop = stop or StopRequest()
+        self.stop, self.image_size = stop or StopRequest(), image_size
         self.device, self.batch_size, self.metrics = device, batch_size, metrics
         self.best: dict[str, float] = {}
         loaded: dict[str, PairSet] = {}
@@ -91,7 +93,14 @@ class Verification:
                 if step == 0 and len(pairs.issame) > WHOLE_AT_START:
                     chosen = thin_out(pairs, PAIRS_AT_START)
                     together(lambda pairs=pairs: _decode_share(pairs, self.stop))  # type: ignore[misc]
-                result = verify(backbone, chosen, self.device, self.batch_size, is_stopping=lambda: self.stop.asked)
+                result = verify(
+                    backbone,
+                    chosen,
+                    self.device,
+                    self.batch_size,
+                    image_size=self.image_size,
+                    is_stopping=lambda: self.stop.asked,
+                )
             except Stopped:  # the same on every rank
                 self.stop.settle(True)
                 log.info("%sNot finished: the run is asked to stop", tag)

@@ -16,7 +16,7 @@ def _check_ranges(c: Config) -> None:
     rules: list[tuple[str, bool, str]] = [
         ("num_classes", all(n == "auto" or n >= 1 for n in sizes), "at least 1"),
         ("num_image", c.num_image is None or c.num_image >= 1, "at least 1"),
-        ("image_size", c.image_size == (112, 112), "(112, 112), which is what every backbone here takes"),
+        ("image_size", _network_takes(c), "(112, 112), or a square for a ViT; other networks take no other"),
         ("rec_weights", all(weight > 0 for weight in c.rec_weights or ()), "above 0 for each set"),
         ("num_workers", c.num_workers >= 0, "at least 0"),
         ("shuffle_chunk", c.shuffle_chunk >= 0, "at least 0"),
@@ -51,6 +51,12 @@ def _check_ranges(c: Config) -> None:
     for key, holds, allowed in rules:
         if not holds:
             raise ValueError(f"{key} must be {allowed}, got {getattr(c, key)!r}")
+
+
+def _network_takes(c: Config) -> bool:
+    """Whether images may have this size: backbones/ has the last word on how small a ViT's may be."""
+    height, width = c.image_size
+    return c.image_size == (112, 112) or (c.network.startswith(("vit_", "vtiny")) and height == width >= 1)
 
 
 def _check_combinations(c: Config) -> None:

@@ -24,12 +24,11 @@ class Config:
     rec_weights: tuple[float, ...] | None  # how often each set's images come in an epoch: 1 once, 0.5 half; None: 1
     num_classes: int | tuple[int, int] | Literal["auto"]  # identities C; (H, L): H heads of L; "auto": from the data
     num_image: int | None  # images; None: counted from the data, a million if it is "synthetic"
-    image_size: tuple[int, int]  # height, width in pixels; the backbones take 112 x 112 only
+    image_size: tuple[int, int]  # height, width in pixels; 112 x 112, for a ViT also another square
     val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
     num_workers: int  # loader processes of each rank; 0: load in the training process
-    shuffle_chunk: (
-        int  # for spinning disks and object storage: images read in a row, such as 512; 0: all shuffled freely
-    )
+    shuffle_chunk: int  # for spinning disks and object storage: images read in a row, such as 512; 0: all shuffled
+    # freely
     on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or replaced by others and counted
     dali: bool  # decode with nvidia-dali (requirement-dali.txt)
     dali_aug: bool  # the same as augment = "insightface", with either loader
@@ -40,6 +39,8 @@ class Config:
     embedding_size: int  # D, the numbers of an embedding
     dropout: float  # before the last layer, in [0, 1)
     sync_bn: bool  # batch statistics over all ranks instead of each rank's own
+    gradient_checkpointing: bool | None  # compute parts of the network again in backward, to save memory at about a
+    # quarter more time; None: as insightface has it, in r2060, vit_b, vit_l and vit_h
     init_backbone: str | None  # a file of weights to start from; None: random weights
     freeze_backbone: bool  # keep these weights and train the classifier alone
     freeze_bn: bool | Literal["statistics"]  # train the backbone, but keep and use its batch norms' running
@@ -126,6 +127,17 @@ class Config:
         """The autocast type, or None for float32 throughout."""
         return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else None
 
+    def network_options(self) -> dict[str, Any]:
+        """What decides the backbone, under the names that ``backbones.get_model`` takes."""
+        return {
+            "name": self.network,
+            "num_features": self.embedding_size,
+            "dropout": self.dropout,
+            "amp_dtype": self.amp_dtype(),
+            "image_size": self.image_size[0],
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }
+
     def total_batch(self, world_size: int) -> int:
         """Images that one optimizer step sees."""
         return self.batch_size * world_size * self.gradient_acc
@@ -194,7 +206,9 @@ class Config:
         if self.resume and self.init_centres is not None:
             unread.append("init_centres")  # the checkpoint's go on
         if self.freeze_backbone:
-            unread += [name for name in ("sync_bn", "dropout", "freeze_bn") if getattr(self, name)]
+            unread += [
+                key for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing") if getattr(self, key)
+            ]
         elif self.freeze_bn and self.sync_bn:
             unread.append("sync_bn")
         if self.margin_list is not None and self.margin is not None:

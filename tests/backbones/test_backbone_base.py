@@ -11,7 +11,7 @@ def tiny(fill):
     return fill(get_model("rtiny"))
 
 
-@pytest.mark.parametrize("name", ["rtiny", "r18", "mbf"])
+@pytest.mark.parametrize("name", ["rtiny", "r18", "mbf", "vtiny"])
 @pytest.mark.parametrize(
     ("amp_dtype", "largest", "mean"), [(torch.bfloat16, 0.05, 0.04), (torch.float16, 0.01, 0.005)]
 )
@@ -64,7 +64,7 @@ def test_a_float64_model_computes_in_float64(fill, faces, tiny, relative_error):
         assert relative_error(tiny(faces).double(), out) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["rtiny", "r18", "mbf"])
+@pytest.mark.parametrize("name", ["rtiny", "r18", "mbf", "vtiny"])
 def test_channels_last_equals_contiguous(name, fill, faces, relative_error):
     """In float64: a PReLU's slope jumps at zero, so where rounding turns a sign, a gradient moves by far more.
 

@@ -1,14 +1,17 @@
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import embedder.load
 from backbones import get_model
 from backbones.base import to_network_input
-from embedder.load import load_embedder, load_network
+from backbones.weights import WeightsFile
+from embedder.load import fitting_networks, load_embedder, load_network
 
 pytestmark = pytest.mark.numeric
 
@@ -60,6 +63,32 @@ def test_network_and_size_come_from_the_run(model):
 def test_network_comes_from_the_weights_where_nothing_names_it(tmp_path):
     torch.save(get_model("r18", num_features=32).state_dict(), tmp_path / "a.pth")
     assert load_network(tmp_path / "a.pth")[1:] == ("r18", 32)
+
+
+VIT_B = ["vit_b", "vit_b_dp005_mask_005"]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("vtiny", ["vtiny"]), ("vit_b", VIT_B), ("vit_b_dp005_mask_005", VIT_B), ("vit_h", ["vit_h"]), ("r34", ["r34"])],
+)
+def test_networks_that_differ_in_training_alone_have_the_same_weights(name, found):
+    with torch.device("meta"):
+        file = WeightsFile(Path("model.pt"), get_model(name, 128).state_dict())
+    assert fitting_networks(file) == found
+
+
+def test_a_network_that_is_slow_to_build_is_looked_at_last(monkeypatch):
+    with torch.device("meta"):
+        files = [WeightsFile(Path("model.pt"), get_model(name).state_dict()) for name in ("mbf", "rtiny")]
+    monkeypatch.setattr(embedder.load, "SLOW_TO_BUILD", ("rtiny",))
+    built, fits = [], embedder.load._fits
+    monkeypatch.setattr(
+        embedder.load, "_fits", lambda file, name: built.append(name) or (name != "r2060" and fits(file, name))
+    )
+    assert [fitting_networks(file) for file in files] == [["mbf"], ["rtiny"]]
+    assert built.count("rtiny") == 1
+    assert built[-1] == "rtiny"
 
 
 def test_weights_saved_from_ddp_load(model):

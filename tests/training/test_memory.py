@@ -48,8 +48,10 @@ print(json.dumps({"plan": plan.total, "peak": peak}))
         ["network=mbf", "batch_size=24", "num_image=960", "num_classes=1000", "gradient_acc=2"],
         ["network=rtiny", "num_classes=200000", "head_size=10", "negative_rate=0.2", "head_storage=file"],
         ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000", "freeze_backbone=True"],
+        ["network=vit_t", "batch_size=24", "num_image=960", "num_classes=1000"],
+        ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000", "gradient_checkpointing=True"],
     ],
-    ids=["classifier", "adamw", "mbf", "file", "frozen"],
+    ids=["classifier", "adamw", "mbf", "file", "frozen", "vit", "checkpointing"],
 )
 def test_plan_is_within_ten_percent_of_measured_peaks(tmp_path, overrides):
     def command(number):

@@ -41,6 +41,8 @@ def test_the_shipped_recipes_are_these():
         "ms1mv3_r100_mhs",
         "ms1mv3_r100_full",
         "wf42m_r100_mhs",
+        "wf42m_vit_b_mhs",
+        "glint360k_r100_mhs",
         "synthetic_1m",
         "lfw_mini",
         "demo",

@@ -202,8 +202,10 @@ def test_each_peer_gets_its_own_schedule(recipe):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipes_say_whose_schedule_they_follow(name):
-    assert get_config(name).lr_power == 2
-    assert "config.lr_power = 2  # the schedule of the MHE authors" in find_config(name).read_text()
+    after_insightface = name in ("wf42m_vit_b_mhs", "glint360k_r100_mhs")
+    power, whose = (1, "insightface's schedule") if after_insightface else (2, "the schedule of the MHE authors")
+    assert get_config(name).lr_power == power
+    assert f"config.lr_power = {power}  # {whose}" in find_config(name).read_text()
 
 
 def test_insightface_sample_rate_0(recipe):
@@ -215,3 +217,19 @@ def test_the_classifier_computes_in_float32_as_insightface_does(recipe):
     cfg = get_config(recipe(INSIGHTFACE_FILTER))
     assert (cfg.amp_dtype(), cfg.classifier_dtype()) == (torch.float16, None)
     assert get_config(recipe(INSIGHTFACE_FILTER), ["classifier_amp=True"]).classifier_dtype() == torch.float16
+
+
+def test_the_recipe_of_vit_b_differs_from_insightfaces_in_its_classifier_alone(tmp_path):
+    (tmp_path / "theirs.py").write_text(INSIGHTFACE_VIT)
+    theirs, ours = get_config(tmp_path / "theirs.py").as_dict(), get_config("wf42m_vit_b_mhs").as_dict()
+    different = {key for key in theirs if theirs[key] != ours[key]}
+    assert different == {
+        "name",
+        "loss",
+        "margin",
+        "margin_list",
+        "head_size",
+        "sample_rate",
+        "lr_power",
+        "val_targets",
+    }
