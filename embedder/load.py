@@ -226,14 +226,37 @@ def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> s
     return "; ".join(parts)
 
 
-def fitting_networks(file: WeightsFile) -> list[str]:
-    """Names of the networks that these weights load into; nothing is allocated."""
-    return [name for name in MODEL_NAMES if _fits(file, name)]
+def fitting_networks(file: WeightsFile, headless: bool = False) -> list[str]:
+    """Names of the networks that these weights load into; nothing is allocated.
+
+    Args:
+        file: the weights.
+        headless: as :func:`fits` takes them, without the head too.
+    """
+    return [name for name in MODEL_NAMES if _fits_network(file, name, headless)]
 
 
-def _fits(file: WeightsFile, name: str) -> bool:
+def fits(wanted: dict[str, Tensor], found: dict[str, Tensor], headless: bool = False) -> bool:
+    """Whether weights are all that a network wants, in the same shapes.
+
+    With ``headless`` the network's last parts are not asked for where the weights have nothing of them, as long as
+    these parts are less than half of its tensors.
+    """
+    kept = _without_head(wanted, found) if headless else wanted
+    return 2 * len(kept) > len(wanted) and not _describe_mismatch(kept, found)
+
+
+def _fits_network(file: WeightsFile, name: str, headless: bool) -> bool:
     tensors = file.match(_shape_of_network(name, 1)).tensors
-    return not _describe_mismatch(_shape_of_network(name, _last_vector(name, tensors)), tensors)
+    return fits(_shape_of_network(name, _last_vector(name, tensors)), tensors, headless)
+
+
+def _without_head(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    part_of = {name: name.partition(".")[0] for name in wanted}
+    parts, present = list(dict.fromkeys(part_of.values())), {name.partition(".")[0] for name in found}
+    while parts and parts[-1] not in present:
+        parts.pop()
+    return {name: value for name, value in wanted.items() if part_of[name] in parts}
 
 
 def _last_vector(name: str, tensors: dict[str, Tensor]) -> int:
