@@ -61,6 +61,7 @@ class OnnxEmbedder(Embedder):
         self.name, self.sha256 = path.name, sha256
         self.image_size = sides[0] if isinstance(sides[0], int) else 112
         metadata = self._session.get_modelmeta().custom_metadata_map
+        self.weights_sha256 = metadata.get("weights_sha256", "")
         self.mean, self.std = _normalisation(path, metadata)
         self.color_order = "BGR" if bgr else _color_order(path, metadata)
         self.embedding_size = self._choose_output()

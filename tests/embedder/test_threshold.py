@@ -17,7 +17,18 @@ def test_a_threshold_is_read_as_it_was_written(tmp_path):
     THRESHOLD.write(tmp_path / "new" / "threshold.json")
     assert Threshold.read(tmp_path / "new" / "threshold.json") == THRESHOLD
     keys = "threshold false_match_rate false_match_rate_interval true_match_rate genuine_pairs impostor_pairs model"
-    assert list(json.loads((tmp_path / "new" / "threshold.json").read_text())) == [*keys.split(), "flip", "curve"]
+    assert list(json.loads((tmp_path / "new" / "threshold.json").read_text())) == [
+        *keys.split(),
+        "flip",
+        "curve",
+        "color_order",
+    ]
+
+
+def test_an_older_file_was_measured_with_red_first(tmp_path):
+    older = {key: value for key, value in dataclasses.asdict(THRESHOLD).items() if key != "color_order"}
+    (tmp_path / "t.json").write_text(json.dumps(older))
+    assert Threshold.read(tmp_path / "t.json") == THRESHOLD
 
 
 def test_the_rate_of_a_score_is_that_of_the_points_below_it():
@@ -35,6 +46,7 @@ def test_the_rate_of_a_score_is_that_of_the_points_below_it():
         ("impostor_pairs", float("inf"), "impostor_pairs is 'inf'"),
         ("model", 7, "model is '7', expected a text"),
         ("flip", 1, "flip is '1', expected a bool"),
+        ("color_order", "GBR", "color_order is 'GBR', expected RGB or BGR"),
         ("curve", {"scores": [0.1]}, "curve must be empty or hold the lists"),
         ("curve", {**CURVE, "scores": [0.2, 0.1, 0.3]}, "scores ascending"),
         ("curve", {name: [0.1] * 201 for name in CURVE}, "200 at most"),
