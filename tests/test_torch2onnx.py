@@ -49,7 +49,7 @@ def test_form_and_metadata(exported):
     assert (entry.name, out.name) == ("input", "embedding")
     assert [d.dim_value for d in out.type.tensor_type.shape.dim][1:] == [64]
     found = {prop.key: prop.value for prop in onnx.load(str(path)).metadata_props}
-    assert found["weights_sha256"] == file_sha256(model)
+    assert found["weights_sha256"] == file_sha256(model) == load_embedder(path).weights_sha256
     wanted = {
         "network": "rtiny",
         "embedding_size": "64",
