@@ -231,27 +231,20 @@ def fitting_networks(file: WeightsFile, headless: bool = False) -> list[str]:
 
     Args:
         file: the weights.
-        headless: as :func:`fits` takes them, without the head too.
+        headless: where they have nothing of a network's last parts, these are not asked for.
     """
-    return [name for name in MODEL_NAMES if _fits_network(file, name, headless)]
+    return [name for name in MODEL_NAMES if _fits(file, name, headless)]
 
 
-def fits(wanted: dict[str, Tensor], found: dict[str, Tensor], headless: bool = False) -> bool:
-    """Whether weights are all that a network wants, in the same shapes.
-
-    With ``headless`` the network's last parts are not asked for where the weights have nothing of them, as long as
-    these parts are less than half of its tensors.
-    """
-    kept = _without_head(wanted, found) if headless else wanted
-    return 2 * len(kept) > len(wanted) and not _describe_mismatch(kept, found)
-
-
-def _fits_network(file: WeightsFile, name: str, headless: bool) -> bool:
+def _fits(file: WeightsFile, name: str, headless: bool) -> bool:
     tensors = file.match(_shape_of_network(name, 1)).tensors
-    return fits(_shape_of_network(name, _last_vector(name, tensors)), tensors, headless)
+    wanted = _shape_of_network(name, _last_vector(name, tensors))
+    kept = without_head(wanted, tensors) if headless else wanted
+    return 2 * len(kept) > len(wanted) and not _describe_mismatch(kept, tensors)
 
 
-def _without_head(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_head(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors, without its last parts as far as the weights that were found have nothing of them."""
     part_of = {name: name.partition(".")[0] for name in wanted}
     parts, present = list(dict.fromkeys(part_of.values())), {name.partition(".")[0] for name in found}
     while parts and parts[-1] not in present:

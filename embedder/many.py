@@ -106,7 +106,7 @@ def embed_many(
         ValueError: a batch below 1, threads below 0, or no image could be used.
     """
     if batch_size < 1 or threads < 0:
-        raise ValueError(f"expected at least one image a batch and no worker, got {batch_size} and {threads}")
+        raise ValueError(f"expected 1 image a batch and 0 workers at least, got {batch_size} and {threads}")
     problems: dict[int, str] = {}
     side = embedder.image_size
 

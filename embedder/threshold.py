@@ -106,7 +106,7 @@ class Threshold:
         """How often somebody who is not among a gallery's ``n`` faces reaches the threshold."""
         return (
             f"threshold {self.threshold:.4f}; {self._impostors()}: of a stranger's comparisons with {n:,} faces, "
-            f"{self.false_match_rate * n:.2g} on average"
+            f"{_two_digits(self.false_match_rate * n)} on average"
         )
 
     def _impostors(self) -> str:
@@ -118,8 +118,11 @@ class Threshold:
 
 
 def _percent(share: float) -> str:
-    """A share of 0 to 1 in percent, two digits of it."""
-    return f"{float(f'{100 * share:.2g}'):g}"
+    return _two_digits(100 * share)
+
+
+def _two_digits(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,g}"
 
 
 def _checked(found: Any) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def test_what_the_user_got_wrong_is_one_line(model, tmp_path, capsys):
     assert "got face.json" in fails(model, capsys, good, "--gallery", tmp_path, "--out", "face.json")
     assert "no image, folder or list nowhere" in fails(model, capsys, "nowhere", *out)
     assert "none of 1 images could be used" in fails(model, capsys, tmp_path / "text.png", *out)
-    assert "one image a batch and no worker, got 0" in fails(model, capsys, good, *out, "--batch-size", 0)
+    assert "1 image a batch and 0 workers at least, got 0" in fails(model, capsys, good, *out, "--batch-size", 0)
     assert "found 3 numbers" in fails(model, capsys, good, "--landmarks", "1,2,3")
     assert "there is no such file" in fails(model, capsys, good, "--landmarks", "nowhere.txt")
     assert "'four'" in fails(model, capsys, good, "--landmarks", tmp_path / "points.txt")

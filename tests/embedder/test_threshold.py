@@ -36,6 +36,12 @@ def test_the_rate_of_a_score_is_that_of_the_points_below_it():
     assert dataclasses.replace(THRESHOLD, curve={}).false_match_rate_at(0.3) is None
 
 
+def test_what_a_stranger_meets_in_a_gallery_is_a_number_in_words_of_few_digits():
+    assert THRESHOLD.in_gallery(1_234_567).endswith("a stranger's comparisons with 1,234,567 faces, 1,200 on average")
+    everybody = dataclasses.replace(THRESHOLD, false_match_rate=1.0, false_match_rate_interval=(0.997, 1.0))
+    assert "; 100 % of pairs of two people reach the threshold (95 %: 100 to 100 %)" in everybody.verdict(0.5)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

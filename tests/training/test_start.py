@@ -125,6 +125,7 @@ def test_weights_without_their_head_are_taken_by_their_own_network_alone(tmp_pat
     state = {name: value for name, value in get_model("r18").state_dict().items() if not name.startswith(head)}
     path = saved(tmp_path / "trunk.pt", state)
     assert start_from(get_model("r18"), path).extra == []
+    assert start_from(get_model("r18", 256), path).extra == []  # another embedding size is no other network
     with pytest.raises(ValueError, match="holds the weights of network r18, not of this one"):
         start_from(get_model("r34"), path)
 
