@@ -18,17 +18,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedder.detector import open_detector
-from embedder.embedder import describe_input
-from embedder.gallery import cosine, read_embeddings, result_lines
+from embedder.embedder import Embedder, describe_input
+from embedder.gallery import cosine, person_of, read_embeddings, result_lines
 from embedder.load import load_embedder
 from embedder.many import Embeddings, find_images, write_embeddings, write_few
+from embedder.origin import Origin, origin_of
 from embedder.photos import LANDMARKS, embed_faces, embed_photos, load_face, read_landmarks
 from embedder.threshold import Threshold
 from utils.text import any_name_can_be_printed, complain, plain
@@ -53,7 +55,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help=f"{LANDMARKS}; once for each image, in the same order; if it begins with a minus: --landmarks=-3.5,...",
     )
-    parser.add_argument("--flip", action="store_true", help="add the mirror image's embedding, as evaluation does")
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="add the mirror image's embedding, as evaluation does (default: as --threshold or --gallery was made)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -61,7 +67,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "also .npy (images, D) float32, or .json with everything",
     )
     parser.add_argument(
-        "--threshold", type=Path, metavar="FILE.json", help="say of two whether they are one person, by what it says"
+        "--threshold",
+        type=Path,
+        metavar="FILE.json",
+        help="say whether two images, or an image and what --gallery finds, show one person: a file of eval.pairs",
     )
     parser.add_argument(
         "--bgr", action="store_true", help="feed the network blue first (default: RGB, or what the .onnx file says)"
@@ -78,7 +87,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=5, help="with --gallery: how many to name (default 5)")
     parser.add_argument("--batch-size", type=int, default=64, help="of many: images per forward pass (default 64)")
     parser.add_argument(
-        "--num-workers", type=int, default=min(8, os.cpu_count() or 1), help="of many: threads that read and align"
+        "--num-workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="of many: threads that read and align; 0: none",
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     options = parser.parse_args(argv)
@@ -95,33 +107,68 @@ def is_many(options: argparse.Namespace) -> bool:
     return is_job or len(given) > 2 or any(path.is_dir() or path.suffix.lower() == ".txt" for path in given)
 
 
-def run_many(options: argparse.Namespace) -> None:
-    """Embed any number of images into one file, or search each; ValueError and OSError for what the user can fix."""
-    if options.gallery is None and (options.out is None or options.out.suffix not in (".npz", ".csv")):
+def check_many(options: argparse.Namespace) -> None:
+    """Raise ValueError for options that do not fit many images, or a search."""
+    is_search = options.gallery is not None
+    is_written = options.out is not None
+    if (is_written or not is_search) and not (is_written and options.out.suffix in (".npz", ".csv")):
         raise ValueError(f"many images are embedded into a file: --out must end in .npz or .csv, got {options.out}")
-    if options.landmarks or options.threshold is not None:
-        raise ValueError("--landmarks and --threshold are for one image or two; --detector aligns many")
+    if options.landmarks:
+        raise ValueError("--landmarks are for one image or two; --detector aligns many, and those of a search")
+    if options.threshold is not None and not is_search:
+        raise ValueError("--threshold is for two images or, with --gallery, for each face that is found")
     if options.top < 1:
         raise ValueError(f"--top must be at least 1, got {options.top}")
-    images = find_images(options.images)
-    detector = open_detector(options.detector) if options.detector is not None else None
+
+
+def load_for(options: argparse.Namespace, made: Mapping[Path, Origin]) -> tuple[Embedder, bool]:
+    """Load the network, and choose ``--flip`` as the files were made with whose content it is compared.
+
+    Raises:
+        ValueError: this network gives others than what the files were made from, or see :func:`load_embedder`.
+    """
+    flipped = "" if options.flip else next((str(path) for path, origin in made.items() if origin.flip), "")
+    if flipped:
+        print(plain(f"with --flip, as {flipped} was made"), file=sys.stderr)
+    flip = options.flip or bool(flipped)
     embedder = load_embedder(options.model, options.network, options.device, bgr=options.bgr)
+    for path, origin in made.items():
+        origin.check(path, embedder, flip)
+    return embedder, flip
 
-    def embed(paths: Sequence[Path]) -> Embeddings:
-        return embed_photos(embedder, paths, detector, options.batch_size, options.num_workers, options.flip)
 
-    found = embed(images)
+def run_many(options: argparse.Namespace) -> None:
+    """Embed any number of images into one file, or search each; ValueError and OSError for what the user can fix."""
+    check_many(options)
+    images = find_images(options.images)
+    threshold, known = None, None
+    made: dict[Path, Origin] = {}
+    if options.threshold is not None:
+        threshold = Threshold.read(options.threshold)
+        made[options.threshold] = threshold.origin
+    if options.gallery is not None and not options.gallery.is_dir():
+        known, made[options.gallery] = read_embeddings(options.gallery)
+    embedder, flip = load_for(options, made)
+    detector = open_detector(options.detector) if options.detector is not None else None
+
+    def embed(given: Sequence[str], paths: Sequence[Path]) -> Embeddings:
+        found = embed_photos(embedder, paths, detector, options.batch_size, options.num_workers, flip)
+        roots = [Path(text) for text in given if Path(text).is_dir()]
+        found.people = [person_of(name, roots) for name in found.names]
+        return found
+
+    found = embed(options.images, images)
     print(plain(f"{found.summary()}; input {describe_input(embedder)}"), file=sys.stderr)
     if options.out is not None:
-        write_embeddings(options.out, found, str(options.model), embedder.sha256, options.flip)
+        write_embeddings(options.out, found, str(options.model), origin_of(embedder, flip))
     if options.gallery is None:
         return
-    if options.gallery.is_dir():
-        known = embed(find_images([str(options.gallery)]))
+    if known is None:
+        known = embed([str(options.gallery)], find_images([str(options.gallery)]))
         print(plain(f"gallery: {known.summary()}"), file=sys.stderr)
-    else:
-        known = read_embeddings(options.gallery, embedder.sha256, options.flip)
-    for line in result_lines(found, known, options.top):
+    if threshold is not None:
+        print(threshold.in_gallery(len(known.names)), file=sys.stderr)
+    for line in result_lines(found, known, options.top, None if threshold is None else threshold.threshold):
         print(line)
 
 
@@ -135,7 +182,7 @@ def check_few(options: argparse.Namespace) -> None:
     if options.landmarks and options.detector is not None:
         raise ValueError("landmarks come from --landmarks or from --detector: give one of the two")
     if options.threshold is not None and n != 2:
-        raise ValueError(f"--threshold says whether two images show one person, found {n}")
+        raise ValueError(f"--threshold says whether two images show one person, or needs --gallery; found {n} image")
 
 
 def run_few(options: argparse.Namespace) -> None:
@@ -145,9 +192,7 @@ def run_few(options: argparse.Namespace) -> None:
     threshold = Threshold.read(options.threshold) if options.threshold is not None else None
     landmarks: list[NDArray[np.float64] | None] = [read_landmarks(given) for given in options.landmarks]
     landmarks += [None] * (n - len(landmarks))
-    embedder = load_embedder(options.model, options.network, options.device, bgr=options.bgr)
-    if threshold is not None:
-        threshold.check(embedder.sha256, options.flip)
+    embedder, flip = load_for(options, {options.threshold: threshold.origin} if threshold is not None else {})
     detector = open_detector(options.detector) if options.detector is not None else None
     faces = [
         load_face(Path(path), points, embedder.image_size, detector)
@@ -155,24 +200,26 @@ def run_few(options: argparse.Namespace) -> None:
     ]
     for face in faces:
         print(f"{'warning: ' if face.doubtful else ''}{face.path}: {face.how}", file=sys.stderr)
-    embeddings_BD = embed_faces(embedder, faces, options.flip)
+    embeddings_BD = embed_faces(embedder, faces, flip)
     contract = describe_input(embedder)
     what = f"network {embedder.name}, {embedder.embedding_size} numbers; input {contract}"
     print(f"{options.model}: {what}", file=sys.stderr)
     similarity = cosine(embeddings_BD[0], embeddings_BD[1]) if n == 2 else None
     if options.out is not None:
-        report = {
+        report: dict[str, Any] = {
             "model": str(options.model),
             "sha256": embedder.sha256,
             "network": embedder.name,
             "input": contract,
-            "flip": options.flip,
+            "flip": flip,
             "images": [
                 {"path": str(face.path), "how": face.how, "embedding": row.tolist()}
                 for face, row in zip(faces, embeddings_BD, strict=True)
             ],
             "cosine": similarity,
         }
+        if threshold is not None and similarity is not None:
+            report |= {"threshold": threshold.threshold, "same_person": similarity >= threshold.threshold}
         write_few(options.out, embeddings_BD, report)
     elif n == 1:
         print(json.dumps([float(f"{value:.6g}") for value in embeddings_BD[0]]))

@@ -11,10 +11,19 @@ _MXNET = b"\x12\x01\x00\x00\x00\x00\x00\x00"  # number 0x112, the first of a lis
 _ONNX_SECOND_FIELDS = b"\x12\x1a\x22\x2a\x32\x3a\x42"
 _CONVERT = "convert the network to ONNX to evaluate it; it cannot be trained here"
 _ARCHIVE = "an archive of files: unpack it, and give the file with the weights in it"
+# What has no mark at its beginning, or that of another format.
+_ENDINGS = {
+    ".caffemodel": f"a file of Caffe's weights; {_CONVERT}",
+    ".prototxt": "the description of a Caffe network, without any weights",
+    ".pb": f"a TensorFlow graph; {_CONVERT}",
+}
+_NCNN = f"ncnn's weights, which hold no names of tensors; {_CONVERT}, from the network that it was made from"
 # Where in a file, what stands there, and what the file is then.
 _MARKS = (
     (0, b"\x89HDF\r\n\x1a\n", f"a file of HDF5, as Keras and TensorFlow write; {_CONVERT}"),
     (4, b"TFL3", f"a TensorFlow Lite model; {_CONVERT}"),
+    (0, b"7767517", "the description of an ncnn network, without any weights"),
+    (0, b"\x47\x6b\x30\x01", _NCNN),  # of 16 bits
     (0, b"\x93NUMPY", "an array of numpy, expected a state_dict of tensors"),
     (0, b"\x1f\x8b", _ARCHIVE),  # gzip
     (0, b"7z\xbc\xaf\x27\x1c", _ARCHIVE),
@@ -37,6 +46,11 @@ def name_of_format(path: Path) -> str:
         return "a pointer of Git LFS, not the weights themselves: fetch them with git lfs pull"
     if head.startswith(_MXNET):
         return "a file of mxnet's parameters; convert the network to ONNX with mxnet to evaluate it"
+    if not head.startswith((b"PK", b"\x80")):  # torch.save's, whatever their names
+        if path.suffix.lower() in _ENDINGS:
+            return _ENDINGS[path.suffix.lower()]
+        if path.suffix == ".bin" and path.with_suffix(".param").is_file():
+            return _NCNN
     if len(head) > 2 and head[0] == 8 and head[1] < 32 and head[2] in _ONNX_SECOND_FIELDS:
         return (
             "an ONNX model, expected a state_dict: it can be evaluated under a name that ends in .onnx, not trained"

@@ -19,6 +19,7 @@ class Embedder(ABC):
         name: the network's name, or the ONNX file's.
         embedding_size: D.
         sha256: hash of the file, in hexadecimal; it identifies the weights in a cache's key.
+        weights_sha256: hash of the weights that an ONNX file was exported from, "" where it does not say so.
         image_size: side in pixels of the images that the network takes.
         precision: "float32", or what its products run in.
         color_order: "RGB", or "BGR" where channels are turned before the network; :meth:`embed` takes RGB.
@@ -27,6 +28,7 @@ class Embedder(ABC):
     name: str
     embedding_size: int
     sha256: str
+    weights_sha256: str = ""
     image_size: int = 112
     precision: str = "float32"
     color_order: str = "RGB"

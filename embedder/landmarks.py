@@ -18,6 +18,7 @@ from embedder.align import misfit, similarity_transform
 
 SUSPECT_PX = 10.0  # of a 112 x 112 face: beyond it another order is looked for
 IMPOSSIBLE_PX = 20.0  # beyond it no face lies, from whatever side it is seen
+UPRIGHT_DEG = 60.0  # a face is seldom turned further in its photo
 EXPECTED = (
     "expected x1,y1,...,x5,y5 in pixels: left eye, right eye, nose, left and right corner of the mouth, left as the "
     "viewer sees it"
@@ -70,6 +71,12 @@ def is_relative(landmarks: ArrayLike) -> NDArray[np.bool_]:
     """Which faces (N,) have all their landmarks within 0 to 1: shares of the image's sides, not pixels."""
     points = np.asarray(landmarks, np.float64)
     return np.asarray(((points >= -0.5) & (points <= 1.5)).all(axis=(-2, -1)))
+
+
+def turned_deg(landmarks: ArrayLike) -> NDArray[np.float64]:
+    """How far each face (N,) is turned in its photo, clockwise as it is seen: -180 to 180 degrees."""
+    matrix = similarity_transform(landmarks)  # turns it back
+    return np.asarray(np.degrees(np.arctan2(-matrix[..., 1, 0], matrix[..., 0, 0])))
 
 
 def fitting_orders(landmarks: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
@@ -129,7 +136,8 @@ def check_face(landmarks: ArrayLike, width: int, height: int) -> str:
         )
     if own > SUSPECT_PX:
         return f"its landmarks miss a face's places by {own:.1f} of 112 pixels: a face seen from the side, or wrong"
-    return ""
+    turned = float(turned_deg(points))
+    return f"its face is turned by {turned:.0f} degrees: {_cause(turned)}" if abs(turned) > UPRIGHT_DEG else ""
 
 
 def check_pixels(source: object, landmarks: NDArray[np.float64], lines: Sequence[int] | None = None) -> None:
@@ -160,7 +168,8 @@ def check_list(
         which faces (N,) lie badly, and which of these fit another order far better.
 
     Raises:
-        ValueError: another order fits more than 5 % of the faces far better, or more than half fit in none.
+        ValueError: another order fits more than 5 % of the faces far better, more than half fit in none, or more than
+            half are turned by more than 60 degrees.
     """
     n = len(landmarks)
     blocks = [fitting_orders(landmarks[start : start + _BLOCK]) for start in range(0, n, _BLOCK)]
@@ -178,7 +187,22 @@ def check_list(
             f"{source}: the landmarks of {bad.sum():,} of {n:,} images miss a face's places by more than "
             f"{SUSPECT_PX:g} of 112 pixels (line {_first(bad, lines)} first): {EXPECTED}"
         )
+    turned = turned_deg(landmarks)
+    lying = ~bad & (np.abs(turned) > UPRIGHT_DEG)
+    if lying.mean() > _UNLIKE_SHARE:
+        usual = float(np.median(np.abs(turned[lying])))
+        raise ValueError(
+            f"{source}: the faces of {lying.sum():,} of {n:,} images are turned by more than {UPRIGHT_DEG:g} "
+            f"degrees, usually by {usual:.0f} (line {_first(lying, lines)} first): {_cause(usual)}; {EXPECTED}"
+        )
     return bad, misplaced
+
+
+def _cause(turned: float) -> str:
+    """What may have turned a face by so many degrees."""
+    if abs(turned) > 135:
+        return "it is upside down, or left and right are exchanged and y counts upwards"
+    return "it lies on its side, or y stands before x and left and right are exchanged"
 
 
 def _first(chosen: NDArray[np.bool_], lines: Sequence[int] | None) -> int:

@@ -242,15 +242,31 @@ def _describe_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> s
     return "; ".join(parts)
 
 
-def fitting_networks(file: WeightsFile) -> list[str]:
-    """Names of the networks that these weights load into; nothing is allocated."""
-    quick = [name for name in MODEL_NAMES if name not in SLOW_TO_BUILD and _fits(file, name)]
-    return quick or [name for name in SLOW_TO_BUILD if _fits(file, name)]
+def fitting_networks(file: WeightsFile, headless: bool = False) -> list[str]:
+    """Names of the networks that these weights load into; nothing is allocated.
+
+    Args:
+        file: the weights.
+        headless: where they have nothing of a network's last parts, these are not asked for.
+    """
+    quick = [name for name in MODEL_NAMES if name not in SLOW_TO_BUILD and _fits(file, name, headless)]
+    return quick or [name for name in SLOW_TO_BUILD if _fits(file, name, headless)]
 
 
-def _fits(file: WeightsFile, name: str) -> bool:
+def _fits(file: WeightsFile, name: str, headless: bool) -> bool:
     tensors = file.match(_shape_of_network(name, 1)).tensors
-    return not _describe_mismatch(_shape_of_network(name, _last_vector(name, tensors)), tensors)
+    wanted = _shape_of_network(name, _last_vector(name, tensors))
+    kept = without_head(wanted, tensors) if headless else wanted
+    return 2 * len(kept) > len(wanted) and not _describe_mismatch(kept, tensors)
+
+
+def without_head(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors, without its last parts as far as the weights that were found have nothing of them."""
+    part_of = {name: name.partition(".")[0] for name in wanted}
+    parts, present = list(dict.fromkeys(part_of.values())), {name.partition(".")[0] for name in found}
+    while parts and parts[-1] not in present:
+        parts.pop()
+    return {name: value for name, value in wanted.items() if part_of[name] in parts}
 
 
 def _last_vector(name: str, tensors: dict[str, Tensor]) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, embed_with_mirrored
+from embedder.origin import Origin
 from utils.atomic import open_atomic, write_json
 from utils.bars import open_bar
 from utils.folders import IMAGE_SUFFIXES
@@ -34,11 +35,13 @@ class Embeddings:
         names: the images that were embedded.
         values_ND: (N, D), not normalised.
         left_out: image and reason.
+        people: whose faces they are, (N) or none.
     """
 
     names: list[str]
     values_ND: NDArray[np.float32]
     left_out: dict[str, str] = field(default_factory=dict)
+    people: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """How many there are, and the first of those that were left out."""
@@ -96,14 +99,14 @@ def embed_many(
         images: N paths.
         load: gives the aligned face (H, W, 3), or raises ValueError or OSError; called from other threads.
         batch_size: images per forward pass.
-        threads: that load.
+        threads: that load; 0: none, images are loaded between the passes.
         flip: add the mirror image's embedding.
 
     Raises:
-        ValueError: an option below 1, or no image could be used.
+        ValueError: a batch below 1, threads below 0, or no image could be used.
     """
-    if batch_size < 1 or threads < 1:
-        raise ValueError(f"expected at least one image a batch and one worker, got {batch_size} and {threads}")
+    if batch_size < 1 or threads < 0:
+        raise ValueError(f"expected 1 image a batch and 0 workers at least, got {batch_size} and {threads}")
     problems: dict[int, str] = {}
     side = embedder.image_size
 
@@ -120,9 +123,11 @@ def embed_many(
         return embed_with_mirrored(embedder.embed, images_BHW3) if flip else embedder.embed(images_BHW3)
 
     blocks = [(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    in_turn = ((start, end, embed(load_block(start, end))) for start, end in blocks)
+    results = embedded_blocks(embed, load_block, blocks, threads) if threads else in_turn
     out_ND = np.zeros((len(images), embedder.embedding_size), np.float32)
     with open_bar(len(images), "image", "embedded", lines=sys.stderr) as bar:
-        for start, end, embedding_BD in embedded_blocks(embed, load_block, blocks, threads):
+        for start, end, embedding_BD in results:
             out_ND[start:end] = embedding_BD
             for index in np.flatnonzero(~np.isfinite(embedding_BD).all(axis=1)) + start:
                 problems.setdefault(int(index), "its embedding holds nan or infinity: the weights are broken")
@@ -134,8 +139,8 @@ def embed_many(
     return Embeddings([str(images[index]) for index in kept], out_ND[kept], left_out)
 
 
-def write_embeddings(path: Path, found: Embeddings, model: str, sha256: str, flip: bool) -> None:
-    """Write names and embeddings: .npz (``names``, ``embeddings``, ``model``, ``sha256``, ``flip``) or .csv.
+def write_embeddings(path: Path, found: Embeddings, model: str, origin: Origin) -> None:
+    """Write names and embeddings: .csv, or .npz, which says besides how they came about, and whose they are.
 
     Names may be of any bytes: those that are no UTF-8 are as in ``os.fsdecode`` in .npz, and themselves in .csv.
 
@@ -150,8 +155,10 @@ def write_embeddings(path: Path, found: Embeddings, model: str, sha256: str, fli
                 names=np.array(found.names),
                 embeddings=found.values_ND,
                 model=np.array(model),
-                sha256=np.array(sha256),
-                flip=np.array(flip),
+                sha256=np.array(origin.model),
+                flip=np.array(origin.flip),
+                color_order=np.array(origin.color_order),
+                people=np.array(found.people),
             )
             return
         text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)

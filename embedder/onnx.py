@@ -61,6 +61,7 @@ class OnnxEmbedder(Embedder):
         self.name, self.sha256 = path.name, sha256
         self.image_size = sides[0] if isinstance(sides[0], int) else 112
         metadata = self._session.get_modelmeta().custom_metadata_map
+        self.weights_sha256 = metadata.get("weights_sha256", "")
         self.mean, self.std = _normalisation(path, metadata)
         self.color_order = "BGR" if bgr else _color_order(path, metadata)
         self.embedding_size = self._choose_output()
@@ -83,9 +84,9 @@ class OnnxEmbedder(Embedder):
             raise ValueError(f"{self._path}: expected an output of shape ({len(x)}, D), found {out.shape}")
         return np.asarray(out, np.float32)
 
-    def _run_all(self, x: NDArray[np.float32]) -> list[NDArray[Any]]:
+    def _run_all(self, x: NDArray[np.float32], options: Any = None) -> list[NDArray[Any]]:
         try:
-            return list(self._session.run(self._outputs, {self._input: np.ascontiguousarray(x)}))
+            return list(self._session.run(self._outputs, {self._input: np.ascontiguousarray(x)}, options))
         except Exception as error:  # the runtime's own classes
             raise ValueError(f"{self._path}: onnxruntime cannot run it on {x.shape}: {_first_line(error)}") from None
 
@@ -98,7 +99,7 @@ class OnnxEmbedder(Embedder):
         side = self.image_size
         shape = (batch, side, side, 3) if self._channels_last else (batch, 3, side, side)
         try:
-            given = self._run_all(np.zeros(shape, np.float32))
+            given = self._run_all(np.zeros(shape, np.float32), _quiet_options())
             whole = all(len(out) == batch for out in given if out.ndim)
         except ValueError:
             whole = False
@@ -138,6 +139,15 @@ def _open_session(path: Path, device: torch.device) -> Any:
         raise ValueError(f"{path} is no ONNX model that this onnxruntime can run ({_first_line(error)})") from None
 
 
+def _quiet_options() -> Any:
+    """For a run that may fail: the runtime does not print why."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
@@ -152,7 +162,13 @@ def _color_order(path: Path, metadata: dict[str, str]) -> str:
 
 def _normalisation(path: Path, metadata: dict[str, str]) -> tuple[np.float32, np.float32]:
     """Mean and std of the network's input, on pixels of 0 to 255."""
-    if "input_mean" in metadata and "input_std" in metadata:
+    given = [name for name in ("input_mean", "input_std") if name in metadata]
+    if len(given) == 1:
+        raise ValueError(
+            f"{path}: its metadata give {given[0]} alone: write input_mean and input_std, of (x - mean) / std on "
+            "pixels of 0 to 255, or neither"
+        )
+    if given:
         try:
             mean, std = float(metadata["input_mean"]), float(metadata["input_std"])
         except ValueError:

@@ -6,11 +6,11 @@ Evaluation writes it from pairs of a set, inference reads it. Rates are shares o
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from embedder.origin import COLOR_ORDERS, Origin
 from utils.atomic import write_json
 from utils.text import parse_json
 
@@ -34,6 +34,7 @@ class Threshold:
         flip: whether embeddings were sums with those of the mirror images.
         curve: "scores" (cosines, ascending), and at each "false_match_rate" and "true_match_rate"; at most 200
             points, or none.
+        color_order: in which the network got the channels, "RGB" or "BGR".
     """
 
     threshold: float
@@ -45,6 +46,12 @@ class Threshold:
     model: str
     flip: bool
     curve: dict[str, list[float]]
+    color_order: str = "RGB"
+
+    @property
+    def origin(self) -> Origin:
+        """Whose cosines it is for."""
+        return Origin(self.model, self.flip, self.color_order)
 
     @classmethod
     def read(cls, path: str | Path) -> Threshold:
@@ -89,32 +96,38 @@ class Threshold:
     def verdict(self, cosine: float) -> str:
         """Whether two faces are one person's, and how often two people reach this cosine."""
         same = "same person" if cosine >= self.threshold else "different people"
-        low, high = self.false_match_rate_interval
-        text = (
-            f"{same}: the threshold is {self.threshold:.4f}, where {self.false_match_rate:.3g} of "
-            f"{self.impostor_pairs:,} impostor pairs match ({low:.3g} to {high:.3g})"
-        )
+        text = f"{same}: cosine {cosine:.4f}, threshold {self.threshold:.4f}; {self._impostors()}"
         rate = self.false_match_rate_at(cosine)
         if rate == 0:
-            return f"{text}; none reaches the last measured cosine below this one"
-        return text if rate is None else f"{text}; at this cosine at most {rate:.3g} of them do"
+            return f"{text}, none of the {self.impostor_pairs:,} measured reached this cosine"
+        return text if rate is None else f"{text}, at most {_percent(rate)} % reach this cosine"
 
-    def check(self, sha256: str, flip: bool) -> None:
-        """Raise ValueError where it was measured on other cosines than those of this model, in this way."""
-        if self.flip != flip:
-            raise ValueError(
-                f"the threshold was measured {'with' if self.flip else 'without'} --flip; give it the same"
-            )
-        if re.fullmatch("[0-9a-f]{64}", self.model) and self.model != sha256:
-            raise ValueError(
-                f"the threshold was measured with the model of sha256 {self.model[:12]}..., this one's is "
-                f"{sha256[:12]}...: measure it again with this model"
-            )
+    def in_gallery(self, n: int) -> str:
+        """How often somebody who is not among a gallery's ``n`` faces reaches the threshold."""
+        return (
+            f"threshold {self.threshold:.4f}; {self._impostors()}: of a stranger's comparisons with {n:,} faces, "
+            f"{_two_digits(self.false_match_rate * n)} on average"
+        )
+
+    def _impostors(self) -> str:
+        low, high = self.false_match_rate_interval
+        return (
+            f"{_percent(self.false_match_rate)} % of pairs of two people reach the threshold (95 %: {_percent(low)} "
+            f"to {_percent(high)} %)"
+        )
+
+
+def _percent(share: float) -> str:
+    return _two_digits(100 * share)
+
+
+def _two_digits(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,g}"
 
 
 def _checked(found: Any) -> dict[str, Any]:
     """The fields' values; ValueError says which is missing or wrong."""
-    names = [field.name for field in fields(Threshold)]
+    names = [field.name for field in fields(Threshold) if field.name != "color_order"]  # older files have none
     missing = [name for name in names if name not in found] if isinstance(found, dict) else names
     if missing:
         raise ValueError(f"expected the keys {', '.join(names)}; missing {', '.join(missing)}")
@@ -132,6 +145,9 @@ def _checked(found: Any) -> dict[str, Any]:
         if not isinstance(found[name], kind):
             raise ValueError(f"{name} is {str(found[name])[:40]!r}, expected a {'text' if kind is str else 'bool'}")
     values["curve"] = _checked_curve(found["curve"])
+    values["color_order"] = found.get("color_order", "RGB")
+    if values["color_order"] not in COLOR_ORDERS:
+        raise ValueError(f"color_order is {str(values['color_order'])[:40]!r}, expected RGB or BGR")
     return values
 
 

@@ -144,10 +144,11 @@ def test_what_the_user_got_wrong_is_one_line(model, tmp_path, capsys):
     assert "text.png: not a decodable image" in fails(model, capsys, tmp_path / "text.png")
     assert "--out must end in .npz or .csv, got None" in fails(model, capsys, good, good, good)
     out = ("--out", tmp_path / "many.npz")
-    assert "are for one image or two" in fails(model, capsys, good, good, *out, "--landmarks", AS_TEXT)
+    assert "--landmarks are for one image or two" in fails(model, capsys, good, good, *out, "--landmarks", AS_TEXT)
+    assert "got face.json" in fails(model, capsys, good, "--gallery", tmp_path, "--out", "face.json")
     assert "no image, folder or list nowhere" in fails(model, capsys, "nowhere", *out)
     assert "none of 1 images could be used" in fails(model, capsys, tmp_path / "text.png", *out)
-    assert "one image a batch and one worker, got 0" in fails(model, capsys, good, *out, "--batch-size", 0)
+    assert "1 image a batch and 0 workers at least, got 0" in fails(model, capsys, good, *out, "--batch-size", 0)
     assert "found 3 numbers" in fails(model, capsys, good, "--landmarks", "1,2,3")
     assert "there is no such file" in fails(model, capsys, good, "--landmarks", "nowhere.txt")
     assert "'four'" in fails(model, capsys, good, "--landmarks", tmp_path / "points.txt")
@@ -225,52 +226,6 @@ def test_photos_are_aligned_by_what_a_detector_finds(model, tmp_path, capsys, mo
     assert "one of the two" in fails(model, capsys, paths[0], "--detector", "y", "--landmarks", AS_TEXT)
 
 
-@pytest.mark.parametrize(
-    ("boxes", "scores", "main"),
-    [
-        ([[0, 0, 90, 90], [160, 110, 70, 70]], [0.9, 0.9], 1),  # 0.6 of the largest, in the middle
-        ([[0, 0, 90, 90], [160, 110, 60, 60]], [0.9, 0.9], 0),  # 0.44 of it
-        ([[0, 0, 90, 90], [160, 110, 70, 70]], [0.9, 0.6], 0),  # unsure
-        ([[150, 100, 80, 80], [300, 0, 90, 90]], [0.9, 0.9], 0),
-    ],
-)
-def test_the_main_face_is_large_and_near_the_middle(boxes, scores, main):
-    faces = detector.Faces(np.float64(boxes), np.zeros((2, 5, 2)), np.array(scores))
-    assert faces.main(400, 300) == main
-
-
-def test_opencvs_detector_gives_the_projects_order(monkeypatch, tmp_path):
-    """Its right is the person's: its "right eye" lies left in the photo. The graph itself is not run here."""
-    row = [20, 10, 60, 80, *LANDMARKS.ravel(), 0.75]
-    seen = {}
-
-    class OpenCv:
-        def setInputSize(self, size):  # noqa: N802 - OpenCV's name
-            seen["size"] = size
-
-        def detect(self, image):
-            seen["image"] = image
-            return 1, np.float32([row])
-
-    monkeypatch.setattr(detector.cv2.FaceDetectorYN, "create", lambda *_: OpenCv(), raising=False)
-    (tmp_path / "yunet.onnx").write_bytes(b"graph")
-    image = np.zeros((100, 2560, 3), np.uint8)
-    image[..., 0] = 200  # red
-    faces = detector.open_detector(tmp_path / "yunet.onnx").detect(image)
-    assert seen["size"] == (1280, 50)  # a large photo is searched at half its size
-    assert seen["image"][0, 0].tolist() == [0, 0, 200]
-    np.testing.assert_allclose(faces.landmarks[0], 2 * LANDMARKS, rtol=1e-5)
-    np.testing.assert_allclose(faces.boxes[0], [40, 20, 120, 160])
-    with pytest.raises(FileNotFoundError, match=r"no file .*none\.onnx.* face_detection_yunet"):
-        detector.open_detector(tmp_path / "none.onnx")
-
-
-def test_a_file_that_is_no_detector_is_named(tmp_path):
-    (tmp_path / "yunet.onnx").write_bytes(b"version https://git-lfs")
-    with pytest.raises(ValueError, match=r"yunet\.onnx is no face detector"):
-        detector.open_detector(tmp_path / "yunet.onnx")
-
-
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_gallery_names_the_nearest_people(model, people, tmp_path, capsys, kind):
     gallery = people
@@ -279,19 +234,61 @@ def test_a_gallery_names_the_nearest_people(model, people, tmp_path, capsys, kin
         assert run(model, people, "--out", gallery) == 0
     query = save(tmp_path / "query.png", face(31))  # ann's second
     assert run(model, query, "--gallery", gallery, "--top", 2) == 0
-    first, second = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    heading, first, second = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert heading == ["image", "rank", "person", "face", "cosine"]
     assert first == [query, "1", "ann", str(people / "ann" / "1.png"), "1.0000"]
     assert second[1] == "2"
     assert float(second[4]) < 1
     if kind == "file":
         assert "was made without --flip" in fails(model, capsys, query, "--flip", "--gallery", gallery)
+        assert "add --bgr" not in (said := fails(model, capsys, query, "--bgr", "--gallery", gallery))
+        assert "was made with RGB input, but here the network gets BGR: leave --bgr out" in said
         with np.load(gallery) as file:
             np.savez(gallery, **{**file, "sha256": np.array("0" * 64)})
-        assert "made with another model (000000000000...)" in fails(model, capsys, query, "--gallery", gallery)
+        assert "made with another model (sha256 000000000000..." in fails(model, capsys, query, "--gallery", gallery)
         gallery.write_bytes(b"no archive")
         assert "is no .npz that inference.py --out wrote" in fails(model, capsys, query, "--gallery", gallery)
         gallery = people
     assert "--top must be at least 1" in fails(model, capsys, query, "--gallery", gallery, "--top", 0)
+
+
+def test_a_search_with_a_threshold_marks_each_face_and_calls_who_is_like_nobody_unknown(
+    model, people, tmp_path, capsys
+):
+    found = Threshold(0.9999, 0.01, (0.005, 0.02), 0.9, 300, 3000, "rtiny", True, {})
+    found.write(tmp_path / "t.json")
+    gallery, query = tmp_path / "gallery.npz", save(tmp_path / "query.png", face(31))  # ann's second
+    assert run(model, people, "--out", gallery, "--flip") == 0
+    capsys.readouterr()
+    search = (query, "--gallery", gallery, "--top", 2, "--threshold", tmp_path / "t.json")
+    assert run(model, *search) == 0
+    captured = capsys.readouterr()
+    heading, first, second = (line.split("\t") for line in captured.out.splitlines())
+    assert heading[5:] == ["match"]
+    assert (first[2], first[5]) == ("ann", "yes")
+    assert (second[2], second[5]) == ("unknown", "no")
+    assert f"with --flip, as {tmp_path / 't.json'} was made\n" in captured.err
+    assert "1 % of pairs of two people reach the threshold (95 %: 0.5 to 2 %): of a stranger's" in captured.err
+    assert "comparisons with 5 faces, 0.05 on average" in captured.err
+    assert run(model, query, "--gallery", gallery, "--top", 1) == 0  # the gallery alone decides it, too
+    captured = capsys.readouterr()
+    assert f"with --flip, as {gallery} was made\n" in captured.err
+    assert captured.out.endswith("\t1.0000\n")
+    dataclasses.replace(found, color_order="BGR").write(tmp_path / "t.json")
+    assert "t.json was made with BGR input, but here the network gets RGB: add --bgr" in fails(model, capsys, *search)
+    assert "with --gallery, for each face" in fails(model, capsys, people, "--out", gallery, *search[-2:])
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_person_of_a_gallery_is_the_first_folder_below_its_root(model, tmp_path, capsys, kind):
+    (tmp_path / "nest" / "anna" / "s1").mkdir(parents=True)
+    query = save(tmp_path / "nest" / "anna" / "s1" / "1.png", face(1))
+    gallery = tmp_path / "nest"
+    if kind == "file":
+        gallery = tmp_path / "gallery.npz"
+        assert run(model, tmp_path / "nest", "--out", gallery, "--bgr", "--num-workers", 0) == 0
+    assert run(model, query, "--gallery", gallery, "--bgr", "--num-workers", 0) == 0
+    assert capsys.readouterr().out.splitlines()[1].split("\t")[2] == "anna"
 
 
 @pytest.mark.parametrize("ending", [".npz", ".csv"])
@@ -322,7 +319,7 @@ def test_a_job_says_how_far_it_is_on_stderr_and_leaves_the_output_to_results(
     monkeypatch.setattr(bars, "_LINE_EVERY_S", 0.0)
     assert run(model, people, "--gallery", people, "--top", 1, "--batch-size", 4) == 0
     captured = capsys.readouterr()
-    assert [line.count("\t") for line in captured.out.splitlines()] == [4] * 5
+    assert [line.count("\t") for line in captured.out.splitlines()] == [4] * 6  # with the heading
     assert captured.err.startswith("embedded: 4 of 6 images, ")
     assert "embedded: 6 of 6 images, 0:00:00 left" in captured.err
 
@@ -341,18 +338,25 @@ def test_a_threshold_tells_one_person_from_two(model, tmp_path, capsys):
     found = Threshold(0.999, 0.01, (0.005, 0.02), 0.9, 300, 3000, "rtiny", False, curve)
     found.write(tmp_path / "t.json")
     assert run(model, first, first, "--threshold", tmp_path / "t.json") == 0
-    same = capsys.readouterr().out
-    assert "same person: the threshold is 0.9990, where 0.01 of 3,000 impostor pairs match (0.005 to 0.02)" in same
-    assert "none reaches the last measured cosine below this one" in same
-    assert run(model, first, second, "--threshold", tmp_path / "t.json") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "cosine 1.0000",
+        "same person: cosine 1.0000, threshold 0.9990; 1 % of pairs of two people reach the threshold (95 %: 0.5 to "
+        "2 %), none of the 3,000 measured reached this cosine",
+    ]
+    assert run(model, first, second, "--threshold", tmp_path / "t.json", "--out", tmp_path / "out.json") == 0
     other = capsys.readouterr().out
     assert "different people" in other
-    assert "at this cosine at most 0.4 of them do" in other
+    assert "at most 40 % reach this cosine" in other
+    assert json.loads((tmp_path / "out.json").read_text())["same_person"] is False
     assert "found 1" in fails(model, capsys, first, "--threshold", tmp_path / "t.json")
     both = (first, second, "--threshold", tmp_path / "t.json")
-    assert "measured without --flip" in fails(model, capsys, *both, "--flip")
+    assert "t.json was made without --flip, not with it: leave --flip out" in fails(model, capsys, *both, "--flip")
     dataclasses.replace(found, model="0" * 64).write(tmp_path / "t.json")
-    assert "measure it again" in fails(model, capsys, *both)
+    assert "make it again with this one" in fails(model, capsys, *both)
+    dataclasses.replace(found, flip=True).write(tmp_path / "t.json")
+    assert run(model, *both, "--out", tmp_path / "out.json") == 0
+    assert f"with --flip, as {tmp_path / 't.json'} was made\n" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text())["flip"] is True
 
 
 def test_the_names_of_other_projects_are_taken(model, tmp_path, capsys):

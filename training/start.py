@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from backbones.weights import read_weights
-from embedder.load import COUNTER, fitting_networks
+from embedder.load import COUNTER, fitting_networks, without_head
 
 _NAMED = 5  # tensors that a warning names one by one
 
@@ -61,7 +61,9 @@ def start_from(backbone: nn.Module, path: Path) -> Fit:
         left_out=weights.left_out_text(),
         shapes={name: f" {tuple(named[name].shape)} in place of {tuple(own[name].shape)}" for name in misshapen},
     )
-    others = fitting_networks(file) if fit.missing or fit.extra else []
+    asked = without_head(own, named)
+    is_another = bool(fit.extra) or any(name in asked for name in fit.missing)
+    others = fitting_networks(file, headless=True) if is_another else []
     if others:
         raise ValueError(
             f"{path} holds the weights of network {' or '.join(others)}, not of this one ({fit.warning()}); set "

@@ -45,7 +45,13 @@ def find_threshold(impostor: NDArray[np.floating[Any]], rate: float) -> float:
 
 
 def measured_threshold(
-    labels: NDArray[np.bool_], scores: NDArray[np.float64], resampler: Resampler, rate: float, model: str, flip: bool
+    labels: NDArray[np.bool_],
+    scores: NDArray[np.float64],
+    resampler: Resampler,
+    rate: float,
+    model: str,
+    flip: bool,
+    color_order: str = "RGB",
 ) -> Threshold:
     """Find the threshold, and measure it on the same pairs.
 
@@ -56,6 +62,7 @@ def measured_threshold(
         rate: wanted false match rate.
         model: its hash.
         flip: whether embeddings are sums with those of mirror images.
+        color_order: in which the network got the channels.
 
     Raises:
         ValueError: see :func:`find_threshold`.
@@ -74,6 +81,7 @@ def measured_threshold(
         model=model,
         flip=flip,
         curve=_curve(labels, scores, threshold),
+        color_order=color_order,
     )
 
 

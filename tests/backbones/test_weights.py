@@ -224,6 +224,8 @@ def test_other_files(tmp_path):
         (b"\x89HDF\r\n\x1a\n", "a file of HDF5, as Keras .* convert the network to ONNX"),
         (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model"),
         (b"\x93NUMPY\x01\0", "an array of numpy"),
+        (b"7767517\n75 83\n", "the description of an ncnn network"),
+        (b"\x47\x6b\x30\x01", "ncnn's weights"),
         (b"\x1f\x8b\x08", "an archive of files: unpack it"),
         (bytes(257) + b"ustar", "an archive of files: unpack it"),
         (b"\x80\x02}q\0X\x1b\0\0\0StructuredToParameterName@@q\x01}s.", "a file of Paddle's parameters"),
@@ -233,6 +235,20 @@ def test_other_formats_are_named(tmp_path, start, message):
     (tmp_path / "model.pt").write_bytes(start + bytes(100))
     with pytest.raises(ValueError, match=rf"model\.pt is {message}"):
         read_weights(tmp_path / "model.pt")
+
+
+def test_formats_without_a_mark_are_named_by_their_endings_unless_torch_wrote_them(tmp_path):
+    for name, message in (
+        ("saved_model.pb", "a TensorFlow graph"),  # begins as ONNX does
+        ("net.caffemodel", "a file of Caffe's weights"),
+        ("deploy.PROTOTXT", "the description of a Caffe network"),
+        ("net.bin", "ncnn's weights"),
+    ):
+        (tmp_path / "net.param").write_text("7767517\n")
+        (tmp_path / name).write_bytes(b"\x08\x01\x12\x00\x00\x00")
+        with pytest.raises(ValueError, match=message):
+            read_weights(tmp_path / name)
+        assert read_weights(saved(tmp_path / name, {"weight": torch.ones(2)})).entries == ["weight"]
 
 
 def test_onnx_is_named_as_its_own_package_writes_it(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from embedder.align import TEMPLATE, misfit
-from embedder.landmarks import IMPOSSIBLE_PX, ORDERS, SUSPECT_PX, check_face, fitting_orders, is_relative
+from embedder.landmarks import IMPOSSIBLE_PX, ORDERS, SUSPECT_PX, check_face, check_list, fitting_orders, is_relative
 
 # Eyes, nose and mouth of a head in millimetres: x right, y down, z away from the viewer.
 HEAD = np.array([[-32, -35, 0], [32, -35, 0], [0, 0, -28], [-25, 33, 2], [25, 33, 2]], float)
@@ -48,7 +48,7 @@ def test_no_face_from_any_side_is_taken_for_another_order():
 
 @pytest.mark.parametrize("name", [order.name for order in ORDERS])
 def test_each_known_order_is_refused_by_its_name(name):
-    """But for what no measure can see: a face that lies on its side."""
+    """But for what has a face's form: one that lies on its side."""
     order = next(order for order in ORDERS if order.name == name)
     points = faces(300, 30)
     wrong = given_in(order, points)
@@ -77,6 +77,32 @@ def test_one_face_is_told_how_to_be_given():
 def test_a_face_from_the_side_is_a_warning():
     side = np.stack([HEAD[:, 0] * 0.17 + HEAD[:, 2] * 0.98, HEAD[:, 1]], axis=1) + 100
     assert "a face seen from the side, or wrong" in check_face(side, 200, 200)
+
+
+def turned(points, degrees):
+    """Faces (..., 5, 2) in a photo that lies on its side, or stands on its head."""
+    a = np.radians(degrees)
+    return points @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
+
+
+def test_a_face_that_lies_is_a_warning_and_a_list_of_them_is_refused():
+    upright = TEMPLATE * 2 + (40, 10)
+    order = next(order for order in ORDERS if order.name.startswith("y before x and left and right"))
+    sideways = given_in(order, upright[None])[0]
+    assert "turned by -89 degrees: it lies on its side, or y stands before x and left and" in check_face(
+        sideways, 300, 300
+    )
+    assert "turned by 180 degrees: it is upside down, or" in check_face(turned(upright, 180) + 300, 300, 300)
+    assert check_face(turned(upright, 45) + 100, 400, 400) == ""
+    some = faces(100, 60)
+    for wrong, message in (
+        (given_in(order, some), "y stands before x and left and right are exchanged"),
+        (turned(some, 178), "upside down, or left and right are exchanged and y counts upwards"),
+    ):
+        with pytest.raises(ValueError, match=rf"list: the faces of \d+ of 100 images are turned by more .*{message}"):
+            check_list("list", wrong)
+        check_list("list", np.concatenate([some, some, wrong]))  # a photo may lie
+    check_list("list", faces(500, 90, most_tilt_deg=40))
 
 
 def test_shares_of_the_sides_are_known():

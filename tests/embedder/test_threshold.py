@@ -17,12 +17,29 @@ def test_a_threshold_is_read_as_it_was_written(tmp_path):
     THRESHOLD.write(tmp_path / "new" / "threshold.json")
     assert Threshold.read(tmp_path / "new" / "threshold.json") == THRESHOLD
     keys = "threshold false_match_rate false_match_rate_interval true_match_rate genuine_pairs impostor_pairs model"
-    assert list(json.loads((tmp_path / "new" / "threshold.json").read_text())) == [*keys.split(), "flip", "curve"]
+    assert list(json.loads((tmp_path / "new" / "threshold.json").read_text())) == [
+        *keys.split(),
+        "flip",
+        "curve",
+        "color_order",
+    ]
+
+
+def test_an_older_file_was_measured_with_red_first(tmp_path):
+    older = {key: value for key, value in dataclasses.asdict(THRESHOLD).items() if key != "color_order"}
+    (tmp_path / "t.json").write_text(json.dumps(older))
+    assert Threshold.read(tmp_path / "t.json") == THRESHOLD
 
 
 def test_the_rate_of_a_score_is_that_of_the_points_below_it():
     assert [THRESHOLD.false_match_rate_at(x) for x in (-0.2, -0.1, 0.19, 0.2, 0.7)] == [None, 0.6, 0.6, 0.01, 0.0]
     assert dataclasses.replace(THRESHOLD, curve={}).false_match_rate_at(0.3) is None
+
+
+def test_what_a_stranger_meets_in_a_gallery_is_a_number_in_words_of_few_digits():
+    assert THRESHOLD.in_gallery(1_234_567).endswith("a stranger's comparisons with 1,234,567 faces, 1,200 on average")
+    everybody = dataclasses.replace(THRESHOLD, false_match_rate=1.0, false_match_rate_interval=(0.997, 1.0))
+    assert "; 100 % of pairs of two people reach the threshold (95 %: 100 to 100 %)" in everybody.verdict(0.5)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +52,7 @@ def test_the_rate_of_a_score_is_that_of_the_points_below_it():
         ("impostor_pairs", float("inf"), "impostor_pairs is 'inf'"),
         ("model", 7, "model is '7', expected a text"),
         ("flip", 1, "flip is '1', expected a bool"),
+        ("color_order", "GBR", "color_order is 'GBR', expected RGB or BGR"),
         ("curve", {"scores": [0.1]}, "curve must be empty or hold the lists"),
         ("curve", {**CURVE, "scores": [0.2, 0.1, 0.3]}, "scores ascending"),
         ("curve", {name: [0.1] * 201 for name in CURVE}, "200 at most"),

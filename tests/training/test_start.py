@@ -120,6 +120,16 @@ def test_weights_of_another_depth_are_refused_by_its_name(tmp_path, network, giv
         load_network(path, network)
 
 
+@pytest.mark.parametrize("head", [("features.",), ("bn2.", "fc.", "features.")])
+def test_weights_without_their_head_are_taken_by_their_own_network_alone(tmp_path, head):
+    state = {name: value for name, value in get_model("r18").state_dict().items() if not name.startswith(head)}
+    path = saved(tmp_path / "trunk.pt", state)
+    assert start_from(get_model("r18"), path).extra == []
+    assert start_from(get_model("r18", 256), path).extra == []  # another embedding size is no other network
+    with pytest.raises(ValueError, match="holds the weights of network r18, not of this one"):
+        start_from(get_model("r34"), path)
+
+
 def test_files_without_the_batch_norms_counters_are_taken(tmp_path):
     state = {name: value for name, value in rtiny().state_dict().items() if not name.endswith("num_batches_tracked")}
     path = saved(tmp_path / "old.pt", state)

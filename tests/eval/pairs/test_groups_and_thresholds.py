@@ -87,7 +87,8 @@ def test_a_threshold_that_cannot_be_told(impostor, rate, message):
 
 def test_a_threshold_goes_through_its_file(tmp_path):
     one = judged(3, n=8_000)
-    found = measured_threshold(one.issame, one.scores, one.resampler, 0.01, "abc", True)
+    found = measured_threshold(one.issame, one.scores, one.resampler, 0.01, "abc", True, "BGR")
+    assert found.color_order == "BGR"
     found.write(tmp_path / "run" / "threshold.json")
     assert Threshold.read(tmp_path / "run" / "threshold.json") == found
     assert found.false_match_rate == pytest.approx(0.01)
