@@ -7,6 +7,11 @@ Both are drawn together, so that what they share does not widen the interval of 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("eval.ijb.compare")
+
 import argparse
 import sys
 from collections.abc import Sequence
