@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.threshold import Threshold
-from eval.bootstrap import Resampler, share_interval
+from eval.bootstrap import Resampler, share_interval, shares
 
 LEAST_MATCHES = 10  # false matches: the rate's interval then reaches from about half of it to twice
 _POINTS = 200
@@ -63,11 +63,12 @@ def measured_threshold(
     threshold = find_threshold(scores[~labels], rate)
     accepted = scores >= threshold
     (counts,) = resampler.counts(accepted.astype(np.int8), n_bins=2)
-    shares = counts.impostor_RB[:, 1] / counts.impostor_RB.sum(axis=1)
+    drawn = np.clip(shares(counts.impostor_RB[:, 1], counts.impostor_RB.sum(axis=1)), 0, 1)
+    low, high = share_interval(drawn, resampler.trials[1])
     return Threshold(
         threshold=threshold,
         false_match_rate=float(accepted[~labels].mean()),
-        false_match_rate_interval=share_interval(np.clip(shares, 0, 1), resampler.trials[1]),
+        false_match_rate_interval=(low, high) if low == low else (0.0, 1.0),  # too few people tell nothing
         true_match_rate=float(accepted[labels].mean()),
         genuine_pairs=int(labels.sum()),
         impostor_pairs=int((~labels).sum()),

@@ -119,7 +119,7 @@ def search_faces(
         notes.append("every probe is of a person in the gallery: there is no open-set figure")
     elif too_few:
         notes.append(
-            f"not resolved: FPIR {', '.join(too_few)}. {'It is' if len(too_few) == 1 else 'Each is'} less than one of "
-            f"the {found.probes - found.mated:,} probes without a mate"
+            f"not resolved: FPIR {', '.join(too_few)}. {'It is' if len(too_few) == 1 else 'Each is'} less than one "
+            f"of the {found.probes - found.mated:,} probes without a mate"
         )
     return SearchResult(found, len(gallery.paths), len(set(gallery.people)), is_mean, notes)

@@ -46,7 +46,9 @@ def test_open_set(model, sides, tmp_path, capsys, mean):
     assert found["rates"]["Rank-1"]["value"] == 1
     assert found["rates"]["Rank-1"]["interval"] == pytest.approx([1 - 3 / 8, 1])
     assert 0 <= found["rates"]["TPIR at FPIR 0.1, similarities counted"]["value"] <= 1
-    assert "not resolved: FPIR 0.001, 0.01, 0.1. Each is less than one of the 8 probes without a mate" in found["notes"]
+    assert (
+        "not resolved: FPIR 0.001, 0.01, 0.1. Each is less than one of the 8 probes without a mate" in found["notes"]
+    )
     assert (tmp_path / "s_cmc.png").stat().st_size > 10_000
     assert "Rank-1" in page.read_text()
 
