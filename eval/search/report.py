@@ -14,6 +14,7 @@ from embedder.embedder import Embedder
 from eval.bootstrap import Interval, interval_text
 from eval.identification import Identification
 from eval.report.figures import percent, png_bytes
+from eval.report.page import INTERVAL_TERM, SEARCH_TERMS
 from eval.report.write import Picture, Section, Table, Tile, model_facts, write_report
 from eval.search.run import RANKS, SearchResult
 
@@ -140,4 +141,11 @@ def write_page(
     section = Section(
         name, mode, pictures=[picture], headline=tiles, tables=[table], notes=[*result.read, *result.notes]
     )
-    return write_report(path, "Search in a gallery, 1:N", [section], model_facts(model, embedder), printed=printed)
+    return write_report(
+        path,
+        "Search in a gallery, 1:N",
+        [section],
+        model_facts(model, embedder),
+        printed=printed,
+        terms=(*SEARCH_TERMS, INTERVAL_TERM),
+    )
