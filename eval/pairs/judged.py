@@ -27,6 +27,7 @@ from eval.bootstrap import (
     tar_intervals,
 )
 from eval.pairs.bin_file import PairSet
+from eval.pairs.distinct import DistinctImages
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings
 
 
@@ -97,8 +98,7 @@ def judge(
     if columns is not None and columns.first is not None and columns.second is not None:
         first, second = columns.first, columns.second
     else:
-        numbers: dict[bytes, int] = {}
-        image = np.array([numbers.setdefault(encoded, len(numbers)) for encoded in pairs.encoded])
+        image = DistinctImages(pairs.encoded).place_N
         first, second = linked_people(pairs.issame, image[0::2], image[1::2])
         people_by = "as genuine pairs join their images"
     scores = pair_cosines(embeddings_ND)

@@ -2,12 +2,14 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from backbones import get_model
+from embedder.embedder import LengthMeter
 from embedder.load import load_embedder
 from embedder.threshold import Threshold
 from eval.pairs import __main__ as pairs_command
@@ -112,6 +114,20 @@ def test_figures_are_those_of_training(model, data):
     lengths = np.linalg.norm(np.concatenate((alone, mirrored)), axis=1)  # insightface's XNorm
     results, _, _ = pairs_command.evaluate(pairs_command.parse_arguments(arguments(model, data, "--targets", "lfw")))
     assert results["lfw"].norm == pytest.approx(lengths.mean(), rel=1e-4)
+
+
+def test_an_image_that_pairs_repeat_is_embedded_once(model, data, monkeypatch):
+    pairs = load_pairs(data / "lfw.bin")
+    again = replace(pairs, encoded=pairs.encoded[:6] * 3 + pairs.encoded[:2], issame=pairs.issame[:10])
+    embedder, seen = load_embedder(model), []
+    embed = embedder.embed
+    monkeypatch.setattr(embedder, "embed", lambda images: seen.append(len(images)) or embed(images))
+    meter = LengthMeter()
+    found = pairs_command.embed_set(embedder, again, 4, meter=meter)
+    assert sum(seen) == 2 * len(set(again.encoded))
+    assert meter.count == 2 * 20
+    wanted = pairs_command.embed_set(embedder, replace(pairs, encoded=pairs.encoded[:6]), 4)
+    np.testing.assert_array_equal(found, np.concatenate([wanted] * 3 + [wanted[:2]]))
 
 
 def test_named_targets_and_files_from_elsewhere(model, data, tmp_path, capsys):
