@@ -27,6 +27,7 @@ from eval.pairs.bin_file import PairSet
 from eval.pairs.distinct import DistinctImages
 from eval.pairs.groups import as_json as groups_json
 from eval.pairs.outcome import (
+    check_sets,
     compare,
     difference_sections,
     difference_table,
@@ -41,6 +42,7 @@ from eval.pairs.outcome import (
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_loader
 from eval.pairs.report import PairsReport, write_page
 from eval.pairs.sets import ENDINGS, find_pairs, load_pairs
+from eval.pairs.threshold import check_rate
 from eval.report.write import model_facts
 from utils.atomic import write_json
 from utils.decode import Resized
@@ -176,6 +178,8 @@ def evaluate(
         )
     data = Path(options.data)
     targets = options.targets or ([str(data)] if data.suffix in ENDINGS and data.is_file() else list_sets(data))
+    if options.threshold_at is not None:
+        _check_threshold(options, targets, data)
     embedder = load_embedder(model or options.model[0], options.network, options.device, bgr=options.bgr)
     results: dict[str, PairResult] = {}
     left_out: dict[str, str] = {}
@@ -199,6 +203,22 @@ def evaluate(
         except (ValueError, OSError) as error:
             left_out[target] = str(error)
     return results, left_out, embedder
+
+
+def _check_threshold(options: argparse.Namespace, targets: Sequence[str], data: Path) -> None:
+    """Raise ValueError, before anything is embedded, where no threshold can be found at the rate asked for."""
+    usable: list[NDArray[np.bool_]] = []
+    for target in targets:
+        try:
+            issame = load_pairs(find_pairs(target, data), options.allow_outside, options.root).issame
+        except (ValueError, OSError):
+            continue  # it will be left out, with its reason
+        if issame.any() and not issame.all():
+            usable.append(issame)
+    if not usable:
+        return  # reasons come with the sets
+    check_sets(len(usable), options.sets_are_groups)
+    check_rate(options.threshold_at, sum(int(np.count_nonzero(~issame)) for issame in usable))
 
 
 def results_table(results: dict[str, PairResult]) -> PrettyTable:

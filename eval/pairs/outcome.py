@@ -87,10 +87,7 @@ def threshold_of(judged: Mapping[str, Judged], pooled: bool, rate: float, model:
         ValueError: several sets that are not pooled, none with a curve, or too few impostor pairs.
     """
     sets = list(judged.values())
-    if not sets or (len(sets) > 1 and not pooled):
-        raise ValueError(
-            f"--threshold-at needs one set with pairs of both kinds, found {len(sets)}: name it with --targets"
-        )
+    check_sets(len(sets), pooled)
     if len(sets) == 1:
         return measured_threshold(sets[0].issame, sets[0].scores, sets[0].resampler, rate, model, flip)
     labels, scores = (np.concatenate([getattr(one, name) for one in sets]) for name in ("issame", "scores"))
@@ -100,6 +97,12 @@ def threshold_of(judged: Mapping[str, Judged], pooled: bool, rate: float, model:
         for side in ("first", "second")
     )
     return measured_threshold(labels, scores, Resampler(labels, first, second), rate, model, flip)
+
+
+def check_sets(n: int, pooled: bool) -> None:
+    """Raise ValueError unless ``n`` sets with pairs of both kinds are what one threshold is found on."""
+    if n == 0 or (n > 1 and not pooled):
+        raise ValueError(f"--threshold-at needs one set with pairs of both kinds, found {n}: name it with --targets")
 
 
 def threshold_lines(found: Threshold) -> list[str]:

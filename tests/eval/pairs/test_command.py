@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -294,3 +295,20 @@ def test_two_models(model, grouped, tmp_path_factory, capsys):
 def test_what_does_not_go_together(model, grouped, capsys, more, message):
     assert pairs_command.main(arguments(model, grouped, *more)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--targets", "lfw", "--threshold-at", "1e-3"], "needs 10,000 impostor pairs, .* but there are 10"),
+        (["--targets", "lfw", "mine", "--threshold-at", "0.2", "--sets-are-groups"], "needs 50 .* there are 13"),
+        (["--threshold-at", "0.5"], "one set with pairs of both kinds, found 3"),
+        (["--targets", "lfw", "--threshold-at", "2"], "between 0 and 1, got 2"),
+    ],
+)
+def test_a_threshold_that_cannot_be_found_is_told_before_anything_is_embedded(
+    model, data, capsys, monkeypatch, more, message
+):
+    monkeypatch.setattr(pairs_command, "load_embedder", None)
+    assert pairs_command.main(arguments(model, data, *more)) == 2
+    assert re.search(message, capsys.readouterr().err)
