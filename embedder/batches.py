@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from backbones.base import to_network_input
-from embedder.embedder import LengthMeter, embed_with_mirrored
+from embedder.embedder import LengthMeter
 from utils.bars import open_bar
 from utils.device import to_device
 
@@ -129,14 +129,11 @@ def embed_batches(
         out: NDArray[np.float32] = embedding_BD.float().cpu().numpy()
         return out
 
-    def embed_both(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return embed_with_mirrored(measured, images_BHW3)
-
-    measured = embed if meter is None else meter.watch(embed)
+    watched = (meter or LengthMeter()).watch(embed, flip)
     blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     out_ND: NDArray[np.float32] | None = None
     with evaluation_mode(network):
-        for start, end, embedding_BD in embedded_blocks(embed_both if flip else measured, load, blocks):
+        for start, end, embedding_BD in embedded_blocks(watched, load, blocks):
             if out_ND is None:
                 out_ND = np.empty((n, embedding_BD.shape[1]), np.float32)
             out_ND[start:end] = embedding_BD

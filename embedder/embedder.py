@@ -60,23 +60,36 @@ class LengthMeter:
     """Measures embeddings on their way: the mean length of all that are finite, straight and mirrored ones each.
 
     It is the ``XNorm`` of insightface's verification.
+
+    Args:
+        times_N: how often each image counts, in the order in which they come; None: once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, times_N: NDArray[np.int64] | None = None) -> None:
+        self.times_N = times_N
         self.sum, self.count = 0.0, 0
 
     def watch(
-        self, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+        self, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], flip: bool
     ) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-        """``embed``, whose results are measured."""
+        """``embed``, or with ``flip`` its sum with the mirror images', whose results are measured."""
+        seen = 0
 
         def watched(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-            out_BD = embed(images_BHW3)
-            length_B = np.linalg.norm(out_BD.astype(np.float64), axis=1)
-            is_finite_B = np.isfinite(length_B)
-            self.sum += float(length_B[is_finite_B].sum())
-            self.count += int(is_finite_B.sum())
-            return out_BD
+            nonlocal seen
+            own = slice(seen, seen + len(images_BHW3))
+            times_B = np.ones(len(images_BHW3), np.int64) if self.times_N is None else self.times_N[own]
+            seen = own.stop
+
+            def measured(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+                out_BD = embed(images_BHW3)
+                length_B = np.linalg.norm(out_BD.astype(np.float64), axis=1)
+                is_finite_B = np.isfinite(length_B)
+                self.sum += float((times_B * length_B)[is_finite_B].sum())
+                self.count += int(times_B[is_finite_B].sum())
+                return out_BD
+
+            return embed_with_mirrored(measured, images_BHW3) if flip else measured(images_BHW3)
 
         return watched
 

@@ -20,11 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Interval = tuple[float, float]
+NOTHING: Interval = (float("nan"), float("nan"))
 
 DRAWS = 1_000
 LEVEL = 0.95
 SEED = 20_240_601
 LEAST_PAIRS = 10  # impostor pairs that a FAR must be for an interval
+LEAST_TRIALS = (
+    5  # people, or pairs drawn by themselves, from which on there is an interval: draws of one never differ
+)
+_WIDEST_GAP = 0.5  # share of a FAR: between ties further apart, draws and curve read off different points
 _FEW_PAIRS = 3  # impostor pairs a person, below which pairs are drawn
 _PAIRS_PER_BLOCK = 1 << 20
 _WEIGHTS_PER_BLOCK = 1 << 22
@@ -34,11 +39,22 @@ Labels = NDArray[np.integer[Any]] | NDArray[np.bool_]
 
 
 def interval(values_R: NDArray[np.float64]) -> Interval:
-    """The middle 95 % of draws, nan where one has no value."""
-    if not np.isfinite(values_R).all():
-        return float("nan"), float("nan")
-    low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    """The middle 95 % of draws; nan where one is infinite.
+
+    Draws that are nan, such as those without any genuine pair, are skipped; nan where they are more than half.
+    """
+    known = values_R[~np.isnan(values_R)]
+    if len(known) < max(1.0, len(values_R) / 2) or not np.isfinite(known).all():
+        return NOTHING
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def shares(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``part / whole``; nan where a draw holds nothing of the kind."""
+    part, whole = np.broadcast_arrays(part, whole)
+    out: NDArray[np.float64] = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return out
 
 
 def person_weights(n_people: int, start: int, stop: int, seed: int = SEED) -> NDArray[np.float32]:
@@ -63,9 +79,9 @@ def share_interval(draws_R: NDArray[np.float64], n: int) -> Interval:
 
     Args:
         draws_R: the share in each draw.
-        n: independent trials behind it, such as people.
+        n: independent trials behind it, such as people; below 5 there is no interval.
     """
-    low, high = interval(draws_R)
+    low, high = interval(draws_R) if n >= LEAST_TRIALS else NOTHING
     if low == high == 1:
         low = max(0.0, 1 - 3 / n)
     if low == high == 0:
@@ -134,15 +150,29 @@ class Resampler:
             people if self.impostor_by_people else f"{people}; impostor pairs, which share few people, by themselves"
         )
 
-    @property
+    @cached_property
     def trials(self) -> tuple[int, int]:
-        """Independent trials behind shares of genuine and of impostor pairs, at most: people, or pairs."""
+        """Independent trials behind shares of genuine and of impostor pairs, at most: their people, or pairs."""
         genuine = int(self.genuine.sum())
         impostor = len(self.genuine) - genuine
         return (
-            min(genuine, self.n_people or genuine),
-            min(impostor, self.n_people) if self.impostor_by_people else impostor,
+            min(genuine, self._people_of(self.genuine)) if self.n_people else genuine,
+            min(impostor, self._people_of(~self.genuine)) if self.impostor_by_people else impostor,
         )
+
+    @property
+    def trials_together(self) -> int:
+        """Independent trials behind shares of all pairs; where one kind has too few for an interval, those."""
+        fewest = min(self.trials)
+        return sum(self.trials) if fewest >= LEAST_TRIALS else fewest
+
+    def _people_of(self, kind: NDArray[np.bool_]) -> int:
+        assert self.first is not None
+        assert self.second is not None
+        seen = np.zeros(self.n_people, bool)
+        for side in (self.first, self.second):
+            seen[side[kind]] = True
+        return int(seen.sum())
 
     def counts(self, *bins: NDArray[np.integer[Any]], n_bins: int) -> list[Counts]:
         """Count the pairs of each draw in bins.
@@ -280,15 +310,22 @@ def tar_draws(
             _shares_above(drawn[:, : len(grid) + 1]) for drawn in (counts.impostor_RB, counts.genuine_RB)
         )
         rows = zip(far_RB, tar_RB, strict=True)
-        out.append(np.array([np.interp(fars, np.maximum.accumulate(far), tar) for far, tar in rows]))
+        out.append(np.array([_read_off(fars, far, tar) for far, tar in rows]))
     return out
+
+
+def _read_off(fars: Sequence[float], far_B: NDArray[np.float64], tar_B: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The TAR at each FAR; nan in a draw without pairs of one kind."""
+    if np.isnan(far_B[-1]) or np.isnan(tar_B[-1]):
+        return np.full(len(fars), np.nan)
+    return np.interp(fars, np.maximum.accumulate(far_B), tar_B)
 
 
 def _shares_above(drawn_RB: NDArray[np.float64]) -> NDArray[np.float64]:
     """The share of a draw's pairs above each threshold, the highest threshold first, from 0 on."""
     above = np.cumsum(drawn_RB[:, ::-1], axis=1)
-    shares: NDArray[np.float64] = np.c_[np.zeros(len(above)), above / above[:, -1:]]
-    return shares
+    out: NDArray[np.float64] = np.c_[np.zeros(len(above)), shares(above, above[:, -1:])]
+    return out
 
 
 def _thresholds(impostor: NDArray[np.floating[Any]], fars: Sequence[float]) -> NDArray[np.floating[Any]]:
@@ -309,12 +346,43 @@ def tar_intervals(
     resampler: Resampler, scores: NDArray[np.floating[Any]], fars: Sequence[float]
 ) -> dict[float, Interval]:
     """The 95 % interval of the TAR at each FAR of :func:`bounded_fars`."""
-    bounded = bounded_fars(resampler, fars)
+    bounded = bounded_fars(resampler, fars, [scores])
     (draws,) = tar_draws(resampler, [scores], bounded)
     return {far: share_interval(draws[:, i], resampler.trials[0]) for i, far in enumerate(bounded)}
 
 
-def bounded_fars(resampler: Resampler, fars: Sequence[float]) -> list[float]:
-    """The FARs that are at least 10 impostor pairs: below, draws of so few hold the truth far less often."""
-    impostor = int((~resampler.genuine).sum())
-    return [far for far in fars if far * impostor >= LEAST_PAIRS * (1 - 1e-9)]
+def bounded_fars(
+    resampler: Resampler, fars: Sequence[float], scores: Sequence[NDArray[np.floating[Any]]]
+) -> list[float]:
+    """The FARs whose TAR has an interval.
+
+    They are at least 10 impostor pairs: draws of fewer hold the truth far less often. No ties leave a gap in FAR of
+    more than half of it there: the curve takes the nearest point, draws what lies between. None where either kind
+    has fewer than 5 people.
+
+    Args:
+        resampler: of the pairs.
+        fars: wanted.
+        scores: (P,) of each model.
+    """
+    impostor = ~resampler.genuine
+    n = int(impostor.sum())
+    enough = [far for far in fars if far * n >= LEAST_PAIRS * (1 - 1e-9)]
+    if not enough or min(resampler.trials) < LEAST_TRIALS:
+        return []
+    gaps = [_gaps(np.asarray(own)[impostor], enough) for own in scores]
+    return [far for far, *widths in zip(enough, *gaps, strict=True) if max(widths) <= _WIDEST_GAP * far]
+
+
+def _gaps(impostor: NDArray[np.floating[Any]], fars: Sequence[float]) -> list[float]:
+    """Around each FAR, the distance of the two nearest FARs that a threshold can have; 0 where it has that FAR."""
+    n = len(impostor)
+    ranks = [min(int(far * n + 1e-9), n - 1) for far in fars]
+    places = sorted({n - 1 - rank for rank in ranks})
+    parted = np.partition(impostor, places)
+    found = []
+    for far, rank in zip(fars, ranks, strict=True):
+        refused = parted[n - 1 - rank]  # the highest score that a threshold for this FAR must refuse
+        above, at = int(np.count_nonzero(impostor > refused)), int(np.count_nonzero(impostor == refused))
+        found.append(0.0 if abs(above - far * n) < 1e-6 * n * far else at / n)
+    return found

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from prettytable import PrettyTable
 
-from eval.bootstrap import Interval, interval_text, share_interval
+from eval.bootstrap import LEAST_PAIRS, NOTHING, Interval, interval_text, share_interval
 from eval.person_draws import PersonDraws, weighted_threshold
 
 RANKS = (1, 5, 10)
@@ -209,11 +209,11 @@ def _average_precision(similarity_G: Vectors, is_mate_G: NDArray[np.bool_]) -> f
 
 
 def _open_set(found: Searched, fpirs: Sequence[float], people: PersonDraws) -> list[OpenSet]:
-    """The points whose FPIR is at least one non-mated probe."""
+    """The points whose FPIR is at least one non-mated probe; intervals where it is 10, of at least 10 people."""
     mated = found.mate_Q > -np.inf
     first_Q = np.where(found.ahead_Q == 0, found.mate_Q, -np.inf)  # of mated probes whose mate comes first
     order = np.argsort(-np.where(mated, -np.inf, found.best_Q), kind="stable")[: int((~mated).sum())]
-    alarms = found.best_Q[order]
+    alarms, alarm_people = found.best_Q[order], len(np.unique(found.person_Q[order]))
     points = []
     for fpir in fpirs:
         allowed = math.floor(fpir * len(alarms) + 1e-9)
@@ -221,34 +221,38 @@ def _open_set(found: Searched, fpirs: Sequence[float], people: PersonDraws) -> l
             continue
         threshold = alarms[allowed]
         drawn = []
-        for weight_Q in people.weights():
-            weight_a = weight_Q[order]
+        bounded = fpir * len(alarms) >= LEAST_PAIRS * (1 - 1e-9) and alarm_people >= LEAST_PAIRS
+        for weight_Q in people.weights() if bounded else ():
+            weight_a, total = weight_Q[order], float(weight_Q[mated].sum())
+            if not weight_a.any() or not total:
+                continue  # nobody without a mate, or with one, was drawn: there is no threshold, or no share
             at = weighted_threshold(alarms, weight_a, fpir * float(weight_a.sum()), beyond=True)
-            drawn.append(weight_Q[first_Q > at].sum() / max(1.0, weight_Q[mated].sum()))
+            drawn.append(weight_Q[first_Q > at].sum() / total)
         points.append(
             OpenSet(
                 non_mated_probes=len(alarms),
                 fpir=fpir,
                 threshold=float(threshold),
                 tpir=float(np.count_nonzero(first_Q > threshold)) / int(mated.sum()),
-                interval=share_interval(np.array(drawn), len(np.unique(found.person_Q[mated])))
-                if drawn
-                else (math.nan, math.nan),
+                interval=share_interval(np.array(drawn), len(np.unique(found.person_Q[mated]))) if drawn else NOTHING,
             )
         )
     return points
 
 
 def _draw(found: Searched, ranks: Sequence[int], fpirs: Sequence[float], people: PersonDraws) -> NDArray[np.float64]:
-    """Rates of each draw: (R, ranks + FPIRs + 1)."""
+    """Rates of each draw: (R, ranks + FPIRs + 1); nan where a FPIR is below 10 similarities or people."""
     mated = found.mate_Q > -np.inf
     ahead, mate, precision = found.ahead_Q[mated], found.mate_Q[mated], found.precision_Q[mated]
     out = np.empty((people.draws, len(ranks) + len(fpirs) + 1))
     for draw, weight_Q in enumerate(people.weights()):
         weight = weight_Q[mated]
-        total = max(1.0, float(weight.sum()))
+        total = float(weight.sum()) or math.nan  # nobody with a mate was drawn
         out[draw, : len(ranks)] = [weight[ahead < r].sum() / total for r in ranks]
         for column, fpir in enumerate(fpirs, len(ranks)):
+            if fpir * len(weight_Q) < LEAST_PAIRS * (1 - 1e-9) or people.n_people < LEAST_PAIRS:
+                out[draw, column] = math.nan
+                continue
             wanted = math.ceil(fpir * float(weight_Q.sum()))
             at = weighted_threshold(found.highest, weight_Q[found.highest_probe], wanted)
             out[draw, column] = weight[mate > at].sum() / total if at == at else math.nan

@@ -39,7 +39,7 @@ def test_end_to_end(ijb, model, tmp_path, capsys, target):
     assert "Mode: straight + mirrored, norm used, detector score used" in text
     for word in ("Methods", "1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1", f"first try-{target}"):
         assert word in text
-    assert "Not resolved: FAR 1e-06, 1e-05, 0.0001, 0.001, 0.01 is less than one of the 40" in text
+    assert "Not resolved: FAR 1e-06, 1e-05, 0.0001, 0.001, 0.01. Each is less than one of the 40" in text
     report = json.loads((folder / "first try.json").read_text())
     assert report["network"] == "rtiny"
     assert report["target"] == target

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,12 +68,16 @@ def test_ctrl_c_while_a_command_starts_is_one_line(run, name, module, status, sa
     assert end(process) == (status, f"{said}: interrupted\n")
 
 
+def is_command(path):
+    return path.name == "__main__.py" or re.search(r"^if __name__ ==", path.read_text(), re.MULTILINE)
+
+
+PACKAGES = sorted({path.parent for path in ROOT.glob("*/*.py")} - {ROOT / n for n in ("benchmarks", "tests", "docs")})
 COMMANDS = [
-    *(
-        ROOT / name
-        for name in ("train.py", "inference.py", "eval_ijbc.py", "torch2onnx.py", "eval/pairs/__main__.py")
-    ),
-    *(path for path in sorted((ROOT / "tools").glob("*.py")) if "__main__" in path.read_text()),
+    path
+    for files in (sorted(ROOT.glob("*.py")), *(sorted(package.rglob("*.py")) for package in PACKAGES))
+    for path in files
+    if is_command(path)
 ]
 COMMANDS.remove(ROOT / "tools" / "make_demo_faces.py")  # it first sees to it that the project can be imported
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from embedder.batches import Stopped
 from eval.pairs.bin_file import PairSet
+from eval.pairs.distinct import DistinctImages
 from eval.pairs.protocol import FARS, PairResult, pair_loader, thin_out, verify
 from eval.pairs.sets import find_pairs, load_pairs
 from training.metrics import MetricsWriter
@@ -155,8 +156,9 @@ def _figures(result: PairResult) -> dict[str, float]:
 
 def _decode_share(pairs: PairSet, stop: StopRequest, at_once: int = 64) -> None:
     """Decode this rank's share of the images; ValueError for the first that does not decode."""
-    load = pair_loader(pairs.encoded)
-    start, end = part_of(len(pairs.encoded), get_rank(), get_world_size())
+    distinct = DistinctImages(pairs.encoded)
+    load = pair_loader(pairs.encoded, numbers=distinct.first_U)
+    start, end = part_of(len(distinct), get_rank(), get_world_size())
     try:
         for first in range(start, end, at_once):
             if not stop.asked:  # :func:`verify` tells the others

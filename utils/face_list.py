@@ -182,6 +182,12 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
     if not table.count:
         raise ValueError(f"{text.path}: the list holds a heading and no line below it; {FORMS}")
     heading_cells = head_row if heading else []
+    if heading and not words and len(head_row) < len(columns):  # a comma in a name: labels would be halves of names
+        raise FormError(
+            f"{text.path}: the heading {shown(head.text)} names {len(head_row)} columns, but the lines below it have "
+            f"{len(columns)}: put names that hold what separates columns in quotes, name all columns, or {SWITCH}",
+            table.count,
+        )
     count, repeated = table.count, table.repeated
     names = [cell.lower() for cell in heading_cells]
     path, label, flag = _roles(text, columns, names, words)

@@ -7,6 +7,11 @@ Both are drawn together, so that what they share does not widen the interval of 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("eval.ijb.compare")
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -28,7 +33,7 @@ from utils.text import any_name_can_be_printed, complain, plain
 
 @dataclass(frozen=True)
 class Comparison:
-    """TARs of two models on the same pairs, at each FAR that is at least 10 impostor pairs."""
+    """TARs of two models on the same pairs, at each FAR that has an interval, see ``bounded_fars``."""
 
     names: tuple[str, str]
     curves: tuple[Roc, Roc]
@@ -71,7 +76,7 @@ def compare_scores(
     """
     curves = roc(labels, scores[0]), roc(labels, scores[1])
     resampler = Resampler(labels, *people)
-    fars = bounded_fars(resampler, FAR_GRID)
+    fars = bounded_fars(resampler, FAR_GRID, scores)
     first, second = tar_draws(resampler, scores, fars)
     gains = {far: interval(second[:, i] - first[:, i]) for i, far in enumerate(fars)}
     return Comparison(names, curves, gains, resampler.method("as genuine pairs join their templates"))

@@ -203,7 +203,8 @@ class VerificationResult:
         if not self.unresolved:
             return ""
         fars = ", ".join(f"{far:g}" for far in self.unresolved)
-        return f"Not resolved: FAR {fars} is less than one of the {self.curve.impostor:,} impostor pairs."
+        verb = "It is" if len(self.unresolved) == 1 else "Each is"
+        return f"Not resolved: FAR {fars}. {verb} less than one of the {self.curve.impostor:,} impostor pairs."
 
 
 def verify_scores(labels: NDArray[np.integer[Any]], scores: NDArray[np.float64]) -> VerificationResult:

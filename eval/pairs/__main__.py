@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from prettytable import PrettyTable
 
 from embedder.batches import embedded_blocks
-from embedder.embedder import Embedder, LengthMeter, embed_with_mirrored
+from embedder.embedder import Embedder, LengthMeter
 from embedder.load import load_embedder
 from eval.pairs.bcolz_folder import is_bcolz
 from eval.pairs.bin_file import PairSet
+from eval.pairs.distinct import DistinctImages
 from eval.pairs.groups import as_json as groups_json
 from eval.pairs.outcome import (
+    check_sets,
     compare,
     difference_sections,
     difference_table,
@@ -40,6 +42,7 @@ from eval.pairs.outcome import (
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings, pair_loader
 from eval.pairs.report import PairsReport, write_page
 from eval.pairs.sets import ENDINGS, find_pairs, load_pairs
+from eval.pairs.threshold import check_rate
 from eval.report.write import model_facts
 from utils.atomic import write_json
 from utils.decode import Resized
@@ -134,24 +137,22 @@ def embed_set(
 ) -> NDArray[np.float32]:
     """Embed every image of a set, with ``flip`` as the sum with its mirror image: (2n, D), not normalised.
 
-    Images that had another size than the network takes are put into ``resized``; ``meter`` measures the embeddings
-    before they are added.
+    Each different image is embedded once. Those that had another size than the network takes are put into
+    ``resized``, by the number of the first that is the same; ``meter`` measures the embeddings before they are added.
 
     Raises:
         ValueError: an image that does not decode; the message gives its index.
     """
-
-    def embed(images_BHW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return embed_with_mirrored(measured, images_BHW3) if flip else measured(images_BHW3)
-
-    measured = embedder.embed if meter is None else meter.watch(embedder.embed)
-    n = len(pairs.encoded)
-    load = pair_loader(pairs.encoded, embedder.image_size, resized)
+    distinct, meter = DistinctImages(pairs.encoded), meter or LengthMeter()
+    meter.times_N = distinct.times_U
+    n = len(distinct)
+    load = pair_loader(pairs.encoded, embedder.image_size, resized, distinct.first_U)
     blocks = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-    out_ND = np.empty((n, embedder.embedding_size), np.float32)
+    out_UD = np.empty((n, embedder.embedding_size), np.float32)
+    embed = meter.watch(embedder.embed, flip)
     for start, end, embedding_BD in embedded_blocks(embed, load, blocks, progress=plain(pairs.name)):
-        out_ND[start:end] = embedding_BD
-    return out_ND
+        out_UD[start:end] = embedding_BD
+    return out_UD[distinct.place_N]
 
 
 def evaluate(
@@ -177,6 +178,8 @@ def evaluate(
         )
     data = Path(options.data)
     targets = options.targets or ([str(data)] if data.suffix in ENDINGS and data.is_file() else list_sets(data))
+    if options.threshold_at is not None:
+        _check_threshold(options, targets, data)
     embedder = load_embedder(model or options.model[0], options.network, options.device, bgr=options.bgr)
     results: dict[str, PairResult] = {}
     left_out: dict[str, str] = {}
@@ -185,18 +188,37 @@ def evaluate(
             pairs = load_pairs(find_pairs(target, data), options.allow_outside, options.root)
             if pairs.form:
                 print(plain(f"{target}: {pairs.form}"), flush=True)
-            resized, meter = Resized(), LengthMeter()
+            resized, meter, distinct = Resized(), LengthMeter(), DistinctImages(pairs.encoded)
             embeddings_ND = embed_set(embedder, pairs, options.batch_size, not options.no_flip, resized, meter)
             name = pairs.name if pairs.name not in results else target  # two files of one name
             found = evaluate_embeddings(embeddings_ND, pairs.issame, options.folds)
             results[name] = replace(
-                found, resized=len(resized.images), not_square=len(resized.not_square), norm=meter.mean()
+                found,
+                resized=distinct.count(resized.images),
+                not_square=distinct.count(resized.not_square),
+                norm=meter.mean(),
             )
             if report is not None:
                 report.add(name, pairs, embeddings_ND, results[name])
         except (ValueError, OSError) as error:
             left_out[target] = str(error)
     return results, left_out, embedder
+
+
+def _check_threshold(options: argparse.Namespace, targets: Sequence[str], data: Path) -> None:
+    """Raise ValueError, before anything is embedded, where no threshold can be found at the rate asked for."""
+    usable: list[NDArray[np.bool_]] = []
+    for target in targets:
+        try:
+            issame = load_pairs(find_pairs(target, data), options.allow_outside, options.root).issame
+        except (ValueError, OSError):
+            continue  # it will be left out, with its reason
+        if issame.any() and not issame.all():
+            usable.append(issame)
+    if not usable:
+        return  # reasons come with the sets
+    check_sets(len(usable), options.sets_are_groups)
+    check_rate(options.threshold_at, sum(int(np.count_nonzero(~issame)) for issame in usable))
 
 
 def results_table(results: dict[str, PairResult]) -> PrettyTable:

@@ -5,6 +5,7 @@ Shapes: R draws.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prettytable import PrettyTable
 
-from eval.bootstrap import LEVEL, Interval, interval, interval_text, share_interval
+from eval.bootstrap import LEAST_TRIALS, LEVEL, NOTHING, Interval, interval, interval_text, share_interval, shares
 from eval.pairs.judged import Judged, accuracy_draws
 from eval.pairs.threshold import LEAST_MATCHES, find_threshold
 
@@ -40,7 +41,7 @@ class Spread:
     ratio_interval: Interval
     std: float  # over groups
     std_interval: Interval
-    std_by_chance: float  # 95 % of draws stay below it where all groups are alike
+    std_by_chance: float  # 95 % of draws stay below it where all groups are alike; nan without intervals
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,18 @@ def compare_groups(groups: Mapping[str, Judged], rate: float | None = None) -> G
         enough = [rate for rate in _RATES if rate * len(impostor) >= LEAST_MATCHES]
         rate = enough[0] if enough else _RATES[-1]
     threshold = find_threshold(impostor, rate)
-    rows, draws = [], []
+    rows, draws, fewest = [], [], [LEAST_TRIALS] * len(FIGURES)
     for name, group in groups.items():
         accepted = group.scores >= threshold
         values = (group.result.accuracy, float(accepted[group.issame].mean()), float(accepted[~group.issame].mean()))
         drawn_3R = _draws(group, accepted)
-        trials = (sum(group.resampler.trials), *group.resampler.trials)
+        trials = (group.resampler.trials_together, *group.resampler.trials)
+        fewest = [min(pair) for pair in zip(fewest, trials, strict=True)]
         bounds = tuple(share_interval(draws_R, n) for draws_R, n in zip(drawn_3R, trials, strict=True))
         rows.append(GroupRow(name, int(group.issame.sum()), int((~group.issame).sum()), values, bounds))
         draws.append(drawn_3R)
     spreads = [
-        _spread(figure, [row.values[i] for row in rows], np.stack([drawn[i] for drawn in draws]))
+        _spread(figure, [row.values[i] for row in rows], np.stack([drawn[i] for drawn in draws]), fewest[i])
         for i, figure in enumerate(FIGURES)
     ]
     first = next(iter(groups.values()))
@@ -94,17 +96,22 @@ def compare_groups(groups: Mapping[str, Judged], rate: float | None = None) -> G
 
 def _draws(group: Judged, accepted: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     correct, above = group.resampler.counts(group.result.correct.astype(np.int8), accepted.astype(np.int8), n_bins=2)
-    shares = [np.clip(kind[:, 1] / kind.sum(axis=1), 0, 1) for kind in (above.genuine_RB, above.impostor_RB)]
-    return [accuracy_draws(correct), *shares]
+    kinds = (above.genuine_RB, above.impostor_RB)
+    return [accuracy_draws(correct), *(np.clip(shares(kind[:, 1], kind.sum(axis=1)), 0, 1) for kind in kinds)]
 
 
-def _spread(figure: str, values: Sequence[float], draws_GR: NDArray[np.float64]) -> Spread:
+def _spread(figure: str, values: Sequence[float], draws_GR: NDArray[np.float64], trials: int) -> Spread:
+    """How far a figure lies apart; ``trials`` of the group with fewest, without intervals if they are too few."""
+
     def ratio(rates: NDArray[np.float64]) -> NDArray[np.float64]:
         low, high = rates.min(axis=0), rates.max(axis=0)
         out: NDArray[np.float64] = np.divide(high, low, out=np.full_like(high, np.inf), where=low > 0)
         return out
 
     column = np.array(values)[:, None]
+    draws_GR = draws_GR[:, ~np.isnan(draws_GR).any(axis=0)]  # a draw may leave out a kind of pair
+    if trials < LEAST_TRIALS or not draws_GR.size:
+        return Spread(figure, float(ratio(column)[0]), NOTHING, float(column.std()), NOTHING, math.nan)
     alike_GR = draws_GR - draws_GR.mean(axis=1, keepdims=True)
     return Spread(
         figure,
@@ -155,7 +162,7 @@ def spread_cells(report: GroupReport) -> list[list[str]]:
             spread.figure,
             *shown(spread.ratio, spread.ratio_interval, 1, 3),
             *shown(spread.std, spread.std_interval, 100, 4 if spread.figure == FIGURES[2] else 2),
-            f"{100 * spread.std_by_chance:.{4 if spread.figure == FIGURES[2] else 2}f}",
+            shown(spread.std_by_chance, NOTHING, 100, 4 if spread.figure == FIGURES[2] else 2)[0],
         ]
         for spread in report.spreads
     ]
@@ -203,7 +210,7 @@ def as_json(report: GroupReport) -> dict[str, object]:
             name(spread.figure): {
                 "max_over_min": with_interval(spread.ratio, spread.ratio_interval),
                 "std": with_interval(spread.std, spread.std_interval),
-                "std_by_chance": spread.std_by_chance,
+                "std_by_chance": known(spread.std_by_chance),
             }
             for spread in report.spreads
         },

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.bootstrap import (
+    LEAST_TRIALS,
+    NOTHING,
     SEED,
     Counts,
     Interval,
@@ -20,10 +22,12 @@ from eval.bootstrap import (
     interval,
     linked_people,
     share_interval,
+    shares,
     tar_draws,
     tar_intervals,
 )
 from eval.pairs.bin_file import PairSet
+from eval.pairs.distinct import DistinctImages
 from eval.pairs.protocol import FARS, PairResult, evaluate_embeddings
 
 
@@ -48,7 +52,7 @@ class Judged:
     def accuracy_interval(self) -> Interval:
         """Of the accuracy; each fold's threshold stays."""
         (counts,) = self.resampler.counts(self.result.correct.astype(np.int8), n_bins=2)
-        return share_interval(accuracy_draws(counts), sum(self.resampler.trials))
+        return share_interval(accuracy_draws(counts), self.resampler.trials_together)
 
     def tar_interval(self) -> dict[float, Interval]:
         """Of the TAR at each FAR that is resolved; the threshold varies with the draw."""
@@ -67,8 +71,7 @@ def pair_cosines(embeddings_ND: NDArray[np.float32]) -> NDArray[np.float64]:
 def accuracy_draws(counts: Counts) -> NDArray[np.float64]:
     """The share of pairs in bin 1 in each draw: (R,)."""
     both_RB = counts.genuine_RB + counts.impostor_RB
-    shares: NDArray[np.float64] = both_RB[:, 1] / both_RB.sum(axis=1)
-    return shares
+    return shares(both_RB[:, 1], both_RB.sum(axis=1))
 
 
 def can_be_judged(pairs: PairSet, embeddings_ND: NDArray[np.float32]) -> bool:
@@ -95,8 +98,7 @@ def judge(
     if columns is not None and columns.first is not None and columns.second is not None:
         first, second = columns.first, columns.second
     else:
-        numbers: dict[bytes, int] = {}
-        image = np.array([numbers.setdefault(encoded, len(numbers)) for encoded in pairs.encoded])
+        image = DistinctImages(pairs.encoded).place_N
         first, second = linked_people(pairs.issame, image[0::2], image[1::2])
         people_by = "as genuine pairs join their images"
     scores = pair_cosines(embeddings_ND)
@@ -124,7 +126,7 @@ class Difference:
     figure: str
     first: float
     second: float
-    interval: Interval  # of second - first
+    interval: Interval  # of second - first; nan with too few people
 
 
 def differences(first: Judged, second: Judged, fars: Sequence[float] = FARS) -> list[Difference]:
@@ -133,8 +135,9 @@ def differences(first: Judged, second: Judged, fars: Sequence[float] = FARS) -> 
     one, other = (judged.result.correct.astype(np.int8) for judged in (first, second))
     counts = draws.counts(one, other, n_bins=2)
     gain = accuracy_draws(counts[1]) - accuracy_draws(counts[0])
-    found = [Difference("accuracy", first.result.accuracy, second.result.accuracy, interval(gain))]
-    bounded = bounded_fars(draws, fars)
+    bounds = interval(gain) if draws.trials_together >= LEAST_TRIALS else NOTHING
+    found = [Difference("accuracy", first.result.accuracy, second.result.accuracy, bounds)]
+    bounded = bounded_fars(draws, fars, [first.scores, second.scores])
     resolved = [k for k, far in enumerate(fars) if far in bounded]
     tars = tar_draws(draws, [first.scores, second.scores], [fars[k] for k in resolved])
     for column, k in enumerate(resolved):

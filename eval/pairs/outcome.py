@@ -10,7 +10,7 @@ import numpy as np
 from prettytable import PrettyTable
 
 from embedder.threshold import Threshold
-from eval.bootstrap import Resampler, interval_text
+from eval.bootstrap import NOTHING, Interval, Resampler, interval_text
 from eval.pairs.groups import as_json as groups_json
 from eval.pairs.groups import group_tables
 from eval.pairs.judged import Difference, Judged, differences
@@ -22,7 +22,10 @@ from eval.report.write import Picture, Section, Table, Tile
 from eval.roc import plot_roc, roc
 from utils.text import plain
 
-_NOTHING = float("nan"), float("nan")
+
+def _known(bounds: Interval) -> list[float | None]:
+    """An interval for JSON; null where there is none."""
+    return [None if bound != bound else bound for bound in bounds]
 
 
 def interval_table(judged: Mapping[str, Judged]) -> PrettyTable:
@@ -32,7 +35,7 @@ def interval_table(judged: Mapping[str, Judged]) -> PrettyTable:
     table = PrettyTable(["95 % intervals", "accuracy %", *(f"TAR % at {far:g}" for far in fars)], align="r")
     table.align["95 % intervals"] = "l"
     for name, one in judged.items():
-        bounds = [one.accuracy_interval(), *(tars[name].get(far, _NOTHING) for far in fars)]
+        bounds = [one.accuracy_interval(), *(tars[name].get(far, NOTHING) for far in fars)]
         table.add_row([plain(name), *map(interval_text, bounds)])
     return table
 
@@ -61,8 +64,8 @@ def group_lines(report: PairsReport) -> list[str]:
 def set_facts(judged: Judged, report: PairsReport) -> dict[str, Any]:
     """What JSON says of a set beyond its figures."""
     facts: dict[str, Any] = {
-        "accuracy_interval": list(judged.accuracy_interval()),
-        "tar_at_far_interval": {f"{far:g}": list(bounds) for far, bounds in judged.tar_interval().items()},
+        "accuracy_interval": _known(judged.accuracy_interval()),
+        "tar_at_far_interval": {f"{far:g}": _known(bounds) for far, bounds in judged.tar_interval().items()},
         "interval_method": judged.drawn,
     }
     if judged.name in report.groups:
@@ -84,10 +87,7 @@ def threshold_of(judged: Mapping[str, Judged], pooled: bool, rate: float, model:
         ValueError: several sets that are not pooled, none with a curve, or too few impostor pairs.
     """
     sets = list(judged.values())
-    if not sets or (len(sets) > 1 and not pooled):
-        raise ValueError(
-            f"--threshold-at needs one set with pairs of both kinds, found {len(sets)}: name it with --targets"
-        )
+    check_sets(len(sets), pooled)
     if len(sets) == 1:
         return measured_threshold(sets[0].issame, sets[0].scores, sets[0].resampler, rate, model, flip)
     labels, scores = (np.concatenate([getattr(one, name) for one in sets]) for name in ("issame", "scores"))
@@ -97,6 +97,12 @@ def threshold_of(judged: Mapping[str, Judged], pooled: bool, rate: float, model:
         for side in ("first", "second")
     )
     return measured_threshold(labels, scores, Resampler(labels, first, second), rate, model, flip)
+
+
+def check_sets(n: int, pooled: bool) -> None:
+    """Raise ValueError unless ``n`` sets with pairs of both kinds are what one threshold is found on."""
+    if n == 0 or (n > 1 and not pooled):
+        raise ValueError(f"--threshold-at needs one set with pairs of both kinds, found {n}: name it with --targets")
 
 
 def threshold_lines(found: Threshold) -> list[str]:
@@ -135,8 +141,8 @@ def _cells(difference: Difference) -> list[str]:
         f"{100 * difference.first:.2f}",
         f"{100 * difference.second:.2f}",
         f"{gain:+.2f}",
-        f"{low:+.2f} to {high:+.2f}",
-        "yes" if low > 0 or high < 0 else "no",
+        f"{low:+.2f} to {high:+.2f}" if low == low else "-",
+        "-" if low != low else "yes" if low > 0 or high < 0 else "no",
     ]
 
 
@@ -158,7 +164,7 @@ def differences_json(found: Mapping[str, list[Difference]]) -> dict[str, Any]:
                 "first": row.first,
                 "second": row.second,
                 "difference": row.second - row.first,
-                "interval": list(row.interval),
+                "interval": _known(row.interval),
             }
             for row in rows
         }

@@ -18,6 +18,7 @@ from torch import nn
 from embedder.batches import LoadBatch, Stopped, embed_batches, never
 from embedder.embedder import LengthMeter
 from eval.pairs.bin_file import PairSet
+from eval.pairs.distinct import DistinctImages
 from utils.decode import Resized, decode_rgb, resize_square, resized_text
 from utils.device import to_device
 from utils.distributed import all_gather_objects, all_reduce_sum_, get_rank, get_world_size, part_of
@@ -91,8 +92,15 @@ class PairResult:
         return ""
 
 
-def pair_loader(encoded: Sequence[bytes], image_size: int = 112, resized: Resized | None = None) -> LoadBatch:
+def pair_loader(
+    encoded: Sequence[bytes],
+    image_size: int = 112,
+    resized: Resized | None = None,
+    numbers: NDArray[np.integer[Any]] | None = None,
+) -> LoadBatch:
     """Make a function from (start, end) to those images, decoded and resized: (end - start, H, W, 3) uint8 RGB.
+
+    With ``numbers`` they are those of these numbers: ``numbers[start:end]``.
 
     It raises ValueError for an image that does not decode; the message gives its index. Those that had another size
     are put into ``resized``.
@@ -100,7 +108,7 @@ def pair_loader(encoded: Sequence[bytes], image_size: int = 112, resized: Resize
 
     def load(start: int, end: int) -> NDArray[np.uint8]:
         out = np.empty((end - start, image_size, image_size, 3), np.uint8)
-        for row, index in enumerate(range(start, end)):
+        for row, index in enumerate(range(start, end) if numbers is None else numbers[start:end].tolist()):
             try:
                 image = decode_rgb(encoded[index])
             except ValueError as error:
@@ -258,11 +266,11 @@ def verify(
     image_size: int = 112,
     is_stopping: Callable[[], bool] = never,
 ) -> PairResult:
-    """Embed a set, the images shared out over the ranks, and evaluate it; every rank gets the same result.
+    """Embed a set's different images, shared out over the ranks, and evaluate it; every rank gets the same result.
 
     Collectives: one object gather (the embedding size, an error if any, whether to stop, how many were resized,
-    lengths) and one all-reduce of (2n, D) float32. An image that one rank cannot decode is an error on all of them,
-    so that none is left waiting.
+    lengths) and one all-reduce of an embedding (D,) float32 for each different image. An image that one rank cannot
+    decode is an error on all of them, so that none is left waiting.
 
     Args:
         backbone: the same weights on every rank, bare or in DistributedDataParallel.
@@ -277,12 +285,13 @@ def verify(
         Stopped: any rank is to stop; raised on every rank.
         ValueError: an image of the set does not decode; the message gives the set and the index.
     """
-    n_images = len(pair_set.encoded)
-    start, end = part_of(n_images, get_rank(), get_world_size())
-    part_ND, error, resized, meter = np.empty((0, 0), np.float32), "", Resized(), LengthMeter()
+    distinct = DistinctImages(pair_set.encoded)
+    start, end = part_of(len(distinct), get_rank(), get_world_size())
+    part_UD, error, resized = np.empty((0, 0), np.float32), "", Resized()
+    meter = LengthMeter(distinct.times_U[start:end])
     try:
-        load = pair_loader(pair_set.encoded, image_size, resized)
-        part_ND = embed_batches(
+        load = pair_loader(pair_set.encoded, image_size, resized, distinct.first_U)
+        part_UD = embed_batches(
             backbone,
             lambda a, b: load(start + a, start + b),
             end - start,
@@ -295,18 +304,19 @@ def verify(
         pass  # the others hear of it
     except ValueError as problem:
         error = f"verification set {pair_set.name}, {problem}"
-    sizes = len(resized.images), len(resized.not_square)
-    report = part_ND.shape[1], error, is_stopping(), sizes, meter.sum, meter.count
+    sizes = distinct.count(resized.images), distinct.count(resized.not_square)
+    report = part_UD.shape[1], error, is_stopping(), sizes, meter.sum, meter.count
     reports = all_gather_objects(report, f"reports on the set {pair_set.name}")
     dims, errors, stops, resizings, sums, counts = zip(*reports, strict=True)
     if any(stops):
         raise Stopped
     for other_error in filter(None, errors):
         raise ValueError(other_error)
-    all_ND = torch.zeros((n_images, max(dims)), device=device)
+    all_UD = torch.zeros((len(distinct), max(dims)), device=device)
     if end > start:
-        all_ND[start:end] = to_device(torch.from_numpy(part_ND), device)
-    result = evaluate_embeddings(all_reduce_sum_(all_ND, "embeddings").cpu().numpy(), pair_set.issame, folds)
+        all_UD[start:end] = to_device(torch.from_numpy(part_UD), device)
+    found_UD: NDArray[np.float32] = all_reduce_sum_(all_UD, "embeddings").cpu().numpy()
+    result = evaluate_embeddings(found_UD[distinct.place_N], pair_set.issame, folds)
     meter.sum, meter.count = sum(sums), sum(counts)
     n_resized, n_not_square = (sum(of_rank) for of_rank in zip(*resizings, strict=True))
     return replace(result, norm=meter.mean(), resized=n_resized, not_square=n_not_square)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.bootstrap import interval_text
+from eval.bootstrap import NOTHING, interval_text
 from eval.pairs.bin_file import PairSet
 from eval.pairs.groups import GROUP_HEAD, SPREAD_HEAD, GroupReport, compare_groups, group_cells, spread_cells
 from eval.pairs.judged import Judged, can_be_judged, judge, pair_cosines
@@ -56,7 +56,8 @@ def pair_section(
             drawn=judged.drawn if judged is not None else "",
         )
     folds = len(result.accuracy_per_fold)
-    within = "" if judged is None else f" ({interval_text(judged.accuracy_interval())})"
+    bounds = NOTHING if judged is None else judged.accuracy_interval()
+    within = f" (95 %: {interval_text(bounds)})" if bounds[0] == bounds[0] else ""
     figures = {
         f"Accuracy{within}, {folds} folds ± {100 * result.accuracy_std:.2f}": (
             result.accuracy,

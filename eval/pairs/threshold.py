@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder.threshold import Threshold
-from eval.bootstrap import Resampler, share_interval
+from eval.bootstrap import Resampler, share_interval, shares
 
 LEAST_MATCHES = 10  # false matches: the rate's interval then reaches from about half of it to twice
 _POINTS = 200
@@ -24,9 +24,21 @@ def find_threshold(impostor: NDArray[np.floating[Any]], rate: float) -> float:
     Raises:
         ValueError: a rate outside of 0 to 1, or one that is less than 10 of the impostor pairs.
     """
+    n = len(impostor)
+    check_rate(rate, n)
+    falling = np.sort(impostor)[::-1]
+    refused = falling[math.floor(rate * n + 1e-9)]
+    above = falling[falling > refused]
+    if not len(above):
+        raise ValueError(f"no threshold accepts {rate:g} of the impostor pairs: they all score {refused:.4f}")
+    middle = (float(refused) + float(above[-1])) / 2
+    return min(middle if middle > refused else float(above[-1]), 1.0)  # two neighbours have nothing between them
+
+
+def check_rate(rate: float, n: int) -> None:
+    """Raise ValueError for a rate outside of 0 to 1, or one that is less than 10 of ``n`` impostor pairs."""
     if not 0 < rate < 1:
         raise ValueError(f"a false match rate is between 0 and 1, got {rate:g}")
-    n = len(impostor)
     if rate * n < LEAST_MATCHES * (1 - 1e-9):
         needed = math.ceil(LEAST_MATCHES / rate - 1e-9)
         lowest = 1.005 * LEAST_MATCHES / n if n > 2 * LEAST_MATCHES else 1.0
@@ -35,13 +47,6 @@ def find_threshold(impostor: NDArray[np.floating[Any]], rate: float) -> float:
             f"a threshold at a false match rate of {rate:g} needs {needed:,} impostor pairs, so that {LEAST_MATCHES} "
             f"are accepted, but there are {n:,}: {way_out}"
         )
-    falling = np.sort(impostor)[::-1]
-    refused = falling[math.floor(rate * n + 1e-9)]
-    above = falling[falling > refused]
-    if not len(above):
-        raise ValueError(f"no threshold accepts {rate:g} of the impostor pairs: they all score {refused:.4f}")
-    middle = (float(refused) + float(above[-1])) / 2
-    return min(middle if middle > refused else float(above[-1]), 1.0)  # two neighbours have nothing between them
 
 
 def measured_threshold(
@@ -70,11 +75,12 @@ def measured_threshold(
     threshold = find_threshold(scores[~labels], rate)
     accepted = scores >= threshold
     (counts,) = resampler.counts(accepted.astype(np.int8), n_bins=2)
-    shares = counts.impostor_RB[:, 1] / counts.impostor_RB.sum(axis=1)
+    drawn = np.clip(shares(counts.impostor_RB[:, 1], counts.impostor_RB.sum(axis=1)), 0, 1)
+    low, high = share_interval(drawn, resampler.trials[1])
     return Threshold(
         threshold=threshold,
         false_match_rate=float(accepted[~labels].mean()),
-        false_match_rate_interval=share_interval(np.clip(shares, 0, 1), resampler.trials[1]),
+        false_match_rate_interval=(low, high) if low == low else (0.0, 1.0),  # too few people tell nothing
         true_match_rate=float(accepted[labels].mean()),
         genuine_pairs=int(labels.sum()),
         impostor_pairs=int((~labels).sum()),

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from eval.report.operating import OperatingPoint
+from eval.report.operating import OperatingPoint, equal_error_rate
 from eval.roc import Roc, plot_roc
 from utils.opencv import cv2
 
@@ -95,12 +95,16 @@ def plot_roc_points(name: str, curve: Roc, points: Sequence[OperatingPoint]) -> 
 def plot_det(name: str, curve: Roc, points: Sequence[OperatingPoint]) -> Figure:
     """Draw the detection error tradeoff: the share of genuine pairs refused against FAR, both logarithmic.
 
-    A share below half a genuine pair, that is 0, lies on the lower edge.
+    A share below half a genuine pair, that is 0, lies on the lower edge. Where no threshold errs, there is no line of
+    the equal error rate.
     """
     figure = Figure(figsize=(7.2, 5.4), dpi=150, layout="constrained")
     axes: Any = figure.subplots()
-    low, high = points[0].far, points[-1].far
     floor = 0.5 / curve.genuine
+    low, high = points[0].far, points[-1].far
+    rates = [max(rate, floor) for rate in (equal_error_rate(curve),) if rate > 0]
+    if rates:  # the axes reach past it, so that its line is in the picture
+        low, high = min(low, rates[0] / 1.6), min(1.0, max(high, 1.6 * rates[0]))
     inside = curve.far >= low
     far = np.concatenate([[low], curve.far[inside]])
     tar = np.concatenate([[curve.tar[~inside].max(initial=0.0)], curve.tar[inside]])
@@ -116,13 +120,14 @@ def plot_det(name: str, curve: Roc, points: Sequence[OperatingPoint]) -> Figure:
             clip_on=False,
             zorder=3,
         )
-    diagonal = np.geomspace(low, 1, 100)
-    axes.plot(diagonal, diagonal, color="0.6", linewidth=0.9, linestyle=(0, (4, 3)), label="equal error rate")
+    if rates:
+        diagonal = np.geomspace(low, 1, 100)
+        axes.plot(diagonal, diagonal, color="0.6", linewidth=0.9, linestyle=(0, (4, 3)), label="equal error rate")
     _shade_unresolved(axes, curve, low, high)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
-    shown = np.maximum(1 - tar[far <= high], floor)
+    shown = np.concatenate([np.maximum(1 - tar[far <= high], floor), rates])
     axes.set_ylim(max(floor, float(shown.min()) / 1.6), min(1.0, max(4 * floor, 1.6 * float(shown.max()))))
     axes.grid(which="major", color="0.85", linewidth=0.8)
     axes.grid(which="minor", color="0.94", linewidth=0.5)

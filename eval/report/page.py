@@ -132,7 +132,13 @@ class PageSection:
     face_sheets: Sequence[FaceSheet]
 
 
-def render_page(title: str, sections: Sequence[PageSection], facts: Mapping[str, str], printed: str = "") -> str:
+def render_page(
+    title: str,
+    sections: Sequence[PageSection],
+    facts: Mapping[str, str],
+    printed: str = "",
+    terms: Sequence[tuple[str, str]] = (),
+) -> str:
     """Write the page.
 
     Args:
@@ -140,6 +146,7 @@ def render_page(title: str, sections: Sequence[PageSection], facts: Mapping[str,
         sections: in order.
         facts: what was evaluated, where and with what.
         printed: what the command printed, folded away; "" for nothing.
+        terms: words that the page uses, and what they mean.
     """
     links = ""
     if len(sections) > 1:
@@ -169,7 +176,7 @@ def render_page(title: str, sections: Sequence[PageSection], facts: Mapping[str,
 </section>
 <section>
 <h2>How to read this</h2>
-{_legend()}
+{_legend(terms)}
 </section>
 </main>
 </body>
@@ -250,17 +257,43 @@ def _details(summary: str, text: str) -> str:
     return f'<details class="card"><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>'
 
 
-def _legend() -> str:
-    return """<dl class="card">
-<dt><strong>Genuine, impostor</strong></dt>
-<dd>A pair of one person, a pair of two persons.</dd>
-<dt><strong>FAR, TAR</strong></dt>
-<dd>The shares of impostor and of genuine pairs whose score is above a threshold. A FAR is resolved when it is at
-least one impostor pair.</dd>
-<dt><strong>Equal error rate</strong></dt>
-<dd>The mean of FAR and 1 - TAR where the two are nearest to each other.</dd>
-<dt><strong>Worst pairs</strong></dt>
-<dd>Numbers under the faces are those of the lists; a template of several images is shown by the one of highest
-detector score. Look at high impostor and low genuine pairs: some may have the wrong label.</dd>
-</dl>
-"""
+PAIR_TERMS = (
+    ("Genuine, impostor", "A pair of one person, a pair of two persons."),
+    (
+        "FAR, TAR",
+        "The shares of impostor and of genuine pairs whose score is above a threshold. A FAR is resolved when it is "
+        "at least one impostor pair.",
+    ),
+    ("Equal error rate", "The mean of FAR and 1 - TAR where the two are nearest to each other."),
+    (
+        "Worst pairs",
+        "Numbers under the faces are those of the lists; a template of several images is shown by the one of highest "
+        "detector score. Look at high impostor and low genuine pairs: some may have the wrong label.",
+    ),
+)
+SEARCH_TERMS = (
+    (
+        "Gallery, probe, mate",
+        "Enrolled faces, a face to search for, and a template of the same person in the gallery.",
+    ),
+    ("Rank-r", "The share of probes with a mate whose mate is among the r most similar templates."),
+    (
+        "Mean average precision",
+        "The area under precision over recall, as a probe's mates turn up in order of similarity; its mean over the "
+        "probes with a mate.",
+    ),
+    (
+        "FPIR, TPIR",
+        "The share of probes without a mate that find somebody above a threshold, and the share of those with a mate "
+        "that find it first and above the threshold.",
+    ),
+)
+INTERVAL_TERM = (
+    "95 % interval",
+    "What 95 % of draws of other people would show. There is none (-) where the test is too small to tell.",
+)
+
+
+def _legend(terms: Sequence[tuple[str, str]]) -> str:
+    entries = "\n".join(f"<dt><strong>{escape(term)}</strong></dt>\n<dd>{escape(text)}</dd>" for term, text in terms)
+    return f'<dl class="card">\n{entries}\n</dl>\n'

@@ -39,7 +39,16 @@ from eval.report.operating import (
     score_histogram,
     worst_pairs,
 )
-from eval.report.page import FaceSheet, PageSection, Picture, Table, Tile, render_page
+from eval.report.page import (
+    INTERVAL_TERM,
+    PAIR_TERMS,
+    FaceSheet,
+    PageSection,
+    Picture,
+    Table,
+    Tile,
+    render_page,
+)
 from eval.roc import FAR_GRID, Roc, drawable
 from utils.atomic import open_atomic
 
@@ -87,6 +96,7 @@ def write_report(
     printed: str = "",
     worst: int = 12,
     worst_at_far: float = _HEADLINE_FAR,
+    terms: Sequence[tuple[str, str]] = (*PAIR_TERMS, INTERVAL_TERM),
 ) -> list[Path]:
     """Write the HTML file and its pictures, each complete or not at all.
 
@@ -103,6 +113,7 @@ def write_report(
         worst: false accepts and false rejects to show of each section, 0 for none.
         worst_at_far: the operating point that decides which pairs are wrong; where there is less than one impostor
             pair for it, the lowest FAR of the grid that is resolved.
+        terms: words that the page uses, and what they mean.
 
     Returns:
         the files, the HTML first.
@@ -127,7 +138,9 @@ def write_report(
                 file.write(png)
         shown.append(page_section)
     with open_atomic(path) as file:
-        file.write(render_page(title, shown, dict(facts) | _provenance(), printed).encode(errors="backslashreplace"))
+        file.write(
+            render_page(title, shown, dict(facts) | _provenance(), printed, terms).encode(errors="backslashreplace")
+        )
     return [path, *files]
 
 
@@ -256,8 +269,8 @@ def _charts(name: str, pairs: PairScores, points: Sequence[OperatingPoint]) -> l
             png_bytes(plot_det(drawn, pairs.curve, points)),
             f"DET curve of {name}: false reject rate against false accept rate on logarithmic axes. Equal error "
             f"rate {percent(equal_error_rate(pairs.curve))}.",
-            "The same curve by its errors: lower is better, and no error at all lies on the lower edge. It meets the "
-            "dashed line at the equal error rate.",
+            "The same curve by its errors: lower is better, and no error at all lies on the lower edge."
+            + (" It meets the dashed line at the equal error rate." if equal_error_rate(pairs.curve) else ""),
         ),
         Picture(
             "scores",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from utils.interrupts import end_in_one_line
+
+    end_in_one_line("eval.search")
+
 import argparse
 import os
 import sys

@@ -6,6 +6,8 @@ Shapes: N images.
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -113,7 +115,7 @@ def _read_folder(root: Path) -> NamedFaces:
     for name in names:
         for path in _images_below(root / name, notes):
             paths.append(path)
-            people.append(name)
+            people.append(person_name(name))
     if not paths:
         raise ValueError(f"{root}: {_FORMS}; found no image in a folder{'; '.join(['', *notes.lines()])}")
     notes.check_level(names)
@@ -151,7 +153,23 @@ def _read_list(source: Path, options: ListOptions) -> NamedFaces:
 def _person(label: str) -> str:
     """A label as a name; 7.000000, as im2rec writes labels, is 7."""
     number = None if label.isdecimal() else whole_number(label)
-    return label if number is None else str(number)
+    return person_name(label) if number is None else str(number)
+
+
+def person_name(written: str) -> str:
+    """A name as names are compared: letters composed, as macOS does not store them, and no blanks around it."""
+    return unicodedata.normalize("NFC", written).strip()
+
+
+def alike_names(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in nothing but capital letters: probably one person, but counted as two."""
+    seen: dict[str, str] = {}
+    found = []
+    for name in dict.fromkeys(names):
+        other = seen.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
+        if other != name:
+            found.append((other, name))
+    return found
 
 
 def read_tinyface(root: Path) -> tuple[NamedFaces, NamedFaces]:

@@ -14,6 +14,7 @@ from embedder.embedder import Embedder
 from eval.bootstrap import Interval, interval_text
 from eval.identification import Identification
 from eval.report.figures import percent, png_bytes
+from eval.report.page import INTERVAL_TERM, SEARCH_TERMS
 from eval.report.write import Picture, Section, Table, Tile, model_facts, write_report
 from eval.search.run import RANKS, SearchResult
 
@@ -98,7 +99,8 @@ def plot_cmc(found: Identification) -> Figure:
     axes.plot(ranks, shares, color=_COLOUR, linewidth=1.8, marker="o", markersize=4, label="share found")
     axes.set_xlim(ranks[0] - 0.3, ranks[-1] + 0.3)
     axes.set_xticks([rank for rank in ranks if rank == 1 or rank % 5 == 0])
-    bottom = max(0.0, math.floor(20 * min(low) - 0.3) / 20)
+    least = min(shares) if math.isnan(low[0]) else min(low)
+    bottom = max(0.0, math.floor(20 * least - 0.3) / 20)
     axes.set_ylim(bottom, 1 + 0.02 * (1 - bottom))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None, symbol=" %"))
     axes.grid(color="0.85", linewidth=0.8)
@@ -139,4 +141,11 @@ def write_page(
     section = Section(
         name, mode, pictures=[picture], headline=tiles, tables=[table], notes=[*result.read, *result.notes]
     )
-    return write_report(path, "Search in a gallery, 1:N", [section], model_facts(model, embedder), printed=printed)
+    return write_report(
+        path,
+        "Search in a gallery, 1:N",
+        [section],
+        model_facts(model, embedder),
+        printed=printed,
+        terms=(*SEARCH_TERMS, INTERVAL_TERM),
+    )

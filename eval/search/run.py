@@ -15,7 +15,7 @@ from embedder.batches import embedded_blocks
 from embedder.embedder import Embedder, embed_with_mirrored
 from eval.bootstrap import DRAWS
 from eval.identification import Identification, identify
-from eval.search.images import FaceLoader, NamedFaces
+from eval.search.images import FaceLoader, NamedFaces, alike_names
 
 RANKS = (1, 5, 10, 20)  # in tables
 CMC = tuple(range(1, 21))  # in the picture
@@ -114,11 +114,19 @@ def search_faces(
     same = {str(path.resolve()) for path in gallery.paths} & {str(path.resolve()) for path in probes.paths}
     if same:
         notes.append(f"{len(same):,} images are in the gallery and among the probes: they find themselves")
+    alike = alike_names([*gallery.people, *probes.people])
+    if alike:
+        notes.append(
+            f"{len(alike):,} {'name differs' if len(alike) == 1 else 'names differ'} from another in capital letters "
+            f"alone, the first: {alike[0][0]!r} and {alike[0][1]!r} count as two people; spell them alike if they "
+            "are one"
+        )
     too_few = [f"{fpir:g}" for fpir in fpirs if fpir * (found.probes - found.mated) < 1]
     if found.mated == found.probes:
         notes.append("every probe is of a person in the gallery: there is no open-set figure")
     elif too_few:
         notes.append(
-            f"FPIR {', '.join(too_few)} is less than one of the {found.probes - found.mated:,} probes without a mate"
+            f"not resolved: FPIR {', '.join(too_few)}. {'It is' if len(too_few) == 1 else 'Each is'} less than one "
+            f"of the {found.probes - found.mated:,} probes without a mate"
         )
     return SearchResult(found, len(gallery.paths), len(set(gallery.people)), is_mean, notes)

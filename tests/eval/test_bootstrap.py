@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from eval import bootstrap
-from eval.bootstrap import Resampler, interval, linked_people, numbered, share_interval, tar_draws, tar_intervals
+from eval.bootstrap import (
+    Resampler,
+    bounded_fars,
+    interval,
+    linked_people,
+    numbered,
+    share_interval,
+    tar_draws,
+    tar_intervals,
+)
 from eval.roc import roc
 
 pytestmark = pytest.mark.numeric
@@ -89,8 +98,49 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(by_people):
 def test_no_error_seen_still_has_an_interval():
     assert share_interval(np.ones(10), 300) == pytest.approx((0.99, 1))
     assert share_interval(np.zeros(10), 300) == pytest.approx((0, 0.01))
-    assert share_interval(np.linspace(0, 1, 1001), 3) == pytest.approx((0.025, 0.975))
+    assert share_interval(np.linspace(0, 1, 1001), 5) == pytest.approx((0.025, 0.975))
     assert all(np.isnan(interval(np.array([1.0, np.inf]))))
+    assert all(np.isnan(share_interval(np.ones(10), 4)))  # draws of so few people hardly differ
+    assert interval(np.array([0.5, 0.5, np.nan])) == (0.5, 0.5)
+    assert all(np.isnan(interval(np.array([0.5, np.nan, np.nan]))))
+
+
+def test_one_person_alone_has_no_interval():
+    labels = np.arange(400) < 200
+    people = np.arange(400) % 100
+    scores = np.random.default_rng(0).normal(size=400) + labels
+    both = Resampler(labels, people, np.where(labels, people, (people + 7) % 100), draws=20)
+    assert both.trials == (100, 100)
+    assert set(tar_intervals(both, scores, [0.1])) == {0.1}
+    first = np.where(labels, 0, people)
+    one = Resampler(labels, first, np.where(labels, 0, (people + 7) % 100), draws=20)
+    assert (one.trials, one.trials_together) == ((1, 100), 1)
+    assert tar_intervals(one, scores, [0.1]) == {}
+
+
+def test_draws_without_a_genuine_pair_are_skipped():
+    people = np.arange(300)
+    labels = np.r_[np.ones(5, bool), np.zeros(600, bool)]  # e^-5 of the draws hold none
+    first = np.r_[people[:5], people, people]
+    second = np.r_[people[:5], np.roll(people, 1), np.roll(people, 2)]
+    scores = np.r_[np.full(5, 3.0), np.linspace(-1, 1, 600)]
+    draws = Resampler(labels, first, second)
+    (found,) = tar_draws(draws, [scores], [0.1])
+    assert 0 < np.isnan(found).sum() < 50
+    assert tar_intervals(draws, scores, [0.1]) == {0.1: pytest.approx((1 - 3 / 5, 1))}
+
+
+def test_a_far_between_ties_far_apart_has_no_interval():
+    labels = np.arange(2_000) < 1_000
+    rng = np.random.default_rng(0)
+    fine = rng.normal(size=2_000) + labels
+    assert bounded_fars(Resampler(labels), (1e-3, 1e-2, 0.1), [fine]) == [1e-2, 0.1]
+    coarse = np.where(labels, 1.0, -(np.arange(2_000) % 1_000 // 30))  # FARs 0.03, 0.06 and so on
+    assert bounded_fars(Resampler(labels), (1e-2, 0.1), [coarse]) == [0.1]
+    assert bounded_fars(Resampler(labels), (1e-2, 0.1), [fine, coarse]) == [0.1]
+    assert bounded_fars(Resampler(labels), (1e-2, 0.1), [np.round(fine / 3)]) == []
+    reached = np.where(labels, 1.0, np.where(np.arange(2_000) < 1_100, 0.5, 0.0))  # 100 impostor pairs, then all
+    assert bounded_fars(Resampler(labels), (0.1, 0.2), [reached]) == [0.1]
 
 
 def test_people_are_what_genuine_pairs_join():

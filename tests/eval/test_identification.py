@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval import identification
+from eval import identification, person_draws
 from eval.identification import field_lines, identification_table, identify, mean_rates
 
 pytestmark = pytest.mark.numeric
@@ -141,15 +141,67 @@ def test_open_set_counts_probes_without_a_mate():
     others = rng.uniform(0, 0.2, (50, 40))
     others[:5, 0] = (0.9, 0.8, 0.7, 0.6, 0.5)
     subjects = np.r_[np.arange(40), 100 + np.arange(50)]
-    result = identify(np.r_[mated, others], subjects, gallery, np.arange(40), fpirs=(0.001, 0.02, 0.1), draws=50)
-    assert [point.fpir for point in result.open_set] == [0.02, 0.1]
+    result = identify(np.r_[mated, others], subjects, gallery, np.arange(40), fpirs=(0.001, 0.02, 0.2), draws=50)
+    assert [point.fpir for point in result.open_set] == [0.02, 0.2]
     first, second = result.open_set
     assert first.threshold == 0.8  # one of 50, 0.9, is above it
-    assert second.threshold == pytest.approx(others[5:].max())
+    assert second.threshold == np.sort(others.max(axis=1))[-11]
     assert second.tpir == 1
     assert first.tpir == np.mean(mated.max(axis=1) > 0.8)
-    assert first.interval[0] < first.tpir < first.interval[1]
+    assert second.interval == pytest.approx((1 - 3 / 40, 1))
+    assert np.isnan(first.interval).all()  # draws of one alarm tell nothing
     assert first.non_mated_probes == 50
+
+
+def open_set(person_of_others, draws=50):
+    """FPIR 0.1 with 100 probes without a mate, at 0.6, 0.595 and so on, so that the threshold is 0.55."""
+    scores = np.r_[np.full(8, 0.9), np.full(4, 0.552), np.full(5, 0.8), np.full(3, 0.1)]
+    mated = np.diag(scores)
+    mated[12:17, 0] = 0.9  # somebody else comes before those of 0.8
+    others = np.zeros((100, 20))
+    others[:, 1] = np.linspace(0.6, 0.105, 100)
+    subjects = np.r_[np.arange(20), 100 + person_of_others]
+    (point,) = identify(np.r_[mated, others], subjects, np.eye(20), np.arange(20), fpirs=(0.1,), draws=draws).open_set
+    return point
+
+
+def test_a_mate_counts_in_an_open_set_where_it_comes_first_above_the_threshold(monkeypatch):
+    def everybody_once(people, start, stop):
+        return np.ones((stop - start, people), np.float32)
+
+    monkeypatch.setattr(person_draws, "person_weights", everybody_once)
+    found = open_set(np.arange(100), draws=20)
+    assert found.threshold == pytest.approx(0.55)
+    assert found.tpir == 12 / 20
+    assert found.interval == (12 / 20, 12 / 20)  # a draw of everybody has the same threshold
+
+
+def test_draws_without_anybody_who_has_no_mate_are_skipped(monkeypatch):
+    def weights(people, start, stop):
+        out = np.ones((stop - start, people), np.float32)
+        out[::3, 20:] = 0  # in a third of the draws
+        return out
+
+    monkeypatch.setattr(person_draws, "person_weights", weights)
+    assert open_set(np.arange(100), draws=30).interval == (12 / 20, 12 / 20)
+
+
+def test_similarities_counted_have_no_interval_where_they_are_few():
+    probes, people = np.eye(40) + 0.01, np.arange(40)
+    result = identify(probes, people, np.eye(40), people, fpirs=(0.1, 0.5), draws=20)
+    assert np.isnan(result.intervals()[-3]).all()  # 4 similarities
+    assert np.isfinite(result.intervals()[-2]).all()
+
+
+def test_few_mated_people_have_no_interval():
+    result = identify(np.eye(4), np.arange(4), np.eye(4), np.arange(4), draws=20)
+    assert np.isnan(result.intervals()).all()
+
+
+def test_an_open_set_has_no_interval_of_few_people_without_a_mate():
+    assert np.isnan(open_set(np.arange(100) // 12).interval).all()  # 9 people
+    assert np.isfinite(open_set(np.arange(100) // 10).interval).all()
+    assert np.isnan(open_set(np.arange(100), draws=0).interval).all()
 
 
 def test_draws_centre_on_the_rates_and_repeat():
@@ -159,7 +211,7 @@ def test_draws_centre_on_the_rates_and_repeat():
     probes = np.repeat(gallery, 3, axis=0) + rng.normal(0, 1.0, (240, 8))
     gallery, probes = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (gallery, probes))
     given_ = (probes, np.repeat(people, 3), gallery, people)
-    result, again = (identify(*given_, precision=True, draws=300) for _ in range(2))
+    again, result = (identify(*given_, precision=True, fpirs=(0.05, 0.1), draws=300) for _ in range(2))
     np.testing.assert_array_equal(result.draws, again.draws)
     rates = [*result.rank.values(), *result.tpir.values(), result.mean_average_precision]
     np.testing.assert_allclose(np.median(result.draws, axis=0), rates, atol=0.03)

@@ -169,7 +169,7 @@ def test_a_large_set_is_only_looked_at_before_training(data, lines, monkeypatch)
             return super().forward(x)
 
     verify(Counting(), 0)
-    assert seen == 2 * (2 * 6 + 2 * 13)
+    assert seen == 2 * ((3 + 6) + (7 + 12))  # each different image: a genuine pair has one
     assert "[lfw][0]A look at 6 of 20 pairs before training" in lines
     assert not any("[cfp_fp][0]A look" in line for line in lines)
     assert [next(iter(values)) for _, values in metrics.lines] == ["cfp_fp/accuracy"]  # comparable figures only
@@ -227,9 +227,11 @@ def test_ranks_share_the_work_and_report_as_one(data, world_size, lines):
             np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-6)
     assert len(ranks[0][1]) == len(alone[1])
     assert not any(rank[1] for rank in ranks[1:])  # rank 0 reports
-    assert sum(rank[3] for rank in ranks) == alone[3] == 2 * (40 + 26)
+    assert (
+        sum(rank[3] for rank in ranks) == alone[3] == 2 * ((10 + 20) + (7 + 12))
+    )  # each different image: a genuine pair has one
     assert all(abs(rank[3] - alone[3] / world_size) <= 4 for rank in ranks)
-    assert sum(rank[2] for rank in ranks) == alone[2] == 2 * (8 + 26)
+    assert sum(rank[2] for rank in ranks) == alone[2] == 2 * ((2 + 4) + (7 + 12))
 
 
 def broken_on_ranks(rank, world_size, folder):

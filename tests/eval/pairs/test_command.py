@@ -1,13 +1,16 @@
 import json
 import pickle
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from backbones import get_model
+from embedder.embedder import LengthMeter
 from embedder.load import load_embedder
 from embedder.threshold import Threshold
 from eval.pairs import __main__ as pairs_command
@@ -112,6 +115,20 @@ def test_figures_are_those_of_training(model, data):
     lengths = np.linalg.norm(np.concatenate((alone, mirrored)), axis=1)  # insightface's XNorm
     results, _, _ = pairs_command.evaluate(pairs_command.parse_arguments(arguments(model, data, "--targets", "lfw")))
     assert results["lfw"].norm == pytest.approx(lengths.mean(), rel=1e-4)
+
+
+def test_an_image_that_pairs_repeat_is_embedded_once(model, data, monkeypatch):
+    pairs = load_pairs(data / "lfw.bin")
+    again = replace(pairs, encoded=pairs.encoded[:6] * 3 + pairs.encoded[:2], issame=pairs.issame[:10])
+    embedder, seen = load_embedder(model), []
+    embed = embedder.embed
+    monkeypatch.setattr(embedder, "embed", lambda images: seen.append(len(images)) or embed(images))
+    meter = LengthMeter()
+    found = pairs_command.embed_set(embedder, again, 4, meter=meter)
+    assert sum(seen) == 2 * len(set(again.encoded))
+    assert meter.count == 2 * 20
+    wanted = pairs_command.embed_set(embedder, replace(pairs, encoded=pairs.encoded[:6]), 4)
+    np.testing.assert_array_equal(found, np.concatenate([wanted] * 3 + [wanted[:2]]))
 
 
 def test_named_targets_and_files_from_elsewhere(model, data, tmp_path, capsys):
@@ -278,3 +295,20 @@ def test_two_models(model, grouped, tmp_path_factory, capsys):
 def test_what_does_not_go_together(model, grouped, capsys, more, message):
     assert pairs_command.main(arguments(model, grouped, *more)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--targets", "lfw", "--threshold-at", "1e-3"], "needs 10,000 impostor pairs, .* but there are 10"),
+        (["--targets", "lfw", "mine", "--threshold-at", "0.2", "--sets-are-groups"], "needs 50 .* there are 13"),
+        (["--threshold-at", "0.5"], "one set with pairs of both kinds, found 3"),
+        (["--targets", "lfw", "--threshold-at", "2"], "between 0 and 1, got 2"),
+    ],
+)
+def test_a_threshold_that_cannot_be_found_is_told_before_anything_is_embedded(
+    model, data, capsys, monkeypatch, more, message
+):
+    monkeypatch.setattr(pairs_command, "load_embedder", None)
+    assert pairs_command.main(arguments(model, data, *more)) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -6,9 +6,12 @@ import pytest
 
 from embedder.threshold import Threshold
 from eval.bootstrap import Resampler
-from eval.pairs.groups import as_json, compare_groups, group_tables
-from eval.pairs.judged import Judged, differences
-from eval.pairs.protocol import PairResult
+from eval.pairs.bin_file import PairSet
+from eval.pairs.columns import PairColumns
+from eval.pairs.groups import as_json, compare_groups, group_tables, spread_cells
+from eval.pairs.judged import Judged, differences, judge
+from eval.pairs.outcome import difference_table, differences_json
+from eval.pairs.protocol import PairResult, evaluate_embeddings
 from eval.pairs.threshold import find_threshold, measured_threshold
 
 
@@ -107,3 +110,37 @@ def test_differences_are_drawn_together():
     assert found["accuracy"].interval[1] < 0
     same = differences(first, judged(5))
     assert all(row.interval == (0, 0) for row in same)
+
+
+def test_groups_are_drawn_apart():
+    """Two groups of the same pairs: drawn alike, they could never lie apart."""
+    issame = np.tile(np.arange(100) % 2 == 0, 2)
+    rng = np.random.default_rng(0)
+    half_ND = rng.normal(size=(200, 8)).astype(np.float32)
+    people = np.tile(np.arange(100) // 2, 2)
+    columns = PairColumns(people, np.where(issame, people, people + 50), "", np.repeat(["a", "b"], 100))
+    pairs = PairSet("set", [b""] * 400, issame, columns=columns)
+    embeddings_ND = np.tile(half_ND, (2, 1))
+    groups = judge("set", pairs, embeddings_ND, evaluate_embeddings(embeddings_ND, issame), 10).groups
+    found = compare_groups(groups, 0.2)
+    assert found.rows[0].values == found.rows[1].values
+    assert found.rows[0].intervals != found.rows[1].intervals
+    assert all(spread.std == 0 < spread.std_by_chance for spread in found.spreads)
+
+
+def test_one_person_a_group_has_no_intervals():
+    few = replace(
+        judged(0), resampler=Resampler(judged(0).issame, np.zeros(2_000, int), np.ones(2_000, int), draws=300)
+    )
+    found = compare_groups({"few": few, "many": judged(1)}, 0.01)
+    assert np.isnan(found.rows[0].intervals).all()
+    assert np.isfinite(found.rows[1].intervals).all()
+    assert [cells[-1] for cells in spread_cells(found)] == ["-"] * 3
+    assert all(np.isnan(spread.std_interval).all() for spread in found.spreads)
+    assert "NaN" not in json.dumps(as_json(found))
+    told = differences(few, few)
+    assert [row.figure for row in told] == ["accuracy"]
+    assert "NaN" not in json.dumps(differences_json({"set": told}))
+    assert difference_table({"set": told}, ["a", "b"]).rows[0][-2:] == ["-", "-"]
+    measured = measured_threshold(few.issame, few.scores, few.resampler, 0.01, "abc", True)
+    assert measured.false_match_rate_interval == (0, 1)

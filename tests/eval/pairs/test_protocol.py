@@ -7,12 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from embedder.batches import embed_batches
+from embedder.embedder import LengthMeter
 from eval.pairs.bin_file import PairSet, load_bin
 from eval.pairs.protocol import (
     FARS,
     PairResult,
     evaluate_embeddings,
     evaluate_pairs,
+    pair_loader,
     thin_out,
     verify,
 )
@@ -270,6 +273,34 @@ def test_the_norm_is_the_mean_of_straight_and_mirrored_each():
     with torch.no_grad():
         both = torch.cat((net(x), net(x.flip(3))))  # insightface's XNorm: each one's length, before they are added
     assert verify(net, pairs, CPU, batch_size=7).norm == pytest.approx(float(both.norm(dim=1).mean()), rel=1e-6)
+
+
+def drawn_pairs():
+    """40 pairs of 6 images, two of them of another size; the same bytes as several objects, as a .bin has them."""
+    images = [png(face(i, size)) for i, size in enumerate((112, 112, 160, 112, 80, 112))]
+    pairs = np.random.default_rng(0).integers(0, 6, (40, 2))
+    encoded = [bytes(bytearray(images[i])) for i in pairs.reshape(-1)]
+    return PairSet("drawn", encoded, np.arange(40) % 2 == 0), pairs
+
+
+def test_each_different_image_is_embedded_once():
+    pairs, drawn = drawn_pairs()
+    net, seen = Stub(), []
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    result = verify(net, pairs, CPU, batch_size=4)
+    assert sum(seen) == 2 * 6
+    raw = embed_images(net, pairs.encoded, CPU, 4)
+    expected = evaluate_embeddings(raw, pairs.issame)
+    for name in ("accuracy", "tar", "genuine_cosine", "impostor_cosine", "spread"):
+        np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=1e-6)
+    assert result.resized == np.isin(drawn, (2, 4)).sum() > 2
+    meter = LengthMeter()
+    embed_batches(net, pair_loader(pairs.encoded), 80, CPU, 4, meter=meter)
+    assert result.norm == pytest.approx(meter.mean(), rel=1e-6)
+    pairs.encoded[:] = [b"no image" if image == pairs.encoded[7] else image for image in pairs.encoded]
+    first = pairs.encoded.index(b"no image")
+    with pytest.raises(ValueError, match=f"image {first}: not a decodable image"):
+        verify(net, pairs, CPU, batch_size=4)
 
 
 def test_verify_reports_non_finite_weights():

@@ -10,7 +10,7 @@ from eval.report.figures import (
     plot_roc_points,
     plot_score_histogram,
 )
-from eval.report.operating import operating_points, score_histogram
+from eval.report.operating import equal_error_rate, operating_points, score_histogram
 from eval.roc import roc
 
 
@@ -62,6 +62,22 @@ def test_det_is_the_roc_by_its_errors(made):
     marks = [(line.get_xdata()[0], line.get_markerfacecolor()) for line in axes.lines if line.get_marker() == "o"]
     assert [far for far, _ in marks] == [point.far for point in points]
     assert [colour == "white" for _, colour in marks] == [not point.resolved for point in points]
+
+
+@pytest.mark.parametrize("apart", [0.02, 0.4, 0.9, 3])  # equal error rates above and below all FARs, and none
+def test_the_equal_error_rate_lies_inside_the_picture_or_is_not_named(apart):
+    rng = np.random.default_rng(0)
+    labels = np.arange(30_000) % 2 == 0
+    scores = rng.normal(apart * labels, 0.12)
+    curve = roc(labels, scores)
+    axes = plot_det("net", curve, operating_points(curve, scores, labels, [1e-3, 1e-2])).axes[0]
+    rate = equal_error_rate(curve)
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == (["net", "equal error rate"] if rate else ["net"])
+    assert (rate == 0) == (apart == 3)
+    if rate:
+        assert axes.get_xlim()[0] < rate < axes.get_xlim()[1]
+        assert axes.get_ylim()[0] < rate < axes.get_ylim()[1]
 
 
 def test_histogram_draws_the_thresholds_that_are_resolved(made):

@@ -1,7 +1,7 @@
 import pytest
 
 from eval.pairs.sets import load_pairs
-from eval.search.images import FaceLoader, ListOptions, read_faces, read_tinyface
+from eval.search.images import FaceLoader, ListOptions, alike_names, read_faces, read_tinyface
 from made_faces import encode, make_folder
 from tinyface_tree import make_tinyface
 from utils.folders import IMAGE_SUFFIXES
@@ -71,6 +71,15 @@ def test_numbers_name_people_however_they_are_written(folder, tmp_path):
         ("people/ann/1.jpg,Ann\npeople/ann/9.jpg,Ann\n", "line 2: no image .*; 1 of 2 images are missing; .* --root"),
         ("../ann.jpg,Ann\n", "leads outside the folder"),
         ("path,person\n", "no line below it"),
+        (
+            "path,person\npeople/ann/1.jpg,Lee, Ann\npeople/bob/1.jpg,Lee, Bob\n",
+            "names 2 columns, but .* have 3: .* quotes",
+        ),
+        ("people/ann/1.jpg,Ann\npeople/bob/1.jpg,Lee, Bob\n", "line 2 .* expected 2 comma-separated columns"),
+        ("path person\npeople/ann/1.jpg Lee Ann\npeople/bob/1.jpg Lee Bob\n", "names 2 columns, but .* have 3"),
+        ("people/ann/1.jpg,Ann\npeople/bob/1.jpg,\n", "line 2 is 'people/bob/1.jpg,', expected"),
+        ('path,person\npeople/ann/1.jpg,Ann\npeople/bob/1.jpg,""\n', "line 3 is .*, expected"),
+        ("people/ann/1.jpg,Ann,3\npeople/bob/1.jpg,,4\n", "line 2 is 'people/bob/1.jpg,,4', expected"),
         ("", "the list is empty"),
     ],
 )
@@ -78,6 +87,24 @@ def test_a_list_that_is_wrong(folder, tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_faces(tmp_path / "list.csv")
+
+
+def test_names_in_quotes_may_hold_commas(folder, tmp_path):
+    (tmp_path / "list.csv").write_text('path,person\npeople/ann/1.jpg,"Lee, Ann"\npeople/bob/1.jpg,"Lee, Bob"\n')
+    assert read_faces(tmp_path / "list.csv").people == ["Lee, Ann", "Lee, Bob"]
+
+
+def test_a_name_is_the_same_however_its_letters_are_stored(tmp_path):
+    composed, apart = "J\u00fcrgen", "Ju\u0308rgen"
+    make_folder(tmp_path / "people", {f"{apart} ": {"1.jpg": encode(10)}})
+    (tmp_path / "list.csv").write_text(f"people/{apart} /1.jpg,{composed}\n", encoding="utf-8")
+    assert read_faces(tmp_path / "people").people == read_faces(tmp_path / "list.csv").people == [composed]
+
+
+def test_names_that_differ_in_capital_letters_alone_are_found():
+    names = ["ann", "Bob", "Ann", "ANN", "bob", "cy", "cy"]
+    assert alike_names(names) == [("ann", "Ann"), ("ann", "ANN"), ("Bob", "bob")]
+    assert alike_names(["Jos\u00e9", "JOS\u00c9", "jose"]) == [("Jos\u00e9", "JOS\u00c9")]
 
 
 def test_columns_settle_what_a_list_leaves_open(folder, tmp_path):

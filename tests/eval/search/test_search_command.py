@@ -46,9 +46,14 @@ def test_open_set(model, sides, tmp_path, capsys, mean):
     assert found["rates"]["Rank-1"]["value"] == 1
     assert found["rates"]["Rank-1"]["interval"] == pytest.approx([1 - 3 / 8, 1])
     assert 0 <= found["rates"]["TPIR at FPIR 0.1, similarities counted"]["value"] <= 1
-    assert "FPIR 0.001, 0.01, 0.1 is less than one of the 8 probes without a mate" in found["notes"]
+    assert (
+        "not resolved: FPIR 0.001, 0.01, 0.1. Each is less than one of the 8 probes without a mate" in found["notes"]
+    )
     assert (tmp_path / "s_cmc.png").stat().st_size > 10_000
     assert "Rank-1" in page.read_text()
+    legend = page.read_text().split("How to read this")[1]
+    assert all(term in legend for term in ("Rank-r", "Mean average precision", "FPIR, TPIR", "95 % interval"))
+    assert not any(term in legend for term in ("Genuine", "Equal error rate", "Worst pairs"))
 
 
 def test_tinyface(model, tmp_path, capsys):
@@ -86,6 +91,17 @@ def test_the_same_images_on_both_sides_are_noted(tmp_path):
     result = search_faces(faces, faces, (np.eye(2, 4, dtype=np.float32),) * 2, False)
     assert result.notes[0] == "2 images are in the gallery and among the probes: they find themselves"
     assert "no open-set figure" in result.notes[1]
+
+
+def test_names_that_differ_in_capital_letters_are_noted(tmp_path):
+    gallery = NamedFaces([tmp_path / "1", tmp_path / "2"], ["bob", "Ann"])
+    probes = NamedFaces([tmp_path / "3", tmp_path / "4"], ["bob", "ann"])
+    result = search_faces(gallery, probes, (np.eye(2, 4, dtype=np.float32),) * 2, False)
+    assert result.found.mated == 1
+    assert result.notes[0] == (
+        "1 name differs from another in capital letters alone, the first: 'Ann' and 'ann' count as two people; spell "
+        "them alike if they are one"
+    )
 
 
 def test_a_mean_template_is_the_normalised_mean():
