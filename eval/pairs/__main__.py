@@ -355,7 +355,9 @@ def _run(options: argparse.Namespace, model: str) -> _Run:
     if options.sets_are_groups:
         facts["groups"] = groups_json(report.groups["all sets"])
     if options.threshold_at is not None:
-        found = threshold_of(report.judged, options.sets_are_groups, options.threshold_at, embedder.sha256, flip)
+        found = threshold_of(
+            report.judged, options.sets_are_groups, options.threshold_at, embedder.sha256, flip, embedder.color_order
+        )
         facts["threshold"] = asdict(found)
         said = threshold_lines(found)
         if options.threshold_out is not None:

@@ -73,7 +73,9 @@ def set_facts(judged: Judged, report: PairsReport) -> dict[str, Any]:
     return facts
 
 
-def threshold_of(judged: Mapping[str, Judged], pooled: bool, rate: float, model: str, flip: bool) -> Threshold:
+def threshold_of(
+    judged: Mapping[str, Judged], pooled: bool, rate: float, model: str, flip: bool, color_order: str
+) -> Threshold:
     """The threshold at a false match rate, over the pairs of the one set, or of all.
 
     Args:
@@ -82,6 +84,7 @@ def threshold_of(judged: Mapping[str, Judged], pooled: bool, rate: float, model:
         rate: wanted.
         model: its hash.
         flip: whether embeddings are sums with those of mirror images.
+        color_order: in which the network got the channels.
 
     Raises:
         ValueError: several sets that are not pooled, none with a curve, or too few impostor pairs.
@@ -89,14 +92,15 @@ def threshold_of(judged: Mapping[str, Judged], pooled: bool, rate: float, model:
     sets = list(judged.values())
     check_sets(len(sets), pooled)
     if len(sets) == 1:
-        return measured_threshold(sets[0].issame, sets[0].scores, sets[0].resampler, rate, model, flip)
+        one = sets[0]
+        return measured_threshold(one.issame, one.scores, one.resampler, rate, model, flip, color_order)
     labels, scores = (np.concatenate([getattr(one, name) for one in sets]) for name in ("issame", "scores"))
     offsets = np.cumsum([0, *(one.resampler.n_people for one in sets)]).tolist()
     first, second = (
         np.concatenate([getattr(one.resampler, side) + k for one, k in zip(sets, offsets, strict=False)])
         for side in ("first", "second")
     )
-    return measured_threshold(labels, scores, Resampler(labels, first, second), rate, model, flip)
+    return measured_threshold(labels, scores, Resampler(labels, first, second), rate, model, flip, color_order)
 
 
 def check_sets(n: int, pooled: bool) -> None:
