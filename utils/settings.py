@@ -208,5 +208,5 @@ class Config:
         return unread
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for config.json."""
-        return dataclasses.asdict(self)
+        """The settings as plain values, for config.json, the log and W&B; of ``wandb_key`` only that it is given."""
+        return dataclasses.asdict(self) | {"wandb_key": "***" if self.wandb_key else None}
