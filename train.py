@@ -30,7 +30,7 @@ from training.first_centres import set_first_centres
 from training.identity import Identity
 from training.memory import advice_on_memory
 from training.metrics import MetricsWriter
-from training.report import Speedometer, StepReport, announce, step_bar
+from training.report import Speedometer, StepReport, announce, skipped_text, step_bar
 from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
 from training.sigterm import nothing_to_save_yet
@@ -187,6 +187,8 @@ def train(run: TrainingRun, data: RunData) -> None:
             run.save(model=True)
         run.close()
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
+    if warning := skipped_text(run.skipped, run.step):
+        warn_once(warning)
     log.info("done: %s, after %s", run.output / "model.pt", clock(time.monotonic() - begin_s))
 
 

@@ -111,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_records(faces, args.out, args.shuffle)
             what = "records"
         else:
-            what = f"{write_shards(faces, args.out, args.shard_size * 10**6, args.shuffle):,} shards"
+            shards = write_shards(faces, args.out, args.shard_size * 10**6, args.shuffle)
+            what = f"{shards:,} shard{'' if shards == 1 else 's'}"
     except (ValueError, OSError) as error:
         complain("convert_set", error)
         return 2

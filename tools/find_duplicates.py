@@ -150,7 +150,7 @@ def _find(args: argparse.Namespace) -> None:
         output.doubles(found)
         output.overlaps(found, tests)
         people = output.map(groups, args.overwrite)
-        _print(people, faces, centres, found, groups, tests)
+        _print(people, faces, centres, found, groups, tests, options.images)
     if people.name != MAP:
         raise FileExistsError(
             f"{out / MAP} is another map, which stays; {people.name} beside it has what was found now, as the tables "
@@ -203,9 +203,11 @@ def _print(
     found: Found,
     groups: Sequence[Sequence[int]],
     tests: Sequence[TestPeople],
+    images: int,
 ) -> None:
     print(
-        f"{found.embedded_images:,} images of {found.embedded_classes:,} of {faces.num_classes:,} classes looked at"
+        f"looked at {found.embedded_images:,} images of {found.embedded_classes:,} of {faces.num_classes:,} classes, "
+        f"at most {images:,} of each (--images)"
     )
     for note in [one.note for one in faces.sets] + [test.note for test in tests]:
         if note:
@@ -217,17 +219,12 @@ def _print(
     if found.damaged:
         print(f"{len(found.damaged):,} damaged images are left out, the first: {plain(found.damaged[0])}")
     largest = f", the largest of {len(groups[0])} classes" if groups else ""
-    if found.threshold == math.inf:
-        print(f"one person under several labels: {_no_limit(found.compared)}")
+    if found.threshold > 1:
+        print(f"one person under several labels: {_no_limit(found.threshold, found.compared)}")
     else:
         print(
             f"one person under several labels: {len(found.pairs):,} pairs of classes with a cosine of at least "
             f"{found.threshold:.3f}; {len(groups):,} people in {people.name}{largest}"
-        )
-    if 1 < found.threshold < math.inf:
-        print(
-            "    a cosine is at most 1: this network makes too many strangers alike. Train longer, raise --expected, "
-            "or give another --model"
         )
     limits = f"ratio up to {found.ratio_limit:.3f} or cosine between groups up to {found.between_limit:.3f}"
     if found.ratio_limit == -math.inf:
@@ -236,8 +233,8 @@ def _print(
     print(f"two people under one label: {doubles}; {limits}")
     for t, (test, look) in enumerate(zip(tests, found.tests, strict=True)):
         seen = {overlap.person for overlap in found.overlaps if overlap.test == t}
-        if found.test_threshold == math.inf:
-            print(f"{test.name}: {_no_limit(found.test_compared)}")
+        if found.test_threshold > 1:
+            print(f"{test.name}: {_no_limit(found.test_threshold, found.test_compared)}")
         else:
             print(
                 f"{test.name}: {len(seen):,} of {look.people:,} people are in the training set, with a cosine of at "
@@ -252,7 +249,13 @@ def _print(
     print(f"written: {people.parent}")
 
 
-def _no_limit(compared: int) -> str:
+def _no_limit(limit: float, compared: int) -> str:
+    """Why nothing can be said where the limit is above any cosine."""
+    if limit < math.inf:
+        return (
+            f"cannot tell, because the limit would be {limit:.3f} and a cosine is at most 1: this network makes too "
+            "many strangers alike. Train longer, raise --expected, or give another --model"
+        )
     if compared < LEAST_PAIRS:
         return "too few classes for a limit: give --threshold"
     return f"too few classes for a limit at this --expected ({compared:,} pairs): lower it, or give --threshold"

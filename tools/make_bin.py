@@ -5,8 +5,8 @@
     python -m tools.make_bin SET OUT.bin --pairs 6000           drawn from a .rec file or a folder with train.rec
     python -m tools.make_bin lfw OUT.bin                        a folder of bcolz, with lfw_list.npy beside it
 
-Drawn pairs alternate between genuine and impostor; none comes twice, and none pairs two images
-with identical bytes. An image that already has the size is copied as it is.
+Half of the drawn pairs, or as many as --impostors says, are of two people; both kinds are evenly mixed, none comes
+twice, and none pairs two images with identical bytes. An image that already has the size is copied as it is.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class _RecordImages:
         return bytes(self.reader.read_face(self.start + index)[1])
 
 
-def drawn(source: Path, pairs: int, seed: int) -> EncodedPairs:
-    """Draw pairs from a folder of identities or a record file; raises as :func:`sample_pairs` and the readers."""
+def drawn(source: Path, pairs: int, seed: int, impostors: int | None = None) -> EncodedPairs:
+    """Draw pairs from a folder of identities or records; raises as :func:`sample_pairs` and the readers."""
     is_records = source.suffix == ".rec" or (source / "train.rec").exists()
     images: _Images
     if is_records:
@@ -94,7 +94,7 @@ def drawn(source: Path, pairs: int, seed: int) -> EncodedPairs:
     def digest(index: int) -> bytes:
         return hashlib.blake2b(images.read(index), digest_size=16).digest()
 
-    found: list[Pair] = sample_pairs(images.labels, pairs, seed, digest)
+    found: list[Pair] = sample_pairs(images.labels, pairs, seed, digest, impostors)
     return EncodedPairs([images.read(index) for a, b, _ in found for index in (a, b)], [same for _, _, same in found])
 
 
@@ -164,6 +164,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--root", type=Path, metavar="FACES", help="folder that a list's paths start at (default: the list's)"
     )
     parser.add_argument("--pairs", type=int, metavar="N", help="how many pairs to draw")
+    parser.add_argument(
+        "--impostors", type=int, metavar="N", help="how many of these are of two people (default: half)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the draw (default: 0)")
     parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels per side (default: 112)")
     parser.add_argument(
@@ -191,6 +194,10 @@ def _pairs(args: argparse.Namespace) -> EncodedPairs:
         raise FileExistsError(f"{args.out} exists already: choose another name, or --overwrite")
     if not args.source.exists():
         raise FileNotFoundError(f"{args.source}: no such file or folder")
+    if args.impostors is not None and args.pairs is None:
+        raise ValueError("--impostors says how many of --pairs are of two people: give --pairs N, too")
+    if args.impostors is not None and not 0 <= args.impostors <= args.pairs:
+        raise ValueError(f"--impostors must be 0 to {args.pairs}, of --pairs {args.pairs}, got {args.impostors}")
     is_list = args.source.is_file() and args.source.suffix != ".rec"
     if (is_list or is_bcolz(args.source)) and args.pairs is not None:
         raise ValueError(f"--pairs draws from a folder or records, but {args.source} has its pairs: leave it out")
@@ -202,7 +209,7 @@ def _pairs(args: argparse.Namespace) -> EncodedPairs:
         return EncodedPairs(listed.encoded, listed.issame.tolist())
     if args.pairs is None:
         raise ValueError("--pairs N is missing: how many pairs to draw")
-    return drawn(args.source, args.pairs, args.seed)
+    return drawn(args.source, args.pairs, args.seed, args.impostors)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     end_in_one_line("merge_rec")
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from data.records.images import find_images, first_image_size
 from data.records.layout import EXACT_LABELS, pack, unpack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, range_record, write_property
+from data.shards.names import has_shard_name
 from tools.parts.record_output import check_out, config_lines, print_config, write_classes
 from utils.text import any_name_can_be_printed, complain, plain
 
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     start = time.perf_counter()
     try:
+        _refuse_other_forms(args)
         sources = [path / "train.rec" if path.is_dir() else path for path in args.sets]
         check_out(args.out, sources, args.overwrite)
         sets = [FaceRecords(source) for source in sources]
@@ -123,6 +126,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{args.out}: {len(joined):,} images of {joined.num_classes:,} classes in {seconds:.1f} s")
     print_config(config_lines(args.out, joined.num_classes, len(joined)))
     return 0
+
+
+def _refuse_other_forms(args: argparse.Namespace) -> None:
+    """Raise ValueError for a set that is there but is no records, with the command that takes it."""
+    for path in args.sets:
+        is_folder = path.is_dir() and not (path / "train.rec").exists()
+        is_file = path.is_file() and path.suffix != ".rec" and not path.with_suffix(".idx").exists()
+        is_pattern = not path.exists() and (":/" in str(path) or has_shard_name(path.name))
+        if is_folder or is_file or is_pattern:
+            more = ["--class-map", str(args.class_map)] if args.class_map is not None else []
+            command = [*map(str, args.sets), str(args.out), "--to", "records", *more]
+            raise ValueError(
+                f"{path} is no folder with train.rec and no .rec file. A folder of images, LMDB and shards are "
+                f"merged by: python -m tools.convert_set {shlex.join(command)}"
+            )
 
 
 def _name(path: Path) -> str:

@@ -44,6 +44,7 @@ from utils.text import any_name_can_be_printed, complain, plain
 
 _FILES_A_TASK = 32
 _PROGRESS_S = 10.0
+_RATE_S = 5.0  # before, a number of images a second would tell how long the start takes
 _SHOWN = 5  # unreadable files that are printed
 
 
@@ -261,10 +262,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _report(packed: Packed, out: Path, seconds: float) -> None:
-    print(
-        f"{out}: {packed.images:,} images of {len(packed.classes):,} identities in {seconds:.1f} s, "
-        f"{packed.images / seconds:,.0f} a second"
-    )
+    rate = f", {packed.images / seconds:,.0f} a second" if seconds >= _RATE_S else ""
+    print(f"{out}: {packed.images:,} images of {len(packed.classes):,} identities in {seconds:.1f} s{rate}")
     if packed.resized:
         print(resized_text(packed.resized, packed.not_square))
     if packed.n_unreadable:

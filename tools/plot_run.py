@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--out takes the name of a .png, got {args.out}")
         if args.smooth is not None and args.smooth < 1:
             raise ValueError(f"--smooth must be at least 1, got {args.smooth}")
+        if not args.out.parent.is_dir():
+            raise FileNotFoundError(f"{args.out.parent}: no such folder for {args.out.name}: make it first")
         runs = read_runs(args.runs)
         with open_atomic(args.out) as file:
             draw_runs(runs, args.smooth, file)

@@ -13,6 +13,7 @@ from utils.settings import Config
 from utils.text import parse_json
 
 _NAMED = 5  # people in a message
+_OLD_POWER = 2.0  # of the schedule, where lr_power was left open, of runs whose checkpoints do not note it
 
 
 class Identity:
@@ -26,9 +27,11 @@ class Identity:
     def __init__(self, cfg: Config, data: RunData) -> None:
         assert data.summary is not None
         self._names = _names_of(data.class_list())
+        self._leaves_power_open = cfg.lr_power is None
         self.facts: dict[str, Any] = {  # what a checkpoint notes
             "network": cfg.network,
             "loss": cfg.loss if cfg.margin_list is None else "combined",
+            "lr_power": cfg.schedule_power(),
             "people": data.summary.num_classes,
             "images": data.summary.num_image,
             "images_of_people": data.summary.images_of_people,
@@ -53,6 +56,7 @@ class Identity:
                     f"{checkpoint} was trained with {name} {saved[name]!r}, this run has {own[name]!r}: set {name} "
                     f"back, or start a new run with resume=False output=NEW{_from_model(checkpoint, name)}"
                 )
+        self._check_power(checkpoint, saved.get("lr_power"))
         way_out = (
             "resume with the data that it was trained on, or start a new run that takes over what fits: resume=False "
             f"output=NEW{_from_model(checkpoint)} init_centres={checkpoint}"
@@ -78,6 +82,19 @@ class Identity:
             before,
             now,
         )
+
+    def _check_power(self, checkpoint: Path, noted: float | None) -> None:
+        """Warn where the rate falls in another way than before; it may, as a rate may."""
+        own = self.facts["lr_power"]
+        if noted is not None and noted != own:
+            text = "the learning rate of %s fell with power %g, that of this run falls with power %g: "
+            warn_once(text + "lr_power=%g goes on as before", checkpoint, noted, own, noted)
+        elif noted is None and self._leaves_power_open and own != _OLD_POWER:
+            text = (
+                "%s does not note how its learning rate fell: older versions had power %g where lr_power was left "
+                "open; that of this run falls with power %g. lr_power=%g goes on as they did"
+            )
+            warn_once(text, checkpoint, _OLD_POWER, own, _OLD_POWER)
 
     def _moved(self, checkpoint: Path) -> str:
         """Who has another class number than before; "" if nobody has, or if the run's classes.json does not tell."""

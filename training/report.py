@@ -20,8 +20,9 @@ from training.optimizers import RowRule, row_rule
 from training.run import TrainingRun
 from utils.atomic import write_json
 from utils.bars import open_bar
+from utils.device import cpu_computes_bfloat16
 from utils.distributed import Ranks, all_gather_objects
-from utils.log import log
+from utils.log import log, warn_once
 from utils.settings import Config
 from utils.text import clock
 
@@ -36,6 +37,8 @@ def announce(run: TrainingRun, data: RunData, start: Path | None) -> None:
     num_classes = classifier.shard.layout.num_classes
     for line in banner_lines(cfg, ranks, num_classes, cfg.num_image or 0, run.steps_per_epoch):
         log.info(line)
+    if warning := slow_precision(cfg, run.device):
+        warn_once(warning)
     for line in data.describe():
         log.info("data: %s", line)
     scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
@@ -94,6 +97,31 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     return [*lines, *(f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in unread)]
 
 
+def slow_precision(cfg: Config, device: torch.device) -> str:
+    """What to do about a precision that costs time on this CPU instead of saving it; "" if it does not."""
+    has_bf16 = cpu_computes_bfloat16()
+    if device.type != "cpu":
+        return ""
+    if cfg.fp16:
+        way = ", or fp16=False bf16=True, for which this CPU has instructions" if has_bf16 else ""
+        return f"float16 on a CPU is usually many times slower than float32: set fp16=False{way}"
+    if cfg.bf16 and has_bf16 is False:
+        return (
+            "bfloat16 on a CPU without instructions for it (avx512_bf16, amx_bf16) is usually slower than float32: "
+            "set bf16=False"
+        )
+    return ""
+
+
+def skipped_text(skipped: int, steps: int) -> str:
+    """What it means that most steps of a run were skipped; "" if not more than half were."""
+    if 2 * skipped <= steps:
+        return ""
+    text = f"{skipped} of {steps} steps were skipped, because their gradients were not finite: "
+    text += "nothing was trained" if skipped == steps else "little was trained"
+    return f"{text}. Train for more steps, in which the loss scale settles, or use bf16 in place of fp16, or lower lr"
+
+
 def _fall_text(power: float) -> str:
     known = {1.0: "linearly to 0, as insightface's", 2.0: "to 0 with power 2, as the MHE authors'"}
     return known.get(power, f"to 0 with power {power:g}")
@@ -131,6 +159,9 @@ class StepReport:
         """Take a step's images into account."""
         self.speed.images += self.run.cfg.total_batch(self.run.world_size)
         self.bar.update()
+        if self.run.step == self._first_step + 1:  # a slow run shows before the first line of figures
+            passed_s = time.monotonic() - self.speed.start_s
+            log.info("the first step took %.1f s, the start of the loader included", passed_s)
 
     def write(self) -> None:
         """Write the log line and the metrics. With ``on_bad_sample`` "skip" one all-reduce of one number."""

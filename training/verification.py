@@ -60,11 +60,13 @@ class Verification:
             try:
                 loaded[target] = load_pairs(find_pairs(target, folder))
             except (OSError, ValueError, MemoryError) as error:
-                problems[target] = str(error) or type(error).__name__
+                problems[target] = _reason(error)
         on_ranks = all_gather_objects((problems, {target: len(pairs.encoded) for target, pairs in loaded.items()}))
         self.sets: list[PairSet] = []  # the same on every rank
         for target in targets:
-            problem = next((f"rank {r}: {p[target]}" for r, (p, _) in enumerate(on_ranks) if target in p), None)
+            problem = next(
+                (f"{_place(r, len(on_ranks))}{p[target]}" for r, (p, _) in enumerate(on_ranks) if target in p), None
+            )
             if problem is None and len({sizes[target] for _, sizes in on_ranks}) > 1:
                 problem = "its number of images differs between ranks; copy the same file to all hosts"
             if problem is None:
@@ -109,7 +111,10 @@ class Verification:
             except ValueError as error:  # the same on every rank
                 if step == 0:
                     self.sets.remove(pairs)
-                _warn(f"verification set {pairs.name} is left out: {error}" if step == 0 else f"{tag}failed: {error}")
+                reason = str(error).removeprefix(f"verification set {pairs.name}, ")
+                _warn(
+                    f"verification set {pairs.name} is left out: {reason}" if step == 0 else f"{tag}failed: {reason}"
+                )
                 continue
             if chosen is not pairs:
                 log.info("%sA look at %d of %d pairs before training", tag, len(chosen.issame), len(pairs.issame))
@@ -139,6 +144,17 @@ class Verification:
         for note in result.notes():
             if is_trained or note == result.message:
                 _warn(f"{tag}{note}")
+
+
+def _reason(error: Exception) -> str:
+    """Why a set cannot be read, for a line that has named it already."""
+    text = str(error) or type(error).__name__
+    missing = text.removeprefix("no verification set ")
+    return text if missing == text else f"there is no {missing}"
+
+
+def _place(rank: int, ranks: int) -> str:
+    return f"rank {rank}: " if ranks > 1 else ""
 
 
 def _warn(text: str) -> None:

@@ -122,12 +122,17 @@ class WandbLog:
             log.warning("Weights & Biases has not taken all figures within %g s: `wandb sync` sends them", limit_s)
 
     def _or_warn(self, what: str, do: Callable[[], object]) -> None:
-        """Call ``do``; after an error there is no W&B any more."""
+        """Call ``do``; after an error there is no W&B any more.
+
+        Of what is no Exception, a KeyboardInterrupt of the main thread alone is the user's: it goes on.
+        """
         if self._run is None and what != "does not start":
             return
         try:
             do()
-        except Exception as error:  # of whatever kind: a logger ends no run
+        except BaseException as error:  # of whatever kind, SystemExit too: a logger ends no run
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
             self._run = None
             text = plain(" ".join(str(error).split()))[:300]
             log.warning(

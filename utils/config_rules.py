@@ -36,7 +36,11 @@ def _check_ranges(c: Config) -> None:
         ("batch_size", c.batch_size >= 2, "at least 2 (batch normalisation needs two images)"),
         ("gradient_acc", c.gradient_acc >= 1, "at least 1"),
         ("num_epoch", c.num_epoch >= 1, "at least 1"),
-        ("warmup_epoch", c.warmup_epoch < c.num_epoch, f"below num_epoch = {c.num_epoch}"),
+        (
+            "warmup_epoch",
+            c.warmup_epoch < c.num_epoch,
+            f"below num_epoch = {c.num_epoch} (set warmup_epoch=0 for none)",
+        ),
         ("lr_power", c.lr_power is None or c.lr_power > 0, "above 0, or None"),
         ("max_nonfinite", c.max_nonfinite >= 1, "at least 1"),
         ("seed", c.seed >= 0, "at least 0"),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+_CPU_INFO = Path("/proc/cpuinfo")
+_BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
@@ -27,6 +31,22 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here")
     return device
+
+
+def cpu_computes_bfloat16() -> bool | None:
+    """Whether this machine's CPU has instructions for bfloat16; None where the system does not say."""
+    flags = _cpu_flags()
+    return bool(flags & _BF16_FLAGS) if flags else None
+
+
+def _cpu_flags() -> Set[str]:
+    """What the CPU can do, in Linux's words; none where they are not known."""
+    try:
+        lines = _CPU_INFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    words = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(words, "").split())
 
 
 def prepare_device(device: torch.device) -> None:

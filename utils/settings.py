@@ -27,8 +27,7 @@ class Config:
     image_size: tuple[int, int]  # height, width in pixels; 112 x 112, for a ViT also another square
     val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
     num_workers: int  # loader processes of each rank; 0: load in the training process
-    shuffle_chunk: int  # for spinning disks and object storage: images read in a row, such as 512; 0: all shuffled
-    # freely
+    shuffle_chunk: int  # images read in a row, such as 512, for spinning disks and object storage; 0: all shuffled
     on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or replaced by others and counted
     dali: bool  # decode with nvidia-dali (requirement-dali.txt)
     dali_aug: bool  # the same as augment = "insightface", with either loader
@@ -222,5 +221,5 @@ class Config:
         return unread
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for config.json."""
-        return dataclasses.asdict(self)
+        """The settings as plain values, for config.json, the log and W&B; of ``wandb_key`` only that it is given."""
+        return dataclasses.asdict(self) | {"wandb_key": "***" if self.wandb_key else None}

@@ -25,6 +25,7 @@ _MAX_FIRST_READ = 1 << 20  # bytes that the index may ask for before the record 
 _SLOW_READ_S = 30e-6  # a record that takes longer on average comes from a disk, not from the system's cache
 _HINTED_READS = 64  # calls of read_many that give hints after one was slow
 _CHUNKS_KEPT = 1024  # chunks remembered as asked for
+_WRITE = "write records from any other set: python -m tools.convert_set SET OUT --to records"
 REBUILD = "make the index anew from the .rec file: python -m tools.rebuild_index {}"
 _open_lock, _seek_lock = threading.Lock(), threading.Lock()
 
@@ -70,7 +71,7 @@ class RecordReader:
         self.rec_path = Path(rec_path)
         self.idx_path = self.rec_path.with_suffix(".idx") if idx_path is None else Path(idx_path)
         self.chunk = chunk
-        for path, way in ((self.rec_path, "pack the faces again"), (self.idx_path, REBUILD.format(self.rec_path))):
+        for path, way in ((self.rec_path, _WRITE), (self.idx_path, REBUILD.format(self.rec_path))):
             if not path.is_file():
                 raise FileNotFoundError(
                     f"{path}: no such file; expected {self.rec_path.name} with its index "

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shlex
 
 import cv2
@@ -168,10 +169,16 @@ def test_data_that_moved(trained, tmp_path, capsys):
     assert run(trained, "--rec", tmp_path / "elsewhere") == 0
 
 
-def test_a_limit_that_nobody_can_reach_is_said(trained, capsys):
-    assert run(trained, "--expected", "1e-300") == 0
+def test_a_limit_that_nobody_can_reach_is_said_of_each_set(trained, tmp_path, capsys):
+    write_face_records(tmp_path / "test", [[face(7, 250)], *([face(i, 251)] for i in range(200, 220))])
+    assert run(trained, "--expected", "1e-300", "--images", "3", "--test", tmp_path / "test") == 0
     assert pairs_of(trained / "duplicates") == set()
-    assert "a cosine is at most 1: this network makes too many strangers alike" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    limit = r"cannot tell, because the limit would be [1-9]\.\d{3} and a cosine is at most 1: this network makes too "
+    assert re.search(f"^one person under several labels: {limit}many strangers alike", printed, re.M)
+    assert re.search(f"^{re.escape(str(tmp_path / 'test'))}: {limit}many strangers alike", printed, re.M)
+    assert "with a cosine of at least" not in printed
+    assert re.search(r"^looked at \d+ images of 60 of 60 classes, at most 3 of each \(--images\)$", printed, re.M)
 
 
 def test_another_network(trained, tmp_path, network, monkeypatch):

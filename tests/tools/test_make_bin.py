@@ -173,6 +173,16 @@ class TestDrawn:
         assert "give 37: ask for fewer pairs" in error
         assert contents(tmp_path).keys() == {f"faces/{path.relative_to(faces)}" for path in faces.glob("*/*")}
 
+    def test_few_genuine_pairs_among_many_impostors(self, faces, tmp_path, capsys):
+        assert run(faces, tmp_path / "my.bin", "--pairs", 200, "--impostors", 180) == 0
+        assert "200 pairs, 20 genuine and 180 impostor" in capsys.readouterr().out
+        same = load_bin(tmp_path / "my.bin").issame.reshape(10, 20)
+        assert same.sum(1).tolist() == [2] * 10  # of each fold
+        assert run(faces, tmp_path / "no.bin", "--pairs", 230, "--impostors", 180) == 2
+        assert "230 pairs take 50 genuine ones" in (error := capsys.readouterr().err)
+        assert "give 37: ask for fewer pairs, or for more of two persons (--impostors 193), or give more" in error
+        assert run(faces, tmp_path / "all.bin", "--pairs", 230, "--impostors", 193) == 0
+
 
 class TestMistakes:
     def test_arguments(self, faces, tmp_path, capsys):
@@ -184,6 +194,9 @@ class TestMistakes:
             ((tmp_path / "none", out), "no such file or folder"),
             ((faces, out), "--pairs N is missing"),
             ((faces, out, "--pairs", 1), "--pairs must be 2 to"),
+            ((faces, out, "--impostors", 5), "give --pairs N, too"),
+            ((faces, out, "--pairs", 5, "--impostors", 6), "--impostors must be 0 to 5, of --pairs 5, got 6"),
+            ((faces, out, "--pairs", 5, "--impostors", -1), "--impostors must be 0 to 5, of --pairs 5, got -1"),
             ((faces, out, "--pairs", 10, "--root", faces), "--root belongs to a list"),
             ((tmp_path / "pairs.txt", out), "--root gives another folder"),
             ((tmp_path / "pairs.txt", out, "--root", tmp_path / "none"), "no such folder"),

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from data.joined import JoinedSets
 from data.records.layout import pack, unpack
 from data.records.reader import RecordReader
 from data.records.writer import RecordWriter, write_face_records
-from face_files import record
+from face_files import make_image_folder, record
 from made_faces import contents, encode
 from mxnet_server import mxnet_commands
+from tools import convert_set
 from tools.merge_rec import main
 
 A = [[encode(1), encode(2)], [encode(3)], [encode(4), encode(5), encode(6)]]
@@ -122,6 +124,22 @@ def test_mistakes(sets, tmp_path, capsys):
         assert error.startswith("merge_rec: error: ")
         assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_other_forms_get_the_command_that_merges_them(sets, tmp_path, capsys, monkeypatch):
+    make_image_folder(tmp_path / "faces")
+    (tmp_path / "shard.tar").write_bytes(b"")
+    map_file, out = tmp_path / "map.json", tmp_path / "out"
+    map_file.write_text('[{"0": 0, "1": "a"}]')
+    for other in (tmp_path / "faces", tmp_path / "shard.tar", tmp_path / "x-{0..9}.tar", "s3:/bucket/x", tmp_path):
+        assert run(sets[0], other, out, "--class-map", map_file) == 2
+        error = capsys.readouterr().err
+        assert f"{other} is no folder with train.rec and no .rec file" in error
+        assert error.count("\n") == 1
+    assert run(sets[0], tmp_path / "faces", out, "--class-map", map_file) == 2
+    command = shlex.split(capsys.readouterr().err.partition("python -m tools.convert_set ")[2])
+    assert convert_set.main(command) == 0
+    assert FaceRecords(out).num_classes == 3 + 3 - 1
 
 
 def test_an_error_in_the_middle_leaves_nothing(sets, tmp_path, capsys, monkeypatch):

@@ -46,6 +46,12 @@ class TestFolder:
         assert "config.num_image = 6\n" in printed
         assert "unreadable" not in printed
 
+    @pytest.mark.parametrize("after_s", [0.0, 5.0])
+    def test_a_rate_is_said_only_of_some_seconds(self, src, tmp_path, capsys, monkeypatch, after_s):
+        monkeypatch.setattr("tools.pack_rec._RATE_S", after_s)
+        assert run(src, tmp_path / "out", "--workers", 1) == 0
+        assert (" a second" in capsys.readouterr().out) == (after_s == 0)
+
     def test_any_number_of_workers_gives_the_same_bytes(self, tmp_path):
         people = {f"p{i:02d}": {f"{k}.jpg": encode(i + 3 * k) for k in range(5)} for i in range(30)}
         people["p07"]["broken.jpg"] = b"broken"

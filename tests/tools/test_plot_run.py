@@ -72,11 +72,33 @@ def test_a_run_of_one_line_with_a_hard_name_is_drawn(tmp_path):
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize("window", ["1", "3"])
+def test_what_no_picture_can_hold_is_left_out(tmp_path, window):
+    """Steps that no array holds, a loss of 401 digits, losses whose sum or span overflows."""
+    folder = write(
+        tmp_path / "run", step(1, loss=2.0), step(10**23, loss=1.0), step(2**63, loss=1.0), step(-1, loss=1.0),
+        step(2, loss=10**400), step(3, loss=1e308), step(4, loss=-1e308), step(5, loss=1e300), step(6, loss=-1e300),
+        step(2**63 - 1, loss=3.0),
+    )  # fmt: skip
+    (run,) = read_runs([folder])
+    assert run.curves["loss"].steps_N.tolist() == [1, 5, 6, 2**63 - 1]
+    assert run.curves["loss"].values_N.tolist() == [2.0, 1e300, -1e300, 3.0]
+    assert main([str(folder), "--out", str(tmp_path / "x.png"), "--smooth", window]) == 0
+
+
+@pytest.mark.parametrize(("count", "marker"), [(1, "o"), (11, "o"), (20, "o"), (21, "None")])
+def test_few_points_are_drawn_as_points(tmp_path, monkeypatch, count, marker):
+    folder = write(tmp_path / "run", *(step(s, loss=2.0) for s in range(count)))
+    panels, _ = drawn(monkeypatch, [str(folder), "--out", str(tmp_path / "x.png")])
+    assert [axes.lines[0].get_marker() for name, axes in panels.items() if "accuracy" not in name] == [marker] * 4
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["none", "--out", "x.png"], "expected a run's folder with a metrics.jsonl in it"),
         (["empty", "--out", "x.png"], "holds no figures yet"),
+        (["empty", "--out", "no/x.png"], "no: no such folder for x.png: make it first"),
         (["empty", "--out", "x.jpg"], "--out takes the name of a .png"),
         (["empty", "--out", "x.png", "--smooth", "0"], "--smooth must be at least 1"),
     ],

@@ -8,6 +8,7 @@ import pytest
 import train
 from face_files import face, make_image_folder
 from tiny_runs import TINY, run
+from training.identity import Identity
 
 
 @pytest.fixture
@@ -90,3 +91,29 @@ def test_another_loss_or_network_is_refused(trained, capsys, setting, message):
 
 def test_another_margin_goes_on(trained):
     run(trained / "run", *settings(trained, "resume=True", "num_epoch=2", "margin=0.1"))
+
+
+@pytest.mark.parametrize(
+    ("noted", "power", "text"),
+    [
+        (True, "None", "fell with power 2, that of this run falls with power 1: lr_power=2 goes on as before"),
+        (True, "3", "fell with power 2, that of this run falls with power 3: lr_power=2 goes on as before"),
+        (True, "2", ""),
+        (
+            False,
+            "None",
+            "older versions had power 2 where lr_power was left open; that of this run falls with power 1",
+        ),
+        (False, "1", ""),
+        (False, "2", ""),
+    ],
+)
+def test_another_course_of_the_rate_is_a_warning(trained, capsys, monkeypatch, noted, power, text):
+    check = Identity.check
+    kept = lambda saved: {name: value for name, value in saved.items() if noted or name != "lr_power"}
+    monkeypatch.setattr(Identity, "check", lambda self, path, saved: check(self, path, kept(saved)))
+    capsys.readouterr()
+    run(trained / "run", *settings(trained, "resume=True", "num_epoch=2", f"lr_power={power}"))
+    printed = capsys.readouterr().out
+    assert text in printed
+    assert ("falls with power" in printed) == bool(text)

@@ -13,6 +13,8 @@ from utils.config import get_config
         (["head_size=4", "negative_rate=0.3"], (1.0, 0.0, False, "decay")),
         (["head_size=4", "negative_rate=0.6"], (1.0, 0.9, False, "decay")),
         (["head_size=None", "sample_rate=0.1"], (1.0, 0.0, False, "decay")),
+        (["head_size=None", "sample_rate=0.25", "gradient_acc=2"], (1.0, 0.0, False, "decay")),  # 44 %
+        (["head_size=None", "sample_rate=0.25", "gradient_acc=3"], (1.0, 0.9, False, "decay")),  # 58 %
         (["head_size=None", "momentum=0.8", "nesterov=True"], (1.0, 0.8, True, "decay")),  # full softmax
         (["head_size=1000"], (1.0, 0.9, False, "decay")),  # the same in one head
         (["head_size=None", "num_classes=[2, 500]"], (1.0, 0.9, False, "decay")),

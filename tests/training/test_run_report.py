@@ -1,11 +1,15 @@
 """What a run says of itself: the banner, the share of classes that a step touches, images a second."""
 
+import re
+
 import pytest
 import torch
 
+from backbones.base import to_network_input
 from heads.selection import expected_share
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
+from tiny_runs import run
 from training import report as ours
 from training.report import banner_lines
 from utils.config import get_config
@@ -96,3 +100,51 @@ def test_speedometer(monkeypatch):
     assert speed.seconds_left(10, 3600) == pytest.approx(3600)
     now[0] += 2.0
     assert speed.read() == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "has_bf16", "text"),
+    [
+        (
+            ["fp16=True"],
+            "cpu",
+            True,
+            "float16 on a CPU .* set fp16=False, or fp16=False bf16=True, for which this CPU",
+        ),
+        (["fp16=True"], "cpu", False, "float16 on a CPU .* set fp16=False$"),
+        (["fp16=True"], "cpu", None, "float16 on a CPU .* set fp16=False$"),
+        (["bf16=True"], "cpu", False, "bfloat16 on a CPU without instructions .* set bf16=False$"),
+        (["bf16=True"], "cpu", True, "^$"),
+        (["bf16=True"], "cpu", None, "^$"),
+        ([], "cpu", False, "^$"),
+        (["fp16=True"], "cuda", False, "^$"),
+        (["bf16=True"], "cuda", False, "^$"),
+    ],
+)
+def test_a_precision_that_is_slow_on_this_cpu_is_pointed_out(overrides, device, has_bf16, text, monkeypatch):
+    monkeypatch.setattr(ours, "cpu_computes_bfloat16", lambda: has_bf16)
+    assert re.search(text, ours.slow_precision(get_config("demo", overrides), torch.device(device)))
+
+
+@pytest.mark.parametrize(
+    ("skipped", "text"),
+    [
+        (12, "12 of 12 steps were skipped, because their gradients were not finite: nothing was trained."),
+        (7, "7 of 12 steps were skipped, because their gradients were not finite: little was trained."),
+        (6, ""),
+        (0, ""),
+    ],
+)
+def test_a_run_that_skipped_most_of_its_steps_says_so(skipped, text):
+    assert ours.skipped_text(skipped, 12).startswith(text)
+    assert bool(ours.skipped_text(skipped, 12)) == bool(text)
+
+
+def test_a_run_whose_every_step_was_skipped_ends_with_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.run.to_network_input", lambda images: to_network_input(images) * torch.nan)
+    run(tmp_path, "max_nonfinite=99", "fp16=True")
+    lines = capsys.readouterr().out.splitlines()
+    assert "done: " in lines[-1]
+    assert "12 of 12 steps were skipped, because their gradients were not finite: nothing was trained" in lines[-2]
+    assert sum("float16 on a CPU is usually many times slower" in line for line in lines) == 1
+    assert sum("the first step took " in line for line in lines) == 1

@@ -128,7 +128,8 @@ def test_sets_that_cannot_be_read_are_left_out_with_one_warning(data, lines):
     (data / "calfw.bin").write_bytes(b"no pickle")
     verify = make(data, ["agedb_30", "lfw", "calfw"])
     assert [pairs.name for pairs in verify.sets] == ["lfw"]
-    assert sum("agedb_30 is left out" in line for line in lines) == 1
+    missing = f"verification set agedb_30 is left out: there is no {data / 'agedb_30.bin'}"
+    assert sum(line.startswith(missing) for line in lines) == 1
     assert sum("calfw is left out" in line for line in lines) == 1
 
 
@@ -249,5 +250,5 @@ def test_a_broken_image_in_one_ranks_share_leaves_the_set_out_on_all(data):
     save(data, "agedb_30", pairs)
     ranks = run_ranks(broken_on_ranks, 2, data)
     assert [names for names, _ in ranks] == [["lfw"], ["lfw"]]
-    assert any("agedb_30 is left out: verification set agedb_30, image 39" in line for line in ranks[0][1])
+    assert any("agedb_30 is left out: image 39" in line for line in ranks[0][1])
     assert ranks[1][1] == []

@@ -134,10 +134,14 @@ def warnings_of(monkeypatch):
     return said
 
 
-@pytest.mark.parametrize("where", ["init", "log", "finish"])
-def test_a_server_that_fails_is_one_warning(tmp_path, wandb, monkeypatch, where):
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [(where, kind) for where in ("init", "log", "finish") for kind in (ConnectionError, SystemExit)]
+    + [("finish", KeyboardInterrupt)],
+)
+def test_a_server_that_fails_is_one_warning(tmp_path, wandb, monkeypatch, where, kind):
     def fail(*_args, **_options):
-        raise ConnectionError("no answer\nfrom the server")
+        raise kind("no answer\nfrom the server")
 
     said = warnings_of(monkeypatch)
     monkeypatch.setattr(wandb, where, fail)
@@ -145,8 +149,18 @@ def test_a_server_that_fails_is_one_warning(tmp_path, wandb, monkeypatch, where)
         for step in (1, 2, 3):
             metrics.write(step, {"loss": 2.0})
     assert len(said) == 1
-    assert "ConnectionError: no answer from the server" in said[0]
+    assert f"{kind.__name__}: no answer from the server" in said[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("where", ["init", "log"])
+def test_a_ctrl_c_while_the_main_thread_is_in_it_goes_on(tmp_path, wandb, monkeypatch, where):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wandb, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ours.WandbLog(get_config("demo", ["using_wandb=True"]), tmp_path).write(1, {"loss": 2.0})
 
 
 def test_an_end_that_never_comes_is_given_up(tmp_path, wandb, monkeypatch):

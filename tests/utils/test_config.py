@@ -152,7 +152,7 @@ def test_rate_follows_the_batch_where_asked():
         ("num_classes=0", "num_classes must be at least 1"),
         ("num_classes=[4,0]", "num_classes must be at least 1"),
         ("num_classes=many", "num_classes must be"),
-        ("warmup_epoch=1000", "warmup_epoch must be below num_epoch"),
+        ("warmup_epoch=1000", "warmup_epoch must be below num_epoch = .* .set warmup_epoch=0 for none., got 1000"),
         ("image_size=(96,96)", "image_size must be .112, 112."),
         ("sample_rate=0.5", "sample_rate = 0.5 is PartialFC's"),
         ("interclass_filtering_threshold=0.4", "give margin_list too"),

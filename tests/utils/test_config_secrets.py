@@ -1,6 +1,8 @@
+import dataclasses
+
 import pytest
 
-from utils.config import get_config
+from utils.config import get_config, make_config
 from utils.config_secrets import refuse_secrets
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -48,3 +50,19 @@ def test_what_is_no_key_is_looked_for_nowhere(key, monkeypatch):
 def test_usual_values_pass():
     refuse_secrets({"wandb_key": "XXXXXXXX", "notes": f"commit {KEY}", "rec": "https://host:80/a@b", "lr": 0.1})
     refuse_secrets({"wandb_key": None, "wandb_entity": "team", "output": "C:/a", "val_targets": ("lfw",)})
+
+
+@pytest.mark.parametrize("using", [True, False])
+@pytest.mark.parametrize("setting", ["wandb_key", "wandb_entity", "notes"])
+def test_keys_of_the_new_form_are_refused_in_any_setting(setting, using):
+    with pytest.raises(ValueError, match=f"^{setting} ") as caught:
+        get_config("demo", [f"{setting}=wandb_v1_{KEY}", f"using_wandb={using}"])
+    assert KEY not in str(caught.value)
+
+
+def test_a_shown_config_says_of_the_key_only_that_it_is_given_and_can_be_read_again():
+    shown = get_config("demo", ["wandb_key=XXXXXXXXXXXXXXXX"]).as_dict()
+    assert shown["wandb_key"] == "***"
+    assert make_config(shown).as_dict() == shown
+    assert dataclasses.replace(get_config("demo"), wandb_key=KEY).as_dict()["wandb_key"] == "***"
+    assert get_config("demo").as_dict()["wandb_key"] is None

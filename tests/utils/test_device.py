@@ -6,7 +6,8 @@ import platform
 import pytest
 import torch
 
-from utils.device import prepare_device, to_device
+from utils import device
+from utils.device import cpu_computes_bfloat16, prepare_device, to_device
 
 
 class Noted:
@@ -53,3 +54,21 @@ def test_only_glibc_is_told_to_keep_memory(monkeypatch, system, libc):
     monkeypatch.setattr(platform, "libc_ver", lambda: (libc, ""))
     monkeypatch.setattr(ctypes, "CDLL", load)
     prepare_device(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("text", "has"),
+    [
+        ("model name : x\nflags\t\t: fpu avx512_bf16 sse\n", True),
+        ("flags\t\t: fpu amx_bf16\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("flags\t\t: fpu avx512f avx512_fp16\nflags\t\t: avx512_bf16\n", False),  # the first core speaks for all
+        ("processor : 0\n", None),
+        (None, None),
+    ],
+)
+def test_whether_the_cpu_computes_bfloat16_is_read_from_linux(text, has, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "cpuinfo")
+    assert cpu_computes_bfloat16() is has

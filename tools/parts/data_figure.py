@@ -7,7 +7,20 @@ from typing import BinaryIO
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 from numpy.typing import NDArray
+
+
+def _count(value: float, _: object) -> str:
+    """A tick of an axis of counts; none between them."""
+    return f"{value:,.0f}" if value == round(value) else ""
+
+
+class _SmallTicks(LogFormatter):
+    """Those of a logarithmic axis that matplotlib would label."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return _count(x, pos) if super().__call__(x, pos) else ""
 
 
 def draw_histogram(counts: NDArray[np.int64], file: BinaryIO) -> None:
@@ -29,9 +42,14 @@ def draw_histogram(counts: NDArray[np.int64], file: BinaryIO) -> None:
     axes.hist(counts, edges.tolist(), color="#3b6ea5", edgecolor="white", linewidth=0.3)
     for value, name, style in ((np.median(counts), "median", "-"), (counts.mean(), "mean", "--")):
         axes.axvline(value, color="#c0392b", linestyle=style, label=f"{name} {value:.3g}")
+    axes.set_yscale("log")
     if most > 60:
         axes.set_xscale("log")
-    axes.set_yscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in (axes.xaxis, axes.yaxis):  # where a logarithmic axis is short, its ticks may be halves
+        axis.set_major_formatter(FuncFormatter(_count))
+        axis.set_minor_formatter(_SmallTicks())
     axes.set_xlabel("images of an identity")
     axes.set_ylabel("identities")
     axes.set_title(f"{counts.sum():,} images of {len(counts):,} identities")

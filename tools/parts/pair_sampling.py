@@ -1,4 +1,4 @@
-"""Draw verification pairs from labelled images: half of one person, half of two."""
+"""Draw verification pairs from labelled images: of one person, and of two."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ _MOST_IMAGES = 1000  # of one identity that are examined
 _TRIES = 1000  # draws in a row that find nothing new before the set counts as used up
 
 
-def sample_pairs(labels_N: NDArray[np.int64], pairs: int, seed: int, digest: Callable[[int], bytes]) -> list[Pair]:
-    """Draw pairs, genuine and impostor ones in turn, so that every fold of a cross-validation is balanced.
+def sample_pairs(
+    labels_N: NDArray[np.int64],
+    pairs: int,
+    seed: int,
+    digest: Callable[[int], bytes],
+    impostors: int | None = None,
+) -> list[Pair]:
+    """Draw pairs, genuine and impostor ones evenly mixed, so that each fold of a cross-validation has its share.
 
     Each identity gives one genuine pair before any gives a second one; impostors are two identities drawn evenly, and
     an image of each. No pair comes twice, and none is of two byte-identical images.
@@ -24,6 +30,7 @@ def sample_pairs(labels_N: NDArray[np.int64], pairs: int, seed: int, digest: Cal
         pairs: how many, at least 2.
         seed: of the draws.
         digest: tells whether two images are the same; asked for drawn images only.
+        impostors: how many of the pairs are of two persons; None: half, genuine and impostor ones in turn.
 
     Raises:
         ValueError: the images do not give that many pairs.
@@ -37,17 +44,26 @@ def sample_pairs(labels_N: NDArray[np.int64], pairs: int, seed: int, digest: Cal
         return [order[starts[i] : starts[i] + counts[i]] for i in drawn]
 
     with_two = np.flatnonzero(counts > 1)
-    genuine = _take(_genuine(some(with_two), rng), (pairs + 1) // 2, digest)
-    impostor = _take(_impostors(some(np.arange(len(counts))), rng), pairs // 2, digest)
-    for kind, found, wanted in (("genuine", genuine, (pairs + 1) // 2), ("impostor", impostor, pairs // 2)):
+    of_two = pairs // 2 if impostors is None else impostors
+    of_one = pairs - of_two
+    genuine = _take(_genuine(some(with_two), rng), of_one, digest)
+    impostor = _take(_impostors(some(np.arange(len(counts))), rng), of_two, digest)
+    for kind, found, wanted in (("genuine", genuine, of_one), ("impostor", impostor, of_two)):
         if len(found) < wanted:
+            way = f"ask for fewer pairs, or for more of two persons (--impostors {pairs - len(found)})"
+            if kind == "impostor" or not found:
+                way = "ask for fewer pairs"
             raise ValueError(
                 f"{pairs} pairs take {wanted} {kind} ones, but {len(labels_N)} images of {len(counts)} identities, "
-                f"{len(with_two)} of them with two images or more, give {len(found)}: ask for fewer pairs, or give "
-                "more images"
+                f"{len(with_two)} of them with two images or more, give {len(found)}: {way}, or give more "
+                "images"
             )
-    turns = [(genuine[i // 2], True) if i % 2 == 0 else (impostor[i // 2], False) for i in range(pairs)]
-    return [(*images, same) for images, same in turns]
+    found_pairs: list[Pair] = []
+    for i in range(pairs):
+        taken = (2 * i * of_one + pairs) // (2 * pairs)  # genuine ones before: their share of i, rounded
+        is_genuine = (2 * (i + 1) * of_one + pairs) // (2 * pairs) > taken
+        found_pairs.append((*(genuine[taken] if is_genuine else impostor[i - taken]), is_genuine))
+    return found_pairs
 
 
 def _take(

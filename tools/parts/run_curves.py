@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from utils.text import parse_json
 
 METRICS = "metrics.jsonl"
+_MOST_STEPS = 2**63 - 1  # as the array of steps holds them
+_LARGEST = 1e300  # figure that can be averaged and drawn without an overflow
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,15 @@ def _read(path: Path) -> dict[str, Curve]:
 
 
 def _parse(line: str) -> tuple[int, dict[str, float]]:
-    """A line's step and figures; none where it is half written, or something else."""
+    """A line's step and figures; none where it is half written, or something else, or too large to draw."""
     try:
         found = parse_json(line)
     except ValueError:
         return 0, {}
-    if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+    if not isinstance(found, dict) or not isinstance(step := found.get("step"), int) or not 0 <= step <= _MOST_STEPS:
         return 0, {}
     numbers = {name: value for name, value in found.items() if isinstance(value, int | float) and name != "step"}
-    return found["step"], {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+    return step, {name: float(value) for name, value in numbers.items() if abs(value) <= _LARGEST}  # no nan either
 
 
 def _curve(values: dict[int, float]) -> Curve:

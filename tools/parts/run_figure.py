@@ -22,6 +22,7 @@ _PANELS = (  # name in the metrics, title, axis, factor, whether it is smoothed
     ("data_wait_share", "waiting for data", "% of the time", 100.0, True),
 )
 _ACCURACY = "/accuracy"
+_FEW = 20  # points up to which each gets a marker: a line through two or three neighbours is hardly seen
 
 
 def draw_runs(runs: Sequence[RunCurves], window: int | None, file: BinaryIO) -> None:
@@ -59,11 +60,11 @@ def _draw_figure(
         values = factor * curve.values_N
         width = max(1, len(values) // 40) if window is None else window
         widths.append(width)
-        dot = "." if len(values) == 1 else None
+        dot = "o" if len(values) <= _FEW else None
         if width > 1:
             axes.plot(curve.steps_N, values, color=_colour(number), lw=0.6, alpha=0.35)
         look: dict[str, Any] = {"color": _colour(number), "ls": _style(number), "lw": _width(number, len(runs))}
-        axes.plot(curve.steps_N, smoothed(values, width), marker=dot, **look)
+        axes.plot(curve.steps_N, smoothed(values, width), marker=dot, markersize=4, **look)
     if widths and max(widths) > 1:
         lines = str(widths[0]) if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
         title += f" (thin: as logged, thick: mean of {lines} log lines)" if name == "loss" else " (smoothed likewise)"
