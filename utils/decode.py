@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -198,6 +199,28 @@ class FittedFace(NamedTuple):
     encoded: bytes
     is_resized: bool
     was_square: bool
+    changed: str = ""  # see ``decode_noted``
+
+
+@dataclass
+class Fitted:
+    """What was done to a set's faces."""
+
+    resized: int = 0
+    not_square: int = 0  # of the resized ones
+    changed: Counter[str] = field(default_factory=Counter)  # by kind, see ``decode_noted``
+
+    def see(self, face: FittedFace) -> None:
+        """Count a face."""
+        self.resized += face.is_resized
+        self.not_square += not face.was_square
+        if face.changed:
+            self.changed[face.changed] += 1
+
+    def lines(self) -> list[str]:
+        """One line for each thing that was done to some."""
+        resized = resized_text(self.resized, self.not_square)
+        return [resized] * bool(resized) + [f"{n:,} images with {kind}" for kind, n in self.changed.items()]
 
 
 def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 95, keep: bool = True) -> FittedFace:
@@ -219,4 +242,4 @@ def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 9
     if not is_resized and keep and encoded.startswith(_KEPT) and not changed:  # else others would read it otherwise
         return FittedFace(encoded, False, True)
     fitted = encode_rgb(resize_square(image, size), encoding, quality)
-    return FittedFace(fitted, is_resized, height == width)
+    return FittedFace(fitted, is_resized, height == width, changed)
