@@ -134,9 +134,10 @@ def identity_folders(root: Path, notes: FolderNotes | None = None) -> list[str]:
             elif entry.is_dir():
                 found.append(entry)
             elif _is_broken(entry) and not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                target = Path(entry.path).readlink()
                 raise FileNotFoundError(
-                    f"{entry.path}: a link to {os.readlink(entry.path)}, where there is nothing: mount the disk or "
-                    "copy the folder, or remove the link (the labels of all later people then move)"
+                    f"{entry.path}: a link to {target}, where there is nothing: mount the disk or copy the "
+                    "folder, or remove the link (the labels of all later people then move)"
                 )
             elif notes is not None and entry.name.lower().endswith(IMAGE_SUFFIXES):
                 notes.leave_out(entry, "loose in the folder itself, of nobody")

@@ -27,9 +27,7 @@ class Config:
     image_size: tuple[int, int]  # height, width in pixels; the backbones take 112 x 112 only
     val_targets: tuple[str, ...]  # verification sets <rec>/<name>.bin, or paths of .bin files
     num_workers: int  # loader processes of each rank; 0: load in the training process
-    shuffle_chunk: (
-        int  # for spinning disks and object storage: images read in a row, such as 512; 0: all shuffled freely
-    )
+    shuffle_chunk: int  # for spinning disks and object storage: images read in a row, such as 512; 0: off
     on_bad_sample: Literal["stop", "skip"]  # damaged images and labels: an error, or replaced by others and counted
     dali: bool  # decode with nvidia-dali (requirement-dali.txt)
     dali_aug: bool  # the same as augment = "insightface", with either loader

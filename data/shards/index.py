@@ -2,9 +2,9 @@
 
 The file lies beside the shards; where that is not allowed, and for shards behind an address, in the folder that the
 environment variable MHS_CACHE names (by default ~/.cache/mhs_arcface). It is a line of JSON and three arrays, which
-all processes of a machine share. Each shard's size and time of change (or a server's ETag) stand in it; where there is
-no time, a checksum of some of its bytes. An index of other shards is not used but made anew; so is that of a copy with
-other times, since a label can change without another size, and finding it takes as long as the index.
+all processes of a machine share. Each shard's size and time of change (or a server's ETag) stand in it, and where
+there is none a checksum of some of its bytes. An index of other shards is not used but made anew; so is that of a
+copy with other times, since a label can change under the same size, and to find that takes as long as the index.
 
 Shapes: N images.
 """

@@ -111,6 +111,7 @@ def test_folders_of_the_system_are_no_people(folder, tmp_path, capsys):
     assert said in capsys.readouterr().out
     assert contents(FaceRecords(tmp_path / "packed")) == (VALUES, LABELS)
     assert convert_set.main([str(folder), str(tmp_path / "shards")]) == 0
+    assert said in capsys.readouterr().out
     (tmp_path / "shards" / "lost+found").mkdir()
     assert contents(open_faces(tmp_path / "shards")) == (VALUES, LABELS)
 
