@@ -2,7 +2,7 @@
 
 | keys | values | labels |
 |---|---|---|
-| ``num-samples``, ``image-000000001``, ``label-000000001``, ... | encoded images; texts | in the database |
+| ``num-samples``, ``image-000000001`` (or from 0 on), ``label-000000001``, ... | encoded images; texts | there |
 | any | Caffe's Datum with an encoded image | in the Datum |
 | any | encoded images | ``labels.txt`` in the folder: lines ``KEY LABEL``, in the order of the samples |
 
@@ -60,6 +60,7 @@ class FaceDatabase(FaceDataset):
         self.path, self.image_size, self.on_bad_sample = Path(source), image_size, on_bad_sample
         with self._transaction() as transaction:
             self.form = self._find_form(transaction)
+            entries = int(transaction.stat()["entries"])
         self._listed: NDArray[np.int64] | None = None
         if self.form == "numbered":
             self._keys: Keys | None = None
@@ -68,6 +69,7 @@ class FaceDatabase(FaceDataset):
         else:
             with self._transaction() as transaction:
                 self._keys = _as_array(list(_keys_of(transaction)))
+        self._note_left_out(entries)
 
     def __len__(self) -> int:
         return self._count if self._keys is None else len(self._keys)
@@ -135,7 +137,9 @@ class FaceDatabase(FaceDataset):
             text = bytes(count)
             if not re.fullmatch(rb"[0-9]{1,9}", text) or int(text) < 1:
                 raise ValueError(f"{self.path}: num-samples is {text[:20]!r}, expected a whole number from 1 on")
-            self._count = int(text)
+            self._count, self._first = int(text), 1
+            if transaction.get(b"image-%09d" % 0) is not None:
+                self._first = 0
             return "numbered"
         if self._list_path.is_file():
             return "listed"
@@ -159,8 +163,22 @@ class FaceDatabase(FaceDataset):
             ) from None
         return "caffe"
 
+    def _note_left_out(self, entries: int) -> None:
+        """Say that the database has more in it than is read."""
+        more = entries - (2 * len(self) + 1 if self.form == "numbered" else len(self))
+        if more > 0:
+            why = (
+                f"num-samples is {len(self):,}"
+                if self.form == "numbered"
+                else f"{self._list_path.name} lists no more"
+            )
+            self.note = (
+                f"{self.path}: {more:,} of its {entries:,} entries are not read, since {why}: if images are among "
+                "them, correct that"
+            )
+
     def _key(self, index: int) -> bytes:
-        return b"image-%09d" % (index + 1) if self._keys is None else bytes(self._keys[index])
+        return b"image-%09d" % (index + self._first) if self._keys is None else bytes(self._keys[index])
 
     def _value(self, transaction: Any, index: int) -> memoryview:
         value = transaction.get(self._key(index))
@@ -172,7 +190,7 @@ class FaceDatabase(FaceDataset):
     def _label(self, transaction: Any, index: int) -> int:
         if self.form == "caffe":
             return self._checked(self._datum(self._value(transaction, index), index).label, index)
-        text = transaction.get(b"label-%09d" % (index + 1))
+        text = transaction.get(b"label-%09d" % (index + self._first))
         if text is None or not re.fullmatch(rb"[0-9]{1,9}", stripped := bytes(text[:_MAX_LABEL_TEXT]).strip()):
             found = "missing" if text is None else repr(bytes(text[:40]))
             raise ValueError(f"{self.where(index)}: its label is {found}, expected a whole number as text")

@@ -7,7 +7,7 @@ of a case before it begins, and its result as a line of JSON. A result is one of
 - "skipped": counted, others stand in, every delivered label is right;
 - "harmless": every image and label comes as before the damage;
 - "pixels": labels are right, an image still decodes but looks different (no format here has a checksum of pixels);
-- "said": a label was changed, and that labels disagree was said;
+- "said": a label was changed, or a file is left out, and a note says so;
 - "unseen": a label or flag was changed into another valid one, in a form that says it only once;
 - anything else: a fault of ours, in words.
 """
@@ -52,7 +52,7 @@ class Damage(NamedTuple):
 
     name: str
     image_hit: int | None = None  # the image whose bytes were changed
-    label_hit: int | None = None  # the image or pair whose label was changed, where the form says it only once
+    label_hit: int | None = None  # the image or pair whose label was changed
 
 
 def faces():
@@ -115,7 +115,6 @@ def damage_rec(folder, rng):
     header, image = reader.read_face(first + number)
     image_at = start + 32 + 4 * header.flag
     image_end = image_at + len(image) + (4 if number == 5 else 0)  # the second part's head
-    only_here = None if first else number
     kinds = ["flip field", "flip image", "flip anywhere", "cut", "length", "empty record", "empty", "junk", "label"]
     kind = rng.choice(kinds)
     if kind == "flip field":
@@ -126,14 +125,15 @@ def damage_rec(folder, rng):
         flip(data, start + int(rng.integers(low, high)), rng)
         kind = f"flip {field}"
         path.write_bytes(data)
-        return Damage(f".rec {kind}", label_hit=only_here if field in ("label", "labels", "flag") else None)
+        return Damage(f".rec {kind}", label_hit=number if field in ("label", "labels", "flag") else None)
     if kind == "flip image":
         flip(data, int(rng.integers(image_at, image_end)), rng, 3)
     elif kind == "flip anywhere":
         at = int(rng.integers(len(data)))
         flip(data, at, rng)
-        number = int(np.searchsorted(reader.offsets, at, side="right")) - 1 - first
-        label_hit = number if not first and 12 <= at - int(reader.offsets[number]) < 40 else None
+        position = int(np.searchsorted(reader.offsets, at, side="right")) - 1
+        number = position - first
+        label_hit = number if 0 <= number < N and 12 <= at - int(reader.offsets[position]) < 40 else None
         path.write_bytes(data)
         return Damage(".rec flip anywhere", number if 0 <= number < N else None, label_hit)
     elif kind == "cut":
@@ -148,7 +148,7 @@ def damage_rec(folder, rng):
         other = (LABELS[number] + int(rng.integers(1, IDENTITIES))) % IDENTITIES
         struct.pack_into("<f", data, start + (32 if header.flag else 12), other)
         path.write_bytes(data)
-        return Damage(".rec label", label_hit=only_here)
+        return Damage(".rec label", label_hit=number)
     else:
         size = image_end - image_at
         data[image_at:image_end] = bytes([rng.bytes(size), b"text " * size, bytes(size)][int(rng.integers(3))][:size])
@@ -256,7 +256,7 @@ def train_on(folder, mode, num_classes, damage):
     """Open, check and read all of a set as training does; what came of it."""
     try:
         loader = get_dataloader(folder, 2, num_workers=0, on_bad_sample=mode)
-        summary, facts = examine(loader.dataset, num_classes)
+        summary, _ = examine(loader.dataset, num_classes)
         batches = list(loader)
     except (ValueError, OSError) as error:
         return named(error, folder)
@@ -273,12 +273,15 @@ def train_on(folder, mode, num_classes, damage):
             if label != LABELS[number]:
                 if damage.label_hit != number:
                     return f"silently wrong label {label} for {LABELS[number]}"
-                result = "said" if facts.warnings else "unseen"
+                result = "said" if any(one.note for one in loader.dataset.sets) else "unseen"
             delivered.add(number)
     if result == "said":
         return result
-    if facts.warnings or summary.unusable or any(batch.damaged for batch in batches):
+    sets = loader.dataset.sets
+    if any(one.warning for one in sets) or summary.unusable or any(batch.damaged for batch in batches):
         return "skipped"
+    if any(one.note for one in sets):
+        return "said"
     if len(delivered) < summary.num_image - summary.num_image % 2 or len(delivered) < N - 1:
         return f"silently only {len(delivered)} of {N} images"
     return result

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from data.records.writer import write_face_records
+from face_files import FACES
 from paths import ROOT
 from tiny_runs import TINY, metrics
 from training.checkpoint import list_checkpoints
@@ -39,6 +41,21 @@ def end(process):
     finally:
         process.kill()
     return process.returncode, errors
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_reader_has_gone_finishes_its_work(tmp_path, unbuffered):
+    """As in ``| head -1``."""
+    write_face_records(tmp_path, FACES)
+    before = (tmp_path / "train.idx").read_bytes()
+    (tmp_path / "train.idx").unlink()
+    command = [sys.executable, "-m", "tools.rebuild_index", str(tmp_path)]
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 0)
+    process.stderr.close()
+    assert (tmp_path / "train.idx").read_bytes() == before
 
 
 SLOW_IMPORT = """

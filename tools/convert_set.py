@@ -120,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("convert_set: interrupted, nothing is written", file=sys.stderr)
         return 130
     seconds = time.perf_counter() - start
+    for text in (text for one in faces.sets for text in (one.warning, one.note) if text):
+        print(plain(text))
     print(plain(f"{args.out}: {len(faces):,} images of {faces.num_classes:,} classes as {what} in {seconds:.1f} s"))
     print_config(config_lines(args.out, faces.num_classes, len(faces)))
     return 0

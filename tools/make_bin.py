@@ -37,7 +37,7 @@ from tools.parts.pack_sources import FolderFiles
 from tools.parts.pair_sampling import Pair, sample_pairs
 from tools.parts.record_output import pair_config_lines, print_config
 from utils.atomic import open_atomic
-from utils.decode import fit_face, resized_text
+from utils.decode import Fitted, fit_face
 from utils.text import any_name_can_be_printed, complain, plain
 
 
@@ -98,7 +98,7 @@ def drawn(source: Path, pairs: int, seed: int, impostors: int | None = None) -> 
     return EncodedPairs([images.read(index) for a, b, _ in found for index in (a, b)], [same for _, _, same in found])
 
 
-def write_bin(path: Path, pairs: EncodedPairs, size: int, quality: int) -> tuple[int, int]:
+def write_bin(path: Path, pairs: EncodedPairs, size: int, quality: int) -> Fitted:
     """Write a pickle of (images, issame), each image ``size`` x ``size``.
 
     Args:
@@ -108,14 +108,14 @@ def write_bin(path: Path, pairs: EncodedPairs, size: int, quality: int) -> tuple
         quality: of the JPEGs of images that are resized.
 
     Returns:
-        How many different images were resized, and how many of them were not square.
+        What was done to how many different images.
 
     Raises:
         ValueError: an image does not decode; names its place.
         OSError: the file cannot be written.
     """
     fitted: dict[bytes, bytes] = {}  # an image that is in several pairs is one object, and is in the file once
-    images, resized, not_square = [], 0, 0
+    images, done = [], Fitted()
     for i, encoded in enumerate(pairs.images):
         if encoded not in fitted:
             try:
@@ -123,12 +123,11 @@ def write_bin(path: Path, pairs: EncodedPairs, size: int, quality: int) -> tuple
             except ValueError as error:
                 raise ValueError(f"image {i % 2 + 1} of pair {i // 2 + 1}: {error}; leave the pair out") from None
             fitted[encoded] = face.encoded
-            resized += face.is_resized
-            not_square += not face.was_square
+            done.see(face)
         images.append(fitted[encoded])
     with open_atomic(path) as file:
         pickle.dump((images, pairs.issame), file, protocol=4)
-    return resized, not_square
+    return done
 
 
 @any_name_can_be_printed()
@@ -137,14 +136,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
         pairs = _pairs(args)
-        resized, not_square = write_bin(args.out, pairs, args.size, args.quality)
+        done = write_bin(args.out, pairs, args.size, args.quality)
     except (ValueError, OSError) as error:
         complain("make_bin", error)
         return 2
     same = sum(pairs.issame)
     print(f"{args.out}: {len(pairs.issame):,} pairs, {same:,} genuine and {len(pairs.issame) - same:,} impostor")
-    if resized:
-        print(resized_text(resized, not_square))
+    for line in done.lines():
+        print(line)
     if same in (0, len(pairs.issame)):
         print("all pairs are of one kind: no accuracy can be had from them")
     print_config(pair_config_lines(args.out))

@@ -38,7 +38,7 @@ from tools.parts.record_output import check_out, config_lines, print_config, wri
 from tools.shuffle_rec import shuffle_records
 from utils.atomic import open_atomic
 from utils.bars import open_bar
-from utils.decode import FittedFace, fit_face, resized_text
+from utils.decode import Fitted, FittedFace, fit_face
 from utils.folders import IMAGE_SUFFIXES
 from utils.text import any_name_can_be_printed, complain, plain
 
@@ -64,8 +64,7 @@ class Packed:
 
     images: int = 0
     classes: list[str] = field(default_factory=list)  # names by label
-    resized: int = 0
-    not_square: int = 0  # of the resized ones
+    fitted: Fitted = field(default_factory=Fitted)
     unreadable: list[str] = field(default_factory=list)  # the first few, with the reason
     n_unreadable: int = 0
     empty: list[str] = field(default_factory=list)  # identities left out
@@ -108,8 +107,7 @@ def pack_files(files: FaceFiles, out: Path, coding: Coding, workers: int) -> Pac
                     result.classes.append(files.names[identity])
                 writer.add(len(result.classes) - 1, face.encoded)
                 result.images += 1
-                result.resized += face.is_resized
-                result.not_square += not face.was_square
+                result.fitted.see(face)
             bar.update(current + 1 - bar.n)
             if bar.disable and time.perf_counter() - shown > _PROGRESS_S:
                 shown = time.perf_counter()
@@ -262,10 +260,19 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _report(packed: Packed, out: Path, seconds: float) -> None:
+<<<<<<< HEAD
     rate = f", {packed.images / seconds:,.0f} a second" if seconds >= _RATE_S else ""
     print(f"{out}: {packed.images:,} images of {len(packed.classes):,} identities in {seconds:.1f} s{rate}")
     if packed.resized:
         print(resized_text(packed.resized, packed.not_square))
+=======
+    print(
+        f"{out}: {packed.images:,} images of {len(packed.classes):,} identities in {seconds:.1f} s, "
+        f"{packed.images / seconds:,.0f} a second"
+    )
+    for line in packed.fitted.lines():
+        print(line)
+>>>>>>> m5
     if packed.n_unreadable:
         where = out / "unreadable.txt"
         print(f"{packed.n_unreadable:,} files are unreadable and left out, all in {where}; the first:")

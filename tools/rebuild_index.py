@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _in_words(found: Rebuilt) -> str:
-    keys = "the records' own numbers" if found.has_own_keys else "counted, since the records' numbers do not differ"
+    keys = "the records' own numbers" if found.has_own_keys else "counted, since the records' own numbers are no keys"
     parts = f", {found.in_parts:,} of them in several parts" if found.in_parts else ""
     form = "a header record first" if found.has_header else "no header record"
     low, high = int(found.keys_N.min()), int(found.keys_N.max())

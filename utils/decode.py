@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from utils.opencv import cv2
 
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras give
+_OVERSHOOT = 0.05  # of the range, beyond white and black
 _PNM = re.compile(rb"P[2356]\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*(\d{1,5})\s")
 _TIFF = (b"II*\0", b"MM\0*")  # whose depth stands anywhere in the file
 _JP2 = b"jP  \r\n\x87\n"
@@ -94,27 +96,33 @@ def to_8_bits(image: NDArray[Any], highest: int | None = None) -> NDArray[np.uin
 
     Whole numbers of 16 bits: cameras fill 10, 12 or 14 of them only, and with all 16 taken as the range, such images
     are nearly black. The range is 0 to ``highest``, or to the end of the smallest of 8, 10, 12, 14 and 16 bits that
-    holds the image's largest value. Of 16 bits the upper 8 are taken, as OpenCV does. Floating point: 0 to 1 where
-    nothing is above 1, else as for whole numbers. Negative values become 0.
+    holds the image's largest value. Of 16 bits the upper 8 are taken, as OpenCV does. Floating point: 0 to 1, or else
+    as for whole numbers. Resizing and filters overshoot: what lies outside a range by at most 5 % of it becomes white
+    or black.
 
     Args:
         image: of any shape.
         highest: the level of white, where the file says it.
 
     Raises:
-        ValueError: a value is not finite, or above 16 bits.
+        ValueError: a value is not finite, above 16 bits, or negative: whether 0 is black or grey then, as in images
+            normalised to -1 .. 1, would be a guess for each image.
     """
     if image.dtype == np.uint8 and highest in (None, 255):
         return image
-    most = float(image.max())
-    if not np.isfinite(image.min()) or not np.isfinite(most):
+    least, most = float(image.min()), float(image.max())
+    if not np.isfinite(least) or not np.isfinite(most):
         raise ValueError("it holds values that are no finite numbers")
-    if image.dtype.kind == "f" and most <= 1:
-        highest = 1
     if highest is None:
-        if most >= 1 << _DEPTHS[-1]:
-            raise ValueError(f"its values reach {most:.6g}, expected at most {(1 << _DEPTHS[-1]) - 1}")
-        highest = next((1 << bits) - 1 for bits in _DEPTHS if most < 1 << bits)
+        whites = [1] * (image.dtype.kind == "f") + [(1 << bits) - 1 for bits in _DEPTHS]
+        highest = next((white for white in whites if most <= white * (1 + _OVERSHOOT)), None)
+        if highest is None:
+            raise ValueError(f"its values reach {most:.6g}, expected at most {whites[-1]}")
+    if least < -_OVERSHOOT * highest:
+        raise ValueError(
+            f"its values run from {least:.6g} to {most:.6g}, expected none below 0: save it with 0 as black and "
+            f"{highest} as white, or with 8 bits"
+        )
     if image.dtype == np.uint16 and highest == 0xFFFF:
         return (image >> 8).astype(np.uint8)
     scaled: NDArray[np.uint8] = np.rint(image.astype(np.float32) * (255.0 / highest)).clip(0, 255).astype(np.uint8)
@@ -191,6 +199,28 @@ class FittedFace(NamedTuple):
     encoded: bytes
     is_resized: bool
     was_square: bool
+    changed: str = ""  # see ``decode_noted``
+
+
+@dataclass
+class Fitted:
+    """What was done to a set's faces."""
+
+    resized: int = 0
+    not_square: int = 0  # of the resized ones
+    changed: Counter[str] = field(default_factory=Counter)  # by kind, see ``decode_noted``
+
+    def see(self, face: FittedFace) -> None:
+        """Count a face."""
+        self.resized += face.is_resized
+        self.not_square += not face.was_square
+        if face.changed:
+            self.changed[face.changed] += 1
+
+    def lines(self) -> list[str]:
+        """One line for each thing that was done to some."""
+        resized = resized_text(self.resized, self.not_square)
+        return [resized] * bool(resized) + [f"{n:,} images with {kind}" for kind, n in self.changed.items()]
 
 
 def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 95, keep: bool = True) -> FittedFace:
@@ -212,4 +242,4 @@ def fit_face(encoded: bytes, size: int, encoding: str = ".jpg", quality: int = 9
     if not is_resized and keep and encoded.startswith(_KEPT) and not changed:  # else others would read it otherwise
         return FittedFace(encoded, False, True)
     fitted = encode_rgb(resize_square(image, size), encoding, quality)
-    return FittedFace(fitted, is_resized, height == width)
+    return FittedFace(fitted, is_resized, height == width, changed)

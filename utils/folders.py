@@ -13,6 +13,10 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "gallery", "probe", "query"}
 
+# What systems put beside files, thumbnails among it: Synology, macOS, Windows, ext4.
+SYSTEM_FOLDERS = {"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+_OF_SYSTEM = "folders of the system's own"
+
 
 class OutsideLinks:
     """Counts links below an image folder that lead out of it. They are followed: people lay sets together so.
@@ -109,19 +113,32 @@ class FolderNotes(OutsideLinks):
 
 
 def identity_folders(root: Path, notes: FolderNotes | None = None) -> list[str]:
-    """The names of the folders below ``root``, sorted, hidden ones left out; OSError if it cannot be read.
+    """The names of the folders below ``root``, sorted, without hidden ones and those that a system keeps for itself.
 
     Args:
         root: the folder of identities.
-        notes: sees what is named, and images that lie in ``root`` itself.
+        notes: sees what is named, what is left out, and images that lie in ``root`` itself.
+
+    Raises:
+        OSError: ``root`` cannot be read.
+        FileNotFoundError: a link leads nowhere: without that person, all later ones would get other labels.
     """
     found = []
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if entry.name in SYSTEM_FOLDERS:
+                if notes is not None:
+                    notes.leave_out(entry, _OF_SYSTEM)
+            elif entry.is_dir():
                 found.append(entry)
+            elif _is_broken(entry) and not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                target = Path(entry.path).readlink()
+                raise FileNotFoundError(
+                    f"{entry.path}: a link to {target}, where there is nothing: mount the disk or copy the "
+                    "folder, or remove the link (the labels of all later people then move)"
+                )
             elif notes is not None and entry.name.lower().endswith(IMAGE_SUFFIXES):
                 notes.leave_out(entry, "loose in the folder itself, of nobody")
     if notes is not None:
@@ -150,6 +167,9 @@ def image_names(folder: Path, notes: FolderNotes | None = None) -> list[bytes]:
                 if entry.name.startswith("."):
                     if notes is not None:
                         notes.leave_out(entry, "hidden")
+                elif entry.name in SYSTEM_FOLDERS:
+                    if notes is not None:
+                        notes.leave_out(entry, _OF_SYSTEM)
                 elif entry.is_dir():
                     if notes is not None:
                         notes.see(entry)

@@ -1,15 +1,18 @@
-"""Ctrl-C, from the first line of a command on: one line in place of a traceback.
+"""Ctrl-C, from the first line of a command on: one line in place of a traceback. And pipes whose reader has gone.
 
 Nothing of torch is imported here, so that a command can call this before it imports anything else.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import stat
 import sys
 import threading
 from types import TracebackType
+from typing import Any
 
 
 def end_in_one_line(program: str) -> None:
@@ -35,6 +38,7 @@ def end_in_one_line(program: str) -> None:
 
     sys.excepthook = hook
     _let_sigterm_through()
+    _outlive_readers()
 
 
 def ends_at_once(program: str) -> None:
@@ -47,6 +51,7 @@ def ends_at_once(program: str) -> None:
         program: the name that the line begins with.
     """
     _let_sigterm_through()
+    _outlive_readers()
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started so, as in the background of a script
@@ -64,6 +69,34 @@ def ends_at_once(program: str) -> None:
         os._exit(130)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+class _Pipe(io.FileIO):
+    """An end of a pipe that takes everything, also after its reader has gone."""
+
+    def write(self, data: Any, /) -> int:
+        """Write, to nowhere where nobody reads."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
+
+
+def _outlive_readers() -> None:
+    """Let the work be finished where a pipe ends early, as in ``| head``: what is printed then goes nowhere.
+
+    The signal SIGPIPE would end the process too, but in the middle of a file, and for sockets and workers' pipes too.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            stream.flush()
+            pipe = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+            by_line = stream.line_buffering or stream.write_through
+            setattr(sys, name, io.TextIOWrapper(pipe, stream.encoding, stream.errors, line_buffering=by_line))
 
 
 def _noted(*_: object) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from data.records.identities import KeyRange, compare
 from data.records.layout import EXACT_LABELS, HEADER, MAGIC, PART
 from data.records.reader import REBUILD, HeaderScan, RecordReader
+from data.records.rebuild import read_record
 
 _BLOCK = 1 << 20  # records whose headers are examined together
 _TAIL_BLOCK = 4096
@@ -27,7 +28,9 @@ class RecordCheck(NamedTuple):
     labels_N: NDArray[np.int64]  # -1: the header is damaged, or its label is no identity
     problem: str  # the first of these with file, record and offset; "": there is none
     unlisted: str  # which record of the .rec file its index does not list; "": none
-    note: str = ""  # in which way identity records and labels disagree, which damages nothing; "": they do not
+    note: str = (
+        ""  # in which way identity records and labels disagree, and what else is odd without damaging what is there
+    )
 
 
 def find_stop(reader: RecordReader) -> int:
@@ -75,8 +78,14 @@ def check_records(reader: RecordReader, start: int, stop: int) -> RecordCheck:
         if not (problem or good.all()):
             at = first + int(good.argmin())
             problem = _what_is_wrong(reader, at, scan, at - begin)
-    note = compare(reader.rec_path, reader.keys[start:stop], labels_N, read_ranges(reader, stop))
-    return RecordCheck(labels_N, problem, _unlisted_record(reader, np.concatenate(sizes)), note)
+    notes = [compare(reader.rec_path, reader.keys[start:stop], labels_N, read_ranges(reader, stop))]
+    if start and stop == len(reader) and reader.read_face(0)[0].flag == 0:
+        notes.append(
+            f"{reader.where(0)}: it has no image and is taken for insightface's header record, though no identity "
+            "records follow; all others are images"
+        )
+    unlisted, cut = _unlisted_record(reader, np.concatenate(sizes))
+    return RecordCheck(labels_N, problem, unlisted, "; ".join(note for note in [*notes, cut] if note))
 
 
 def read_ranges(reader: RecordReader, stop: int) -> list[KeyRange]:
@@ -108,7 +117,10 @@ def no_identity(where: str, label: float) -> str:
 def _what_is_wrong(reader: RecordReader, position: int, scan: HeaderScan, i: int) -> str:
     if scan.flags[i] >= 0:
         if not scan.has_image[i]:
-            return f"{reader.where(position)}: it holds no image, but stands among the images: copy both files again"
+            return (
+                f"{reader.where(position)}: it holds no image, but stands among the images: copy both files again "
+                "(or were two files joined with cat? join the original ones with python -m tools.merge_rec)"
+            )
         return no_identity(reader.where(position), float(scan.labels[i]))
     try:
         reader.read_face(position)
@@ -117,12 +129,12 @@ def _what_is_wrong(reader: RecordReader, position: int, scan: HeaderScan, i: int
     return f"{reader.where(position)}: it changed while it was read"
 
 
-def _unlisted_record(reader: RecordReader, sizes: NDArray[np.int64]) -> str:
-    """Which record of the file the index leaves out, "" if none."""
+def _unlisted_record(reader: RecordReader, sizes: NDArray[np.int64]) -> tuple[str, str]:
+    """Which record of the file the index leaves out; and that it leaves out the last one, which is cut short."""
     ends = reader.offsets + PART.size + sizes + -sizes % 4  # of a record in several parts: inside its last part
     size = reader.rec_path.stat().st_size
     if reader.index.is_in_file_order and 0 <= size - int((ends - reader.offsets).sum()) < _SMALLEST_RECORD:
-        return ""
+        return "", ""
     order = reader.offsets.argsort(kind="stable")
     starts, ends = np.append(reader.offsets[order], size), np.insert(ends[order], 0, 0)
     for gap in np.flatnonzero(starts - ends >= _SMALLEST_RECORD):
@@ -133,9 +145,24 @@ def _unlisted_record(reader: RecordReader, sizes: NDArray[np.int64]) -> str:
         # Nothing but the head of a part holds the magic on such a boundary; parts 2 and 3 belong to a listed record.
         is_start = (words[:-1] == MAGIC) & (words[1:] >> 29 < 2)
         if is_start.any():
+            at = first + 4 * int(is_start.argmax())
+            if end == size and _is_cut(reader, at, size):
+                return "", (
+                    f"{reader.rec_path}: it ends within the record at byte {at}, which is left out with all that "
+                    "may have followed; copy it again to have them"
+                )
             return (
-                f"{reader.idx_path}: it does not list the record at byte {first + 4 * int(is_start.argmax())} of "
-                f"{reader.rec_path.name}; it is cut short, or lines are missing: copy both files again, or "
-                f"{REBUILD.format(reader.rec_path)}"
-            )
-    return ""
+                f"{reader.idx_path}: it does not list the record at byte {at} of {reader.rec_path.name}; it is cut "
+                f"short, or lines are missing: copy both files again, or {REBUILD.format(reader.rec_path)}"
+            ), ""
+    return "", ""
+
+
+def _is_cut(reader: RecordReader, at: int, size: int) -> bool:
+    """Whether the file ends before the record at this offset does."""
+    with reader.rec_path.open("rb") as file, contextlib.suppress(ValueError):
+        try:
+            read_record(file, at, size)
+        except EOFError:
+            return True
+    return False

@@ -16,7 +16,7 @@ from utils.decode import decode_rgb
 class ImageSpan(NamedTuple):
     """The images are records ``keys[start:stop]``."""
 
-    is_insightface: bool  # record 0 is the header record, and identity records follow the images
+    is_insightface: bool  # record 0 is the header record; identity records may follow the images
     start: int
     stop: int
 
@@ -29,9 +29,7 @@ def find_images(reader: RecordReader) -> ImageSpan:
     """
     first = reader.scan_headers(0, 1, damaged="mark")
     stop = find_stop(reader)
-    # A lone number in record 0 is a header only where identity records follow; else it is an image that got lost.
-    is_header = int(first.flags[0]) > 0 or (int(first.flags[0]) == 0 and stop < len(reader))
-    is_insightface = is_header and not first.has_image[0]
+    is_insightface = int(first.flags[0]) >= 0 and not first.has_image[0]
     start = int(is_insightface)
     if stop <= start:
         raise ValueError(

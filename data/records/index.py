@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _IDX_BLOCK = 1 << 24  # bytes of .idx text parsed at a time
+_BOM = b"\xef\xbb\xbf"
+_LINE = rb"[ \t]*[0-9]+[ \t]+[0-9]+[ \t]*"
 _TAB, _NEWLINE, _ZERO, _NINE = b"\t\n09"
 
 
@@ -109,19 +111,27 @@ def _parse(text: bytes, path: Path, line: int) -> NDArray[np.int64]:
     """``key, offset, key, offset, ...`` of whole lines, the first of which has number ``line``."""
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
-    text = text.rstrip(b"\n") + b"\n"
+    text = (text.removeprefix(_BOM) if line == 1 else text).rstrip(b"\n") + b"\n"
     if text == b"\n":
         return np.empty(0, np.int64)
+    numbers = _numbers(text)
+    if numbers is None:  # blanks, as an editor or a script may have left them
+        numbers = _numbers(b"".join(b"\t".join(one.split()) + b"\n" for one in text[:-1].split(b"\n")))
+    if numbers is not None:
+        return numbers
+    lines = enumerate(text.split(b"\n"), line)
+    number, found = next(((n, one) for n, one in lines if not re.fullmatch(_LINE, one)), (line, text))
+    raise ValueError(
+        f"{path}: line {number} is {found[:60]!r}, expected `key<TAB>offset`, two whole numbers; the index is "
+        "damaged: copy it again"
+    )
+
+
+def _numbers(text: bytes) -> NDArray[np.int64] | None:
+    """The numbers in lines of the very form; None if a line has another."""
     chars = np.frombuffer(text, np.uint8)
     digit = (chars >= _ZERO) & (chars <= _NINE)
     breaks = chars[~digit]
     regular = len(breaks) % 2 == 0 and (breaks[::2] == _TAB).all() and (breaks[1::2] == _NEWLINE).all()
     numbers = np.fromstring(text, np.int64, sep=" ") if regular else np.empty(0, np.int64)
-    if regular and len(numbers) == len(breaks):
-        return numbers
-    lines = enumerate(text.split(b"\n"), line)
-    number, found = next((n, one) for n, one in lines if not re.fullmatch(rb"[0-9]+\t[0-9]+", one))
-    raise ValueError(
-        f"{path}: line {number} is {found[:60]!r}, expected `key<TAB>offset`, two whole numbers; the index is "
-        "damaged: copy it again"
-    )
+    return numbers if regular and len(numbers) == len(breaks) else None

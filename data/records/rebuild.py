@@ -32,9 +32,9 @@ class Rebuilt(NamedTuple):
 def read_records(rec_path: Path) -> Rebuilt:
     """Go through a record file from front to back; of an image only the head is read.
 
-    Keys are the ids in the records' headers, which packers set to the key, where no id occurs twice and a header
-    record has the first. Otherwise they are counted from 0 on, which is insightface's numbering where a header
-    record comes first, and im2rec's. Takes 16 bytes of memory a record.
+    Keys are the ids in the records' headers, which packers set to the key, where no id occurs twice and, after a
+    header record, they increase. Otherwise they are counted from 0 on, which is insightface's numbering where a
+    header record comes first, and im2rec's. Takes 16 bytes of memory a record.
 
     Raises:
         FileNotFoundError: no such file.
@@ -48,7 +48,7 @@ def read_records(rec_path: Path) -> Rebuilt:
     with rec_path.open("rb", buffering=_BUFFER) as file:
         while at < size:
             try:
-                head, end, parts = _read_record(file, at, size)
+                head, end, parts = read_record(file, at, size)
             except EOFError as cut:
                 left_out = f"{cut} at byte {at}, the last {size - at:,} bytes of the file"
                 break
@@ -99,7 +99,7 @@ def what_is_wrong(path: Path, found: Rebuilt) -> str:
     return f"it lists {len(listed):,} of {len(found.offsets_N):,} records" if missing else ""
 
 
-def _read_record(file: BinaryIO, at: int, size: int) -> tuple[bytes, int, int]:
+def read_record(file: BinaryIO, at: int, size: int) -> tuple[bytes, int, int]:
     """The first bytes of a record's payload, where the record ends, and its number of parts.
 
     Raises:
@@ -137,4 +137,5 @@ def _is_zero(file: BinaryIO, at: int) -> bool:
 def _hold_together(ids_N: NDArray[np.uint64], has_header: bool) -> bool:
     if int(ids_N.max()) >= 1 << 62 or len(np.unique(ids_N)) < len(ids_N):
         return False
-    return not has_header or int(ids_N[0]) == int(ids_N.min())
+    # In insightface's form the order of the keys says what is an image: identity records follow the images.
+    return not has_header or bool((ids_N[1:] > ids_N[:-1]).all())

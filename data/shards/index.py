@@ -2,8 +2,9 @@
 
 The file lies beside the shards; where that is not allowed, and for shards behind an address, in the folder that the
 environment variable MHS_CACHE names (by default ~/.cache/mhs_arcface). It is a line of JSON and three arrays, which
-all processes of a machine share. Each shard's size and time of change stand in it, and for a copy with another time
-a checksum of some of its bytes: an index of other shards is not used but made anew.
+all processes of a machine share. Each shard's size and time of change (or a server's ETag) stand in it, and where
+there is none a checksum of some of its bytes. An index of other shards is not used but made anew; so is that of a
+copy with other times, since a label can change under the same size, and to find that takes as long as the index.
 
 Shapes: N images.
 """
@@ -33,8 +34,8 @@ from utils.atomic import open_atomic
 from utils.text import parse_json
 
 log = logging.getLogger("mhs_arcface")  # that of utils.log, which a loader's worker need not import
-_FORM = "mhs_arcface shards 1"
-_PIECES, _PIECE = 8, 4096  # pieces of each shard whose checksum is kept, and bytes of each
+_FORM = "mhs_arcface shards 2"
+_PIECES, _PIECE = 8, 4096  # pieces of a shard whose checksum is kept, and bytes of each
 _TYPES: tuple[np.dtype[Any], ...] = (np.dtype("<i8"), np.dtype("<u4"), np.dtype("<i4"))  # offsets, sizes, labels
 _MAX_LINE = 1 << 30  # bytes of JSON
 _KEPT_PROBLEMS = 20
@@ -66,15 +67,19 @@ def open_index(files: Sequence[str], store: LocalFiles | RemoteFiles) -> ShardIn
     """
     facts = store.facts(files)
     places = _places(files)
+    reasons = []
     for path in places:
-        if (index := _load(path, files, facts, store)) is not None:
+        if not isinstance(index := _load(path, files, facts, store), str):
             return index
+        reasons += [f"{path} is not the index of these shards ({index})"] if index else []
+    if reasons:
+        log.warning("data: %s: it is made again", "; ".join(reasons))
     for path in places:
         try:
             if is_address(files[0]) or path.parent != Path(files[0]).resolve().parent:
                 path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.parent):
-                if (index := _load(path, files, facts, store)) is not None:
+                if not isinstance(index := _load(path, files, facts, store), str):
                     return index  # another process has made it meanwhile
                 probe = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                 probe.touch()  # before the work
@@ -135,7 +140,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _build(
     files: Sequence[str], facts: Sequence[FileFacts], store: LocalFiles | RemoteFiles
 ) -> tuple[ShardIndex, list[int]]:
-    """Read all shards' headers; the index, and the checksum of each shard's pieces."""
+    """Read all shards' headers; the index, and each shard's checksum, see :func:`_checksums`."""
     total = sum(fact.size for fact in facts)
     log.info("data: making the index of %d shards, %.1f GB", len(files), total / 1e9)
     jobs = list(zip(files, (fact.size for fact in facts), [store] * len(files), strict=True))
@@ -215,20 +220,15 @@ def _save(path: Path, index: ShardIndex, facts: Sequence[FileFacts], heads: Sequ
 
 def _load(
     path: Path, files: Sequence[str], facts: Sequence[FileFacts], store: LocalFiles | RemoteFiles
-) -> ShardIndex | None:
-    """The index in this file; None if there is none, or it is not of these shards."""
+) -> ShardIndex | str:
+    """The index in this file; else why it is not of these shards, "" where there is none."""
     if not path.is_file():
-        return None
-    reason = "it cannot be read"
+        return ""
     try:
         index, shards = _read(path, files)
-        reason = _difference(files, facts, shards, store)
-        if not reason:
-            return index
+        return _difference(files, facts, shards, store) or index
     except (ValueError, LookupError, TypeError, OSError) as error:
-        reason = f"{error}"
-    log.warning("data: %s is not the index of these shards (%s) and is made again", path, reason)
-    return None
+        return str(error) or "it cannot be read"
 
 
 def _read(path: Path, files: Sequence[str]) -> tuple[ShardIndex, list[list[Any]]]:
@@ -263,25 +263,28 @@ def _read(path: Path, files: Sequence[str]) -> tuple[ShardIndex, list[list[Any]]
 
 def _difference(files: Sequence[str], facts: Sequence[FileFacts], shards: list[list[Any]], store: Store) -> str:
     """What tells that a shard is not the one that was indexed, "" if all are."""
-    moved: list[int] = []
-    for i, (file, fact, shard) in enumerate(zip(files, facts, shards, strict=True)):
+    for file, fact, shard in zip(files, facts, shards, strict=True):
         if fact.size != shard[0]:
             return f"{file} has {fact.size} bytes, it had {shard[0]}"
-        if not fact.stamp or fact.stamp != shard[1]:
-            moved.append(i)
-    found = _checksums([files[i] for i in moved], [facts[i] for i in moved], store)
-    changed = [files[i] for i, checksum in zip(moved, found, strict=True) if checksum != shards[i][2]]
+        if fact.stamp != shard[1]:
+            return f"{file} has another time of change"
+    found = _checksums(files, facts, store)
+    changed = [file for file, checksum, shard in zip(files, found, shards, strict=True) if checksum != shard[2]]
     return f"{changed[0]} has changed" if changed else ""
 
 
 def _checksums(files: Sequence[str], facts: Sequence[FileFacts], store: Store) -> list[int]:
-    """A checksum of each file's pieces, which are spread from its first to its last bytes."""
+    """Of each file without a time of change, a checksum of pieces spread from its first to its last bytes; else 0."""
     wanted = []
-    for file, fact in zip(files, facts, strict=True):
+    unstamped = [i for i, fact in enumerate(facts) if not fact.stamp]
+    for file, fact in ((files[i], facts[i]) for i in unstamped):
         length = min(_PIECE, fact.size)
         wanted += [Range(file, at, length) for at in np.linspace(0, fact.size - length, _PIECES).astype(int).tolist()]
     pieces = store.read_many(wanted)
-    return [zlib.crc32(b"".join(pieces[i : i + _PIECES])) for i in range(0, len(pieces), _PIECES)]
+    checksums = [0] * len(files)
+    for n, i in enumerate(unstamped):
+        checksums[i] = zlib.crc32(b"".join(pieces[n * _PIECES : (n + 1) * _PIECES]))
+    return checksums
 
 
 def samples_between(index: ShardIndex, start: int, stop: int) -> list[Range]:

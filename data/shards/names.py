@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.storage import Store, is_address
+from utils.folders import SYSTEM_FOLDERS
 
 MOST_SHARDS = 1_000_000
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -26,7 +27,7 @@ def are_shards(source: str | Path) -> bool:
     if not path.is_dir() or (path / "train.rec").exists():
         return False
     with os.scandir(path) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in SYSTEM_FOLDERS]
     return any(has_shard_name(entry.name) for entry in visible) and not any(entry.is_dir() for entry in visible)
 
 

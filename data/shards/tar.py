@@ -44,6 +44,10 @@ class Samples(NamedTuple):
     problems: list[str]  # of samples without an image or a usable label
 
 
+class NoPlainFileError(ValueError):
+    """A member of a sound tar file that is of no use here."""
+
+
 class _Sample:
     """What has been seen of one key."""
 
@@ -144,6 +148,8 @@ def _collect(file: str, samples: dict[str, _Sample]) -> Samples:
             found = (
                 f"several images ({', '.join(one[0] for one in images)})" if images else f"no image (only {fields})"
             )
+            if len(images) > 1 and any("." in one[0] for one in images):
+                found += ": a sample's key ends at the first dot of the name, so that names with dots fall together"
             expected = f"expected one of {', '.join(IMAGE_FIELDS)}"
             problems.append(f"{file}: sample {key!r} has {found}; {expected}, beside its label in the same shard")
             continue
@@ -221,13 +227,11 @@ def _members(window: Window) -> Iterator[tarfile.TarInfo]:
                 end, name = member.offset_data + member.size, repr(member.name)
                 if member.isdir():
                     continue
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-                    kind = (
-                        "a sparse file" if member.sparse is not None else "a link" if _is_link(member) else "no file"
-                    )
-                    raise ValueError(f"{member.name!r} at byte {member.offset} is {kind}; expected plain files only")
+                _check_plain(file, member)
                 yield member
             _check_end(window, tar.offset)
+    except NoPlainFileError:
+        raise
     except _UNREADABLE as error:
         raise ValueError(
             f"{file}: {size} bytes, after {name} (up to byte {end}): {error}; the shard is cut short or damaged, or "
@@ -235,8 +239,20 @@ def _members(window: Window) -> Iterator[tarfile.TarInfo]:
         ) from None
 
 
-def _is_link(member: tarfile.TarInfo) -> bool:
-    return member.issym() or member.islnk()
+def _check_plain(file: str, member: tarfile.TarInfo) -> None:
+    """Raise NoPlainFileError for a member whose bytes do not stand at its place."""
+    if member.sparse is not None:
+        kind, way = "a sparse file", "without --sparse"
+    elif member.issym():
+        kind, way = "a symbolic link", "with tar --dereference"
+    elif member.islnk():
+        kind, way = f"a hard link to {member.linkname!r}", "with tar --hard-dereference"
+    elif member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        kind, way = "no file", "without it"
+    else:
+        return
+    where = f"{file}: {member.name!r} at byte {member.offset}"
+    raise NoPlainFileError(f"{where} is {kind}; expected plain files only: pack the shard again {way}")
 
 
 def _check_end(window: Window, offset: int) -> None:

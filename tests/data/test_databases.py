@@ -18,9 +18,9 @@ def write_database(folder, items):
     return folder
 
 
-def numbered(labels=LABELS):
+def numbered(labels=LABELS, first=1):
     items = [(b"num-samples", b"%d" % len(labels))]
-    for i, (image, label) in enumerate(zip(IMAGES, labels, strict=True), 1):
+    for i, (image, label) in enumerate(zip(IMAGES, labels, strict=True), first):
         items += [(b"image-%09d" % i, image), (b"label-%09d" % i, str(label).encode())]
     return items
 
@@ -58,6 +58,7 @@ def test_three_forms_are_read(tmp_path, form):
     )
     faces = open_faces(folder)
     assert faces.form == form
+    assert faces.note == ""
     assert contents(faces) == (VALUES, LABELS)
     assert faces.labels.tolist() == LABELS
     (batch,) = get_dataloader(str(folder), 6, num_workers=2)
@@ -113,6 +114,27 @@ def test_lists_are_checked(tmp_path):
     (tmp_path / "labels.txt").write_text("b/9 1\n")
     with pytest.raises(ValueError, match=r"key 'b/9', which labels\.txt lists: the database has no such key"):
         open_faces(tmp_path).read(0)
+
+
+def test_numbers_may_begin_with_zero(tmp_path):
+    faces = open_faces(write_database(tmp_path, numbered(first=0)))
+    assert contents(faces) == (VALUES, LABELS)
+    assert faces.labels.tolist() == LABELS
+    assert "image-000000000" in faces.where(0)
+    assert faces.note == ""
+
+
+def test_entries_that_are_not_read_are_said(tmp_path):
+    for name, first in (("a", 1), ("b", 0)):
+        faces = open_faces(write_database(tmp_path / name, [*numbered(first=first)[1:], (b"num-samples", b"4")]))
+        assert contents(faces) == (VALUES[:4], LABELS[:4])
+        assert "4 of its 13 entries are not read, since num-samples is 4" in faces.note
+    folder = listed(tmp_path / "c")
+    assert open_faces(folder).note == ""
+    (folder / "labels.txt").write_text("".join(f"b/{i} {LABELS[i]}\n" for i in range(5)))
+    faces = open_faces(folder)
+    assert len(faces) == 5
+    assert "1 of its 6 entries are not read, since labels.txt lists no more" in faces.note
 
 
 def test_keys_that_end_in_zeros_stay_whole(tmp_path):

@@ -1,6 +1,7 @@
 import hashlib
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +60,13 @@ class TestLfwList:
         assert [decode_rgb(image).shape for image in pairs.encoded] == [(112, 112, 3)] * 4
         assert pairs.encoded[0] == pairs.encoded[2]
         assert "1 images had another size and were resized: are the faces aligned?" in capsys.readouterr().out
+
+    def test_what_decoding_changes_is_said(self, faces, tmp_path, capsys):
+        clear = cv2.imencode(".png", np.full((112, 112, 4), 90, np.uint8))[1].tobytes()
+        (faces / "big" / "big_0004.png").write_bytes(clear)
+        (tmp_path / "pairs.txt").write_text("big 4 2\nbig 4 p0 1\n")
+        assert run(tmp_path / "pairs.txt", tmp_path / "my.bin", "--root", faces) == 0
+        assert "1 images with transparency, which is left out" in capsys.readouterr().out
 
     @pytest.mark.parametrize("ending", [".tif", ".pgm", ".ppm", ".jp2"])
     def test_every_kind_of_image_is_resized_as_evaluation_does(self, faces, tmp_path, capsys, ending):

@@ -93,6 +93,17 @@ class TestFolder:
         assert (tmp_path / "small" / "property").read_text() == "1,64,64\n"
         assert FaceRecords(tmp_path / "small", (64, 64)).load(0)[0].shape == (64, 64, 3)
 
+    def test_what_decoding_changes_is_said(self, tmp_path, capsys):
+        deep = cv2.imencode(".png", np.full((112, 112), 4000, np.uint16))[1].tobytes()
+        clear = cv2.imencode(".png", np.full((112, 112, 4), 90, np.uint8))[1].tobytes()
+        src = make_folder(
+            tmp_path / "faces", {"a": {"1.png": deep, "2.png": deep, "3.png": clear, "4.jpg": encode(9)}}
+        )
+        assert run(src, tmp_path / "out", "--copy", "--workers", 1) == 0
+        printed = capsys.readouterr().out
+        assert "2 images with more than 8 bits, scaled to 8 by the image's own range" in printed
+        assert "1 images with transparency, which is left out" in printed
+
     def test_colour_order(self, tmp_path):
         red = np.zeros((112, 112, 3), np.uint8)
         red[..., 2] = 255  # OpenCV writes BGR

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -91,6 +93,36 @@ def test_a_last_record_that_is_cut_short_is_left_out_and_said(folder, left, caps
     assert main([str(folder)]) == 0
     assert lines(folder) == before[:-1]
     assert f"left out: a record that is cut short at byte {start}" in capsys.readouterr().out
+    assert contents(FaceRecords(folder)) == (VALUES, LABELS)
+
+
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_a_file_that_ends_within_an_image_is_trained_on_with_a_note(folder, mode):
+    before = lines(folder)
+    start = int(before[5].split()[1])
+    os.truncate(folder / "train.rec", start + 60)
+    with pytest.raises(ValueError, match=r"python -m tools\.rebuild_index"):
+        FaceRecords(folder, on_bad_sample=mode)
+    assert main([str(folder)]) == 0
+    assert lines(folder) == before[:5]
+    faces = FaceRecords(folder, on_bad_sample=mode)
+    assert contents(faces) == (VALUES[:4], LABELS[:4])
+    assert faces.labels.tolist() == LABELS[:4]
+    assert f"train.rec: it ends within the record at byte {start}, which is left out" in faces.note
+    assert faces.warning == ""
+
+
+@pytest.mark.parametrize("numbers", [[0, *range(107, 101, -1), 2, 1, 3], [0, *range(101, 107), 1, 2, 3]])
+def test_numbers_that_do_not_increase_after_a_header_record_are_no_keys(folder, numbers):
+    """As keys they would move the identity records among the images."""
+    reader = RecordReader(folder / "train.rec")
+    payloads = [bytearray(reader.read_at(i)) for i in range(len(reader))]
+    for payload, number in zip(payloads, numbers, strict=True):
+        payload[8:16] = number.to_bytes(8, "little")
+    write(folder, list(enumerate(map(bytes, payloads))))
+    before = lose_index(folder)
+    assert main([str(folder)]) == 0
+    assert (folder / "train.idx").read_bytes() == before
     assert contents(FaceRecords(folder)) == (VALUES, LABELS)
 
 

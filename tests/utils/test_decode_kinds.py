@@ -82,12 +82,43 @@ def test_a_pgm_that_states_its_white_is_taken_at_its_word(white, kind):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_floating_point(scale, highest, channels):
     levels = RNG.random((32, 40)).astype(np.float32) * scale
-    levels[0, 0], levels[0, 1] = scale, -scale
+    levels[0, 0], levels[0, 1] = scale, -scale / 50
     stored = levels if channels == 1 else levels[..., None].repeat(3, 2)
     image, changed = decode_noted(encode(stored, ".tif"))
     assert (image == scaled(levels.clip(0), np.float32(highest))).mean() > 0.99
     assert (int(image[0, 0, 0]), int(image[0, 1, 0])) == (round(255 * scale / highest), 0)
     assert changed == DEEP
+
+
+@pytest.mark.parametrize(
+    ("white", "over", "kind"),
+    [
+        (1, 1.02, "f4"),
+        (1, 1.05, "f4"),
+        (255, 256.2, "f4"),
+        (16383, 16384, "u2"),
+        (255, 267, "u2"),
+        (65535, 66000, "f4"),
+    ],
+)
+def test_values_a_little_beyond_white_do_not_change_the_range(white, over, kind):
+    levels = np.linspace(0, white, 32 * 40).reshape(32, 40).astype(kind)
+    inside = decode_rgb(encode(levels, ".tif"))
+    levels[3, 4] = over
+    image = decode_rgb(encode(levels, ".tif"))
+    assert image[3, 4].tolist() == [255] * 3
+    image[3, 4] = inside[3, 4]
+    assert (abs(image.astype(int) - inside) <= 1).all()
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1, "f4"), (255, "f4"), (4095, "i2")])
+def test_values_around_zero_are_refused(scale, kind):
+    """Whether an image is one of -1 .. 1 shows only in its dark places, so that a set would be read in two ways."""
+    levels = ((RNG.random((32, 40)) * 2 - 1) * scale).astype(kind)
+    with pytest.raises(ValueError, match=r"its values run from -.* expected none below 0: save it with 0 as black"):
+        to_8_bits(levels)
+    with pytest.raises(ValueError, match="expected none below 0"):
+        decode_rgb(encode(levels.astype("f4"), ".tif"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 70000])

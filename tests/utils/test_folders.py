@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 
 import cv2
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 
 import train
 from data.faces import FaceRecords, ImageFolder
-from dataset import get_dataloader
+from dataset import get_dataloader, open_faces
 from face_files import LABELS, VALUES, contents, face, make_image_folder
 from tiny_runs import TINY, run
-from tools import check_data, find_duplicates, make_bin, merge_rec, pack_rec, show_data, shuffle_rec
+from tools import check_data, convert_set, find_duplicates, make_bin, merge_rec, pack_rec, show_data, shuffle_rec
 from utils.folders import FolderNotes, identity_folders, image_names
 
 STRANGE = {"gbk": "张三{}".encode("gbk"), "latin1": "José_{}".encode("latin-1")}
@@ -81,6 +82,38 @@ def test_left_out_files_are_a_problem_to_check_data(folder, tmp_path, capsys):
     )
     assert pack_rec.main([str(folder), str(tmp_path / "packed"), "--workers", "1"]) == 0
     assert "left out: 1 without an image's ending (.heic 1)" in capsys.readouterr().out
+
+
+def test_a_person_who_is_a_broken_link_is_an_error_everywhere(folder, tmp_path, capsys):
+    """Left out, all later people would silently get other labels while a disk is not mounted."""
+    (folder / "a").rename(tmp_path / "disk")
+    (folder / "a").symlink_to(tmp_path / "disk")
+    assert contents(open_faces(folder)) == (VALUES, LABELS)
+    (tmp_path / "disk").rename(tmp_path / "away")
+    said = f"{folder / 'a'}: a link to {tmp_path / 'disk'}, where there is nothing: mount the disk"
+    with pytest.raises(FileNotFoundError, match=re.escape(said)):
+        open_faces(folder)
+    assert pack_rec.main([str(folder), str(tmp_path / "packed"), "--workers", "1"]) == 2
+    assert said in capsys.readouterr().err
+    assert check_data.main([str(folder), "--workers", "1"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_folders_of_the_system_are_no_people(folder, tmp_path, capsys):
+    for name in ("@eaDir/0.png", "__MACOSX/a/._0.png", "lost+found/x", "b/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(face(1))
+    said = f"left out: 4 folders of the system's own, such as {folder}/"
+    faces = open_faces(folder)
+    assert contents(faces) == (VALUES, LABELS)
+    assert said in faces.note
+    assert pack_rec.main([str(folder), str(tmp_path / "packed"), "--workers", "1", "--encoding", ".png"]) == 0
+    assert said in capsys.readouterr().out
+    assert contents(FaceRecords(tmp_path / "packed")) == (VALUES, LABELS)
+    assert convert_set.main([str(folder), str(tmp_path / "shards")]) == 0
+    assert said in capsys.readouterr().out
+    (tmp_path / "shards" / "lost+found").mkdir()
+    assert contents(open_faces(tmp_path / "shards")) == (VALUES, LABELS)
 
 
 def test_links_in_circles_end(folder):

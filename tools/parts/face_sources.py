@@ -143,7 +143,11 @@ class SetSource:
             self.form = "record file behind an address"
         self.labels = self.faces.labels
         self.classes = [name or "" for name in self.faces.class_names() or []]
-        self.left_out = self.faces.index.problems if isinstance(self.faces, FaceShards) else []
+        self.left_out = (
+            self.faces.index.problems
+            if isinstance(self.faces, FaceShards)
+            else [self.faces.note] * bool(self.faces.note)
+        )
 
     def __len__(self) -> int:
         return len(self.faces)

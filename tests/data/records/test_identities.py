@@ -92,10 +92,17 @@ def test_an_index_without_the_header_record(tmp_path):
     assert (faces.is_insightface, faces.labels.tolist(), faces.note) == (False, LABELS, "")
 
 
-def test_a_first_image_that_got_lost_is_no_header(tmp_path):
+def test_a_first_record_without_an_image_is_a_header_though_no_identity_records_follow(tmp_path):
     faces = FaceRecords(write(tmp_path, [(i, pack(label, face(i) if i else b"")) for i, label in enumerate(LABELS)]))
-    with pytest.raises(ValueError, match="record key 0 at byte 0: it holds no image, but stands among the images"):
-        faces.labels  # noqa: B018
+    assert (faces.is_insightface, faces.labels.tolist()) == (True, LABELS[1:])
+    assert "record key 0 at byte 0: it has no image and is taken for insightface's header record" in faces.note
+
+
+def test_two_files_joined_by_cat_are_refused_with_the_way_to_join_them(tmp_path):
+    records = insightface(LABELS)
+    both = [*records, *((key + len(records), payload) for key, payload in records)]
+    with pytest.raises(ValueError, match=r"stands among the images: .*joined with cat.* tools\.merge_rec"):
+        FaceRecords(write(tmp_path, both)).labels  # noqa: B018
 
 
 def test_an_unknown_label_contradicts_nobody():

@@ -88,6 +88,16 @@ def test_keys_and_offsets_past_float_precision(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["0\t0\t\n7\t16\t\n", "0 0\n7  16\n", "\ufeff0\t0\n7\t16\n", " 0\t0 \r\n\t7\t16", "\ufeff0 0\r\n7 \t16 \r\n"],
+)
+def test_blanks_and_a_byte_order_mark_are_no_damage(tmp_path, text):
+    (tmp_path / "r.idx").write_bytes(text.encode())
+    index = read_index(tmp_path / "r.idx")
+    assert (index.keys.tolist(), index.offsets.tolist()) == ([0, 7], [0, 16])
+
+
+@pytest.mark.parametrize(
     ("keys", "bytes_a_record"),
     [(range(5, 1005), 8), (range(0, 2000, 2), 16), (list(range(999, -1, -1)), 8), ([*range(999), 5000], 16)],
     ids=["consecutive", "every other", "backwards", "one apart"],

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -141,11 +142,27 @@ class TestIndex:
         assert contents(open_faces(folder)) == (VALUES, LABELS)
         assert len(scans) == 2
 
-    def test_fits_a_copy_with_other_times(self, folder, tmp_path, scans):
+    def test_fits_a_copy_that_keeps_the_times(self, folder, tmp_path, scans):
         open_faces(folder)
-        shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+        shutil.copytree(folder, tmp_path / "copy")
         assert contents(open_faces(tmp_path / "copy")) == (VALUES, LABELS)
         assert len(scans) == 2
+        os.utime(tmp_path / "copy" / "train-1.tar", (1, 1))
+        for _ in range(2):
+            assert contents(open_faces(tmp_path / "copy")) == (VALUES, LABELS)
+            assert len(scans) == 4
+
+    def test_a_label_changed_in_place_is_noticed_wherever_it_lies(self, folder):
+        for name in ("train-0.tar", "train-1.tar"):
+            with tarfile.open(folder / name) as tar:
+                places = [member.offset_data for member in tar if member.name.endswith(".cls")]
+            for second, at in enumerate(places, 1):
+                before = open_faces(folder).labels.tolist()
+                with (folder / name).open("r+b") as file:
+                    file.seek(at)
+                    file.write(b"9")
+                os.utime(folder / name, (second, second))  # however coarse the clock of the file system
+                assert sum(a != b for a, b in zip(open_faces(folder).labels.tolist(), before, strict=True)) == 1
 
     @pytest.mark.parametrize("length", ["same", "another"])
     def test_of_other_shards_is_noticed_and_made_again(self, folder, scans, caplog, length):
@@ -171,7 +188,7 @@ class TestIndex:
             lambda data: data[:-1],
             lambda data: data + b"\0",
             lambda data: b"no json\n" + data,
-            lambda data: data.replace(b"shards 1", b"shards 2"),
+            lambda data: data.replace(b"shards 2", b"shards 3"),
             lambda data: data[:-48] + b"\xff" * 48,
             lambda data: data.replace(b'"names": null', b'"names": [[]]'),
         ],

@@ -92,7 +92,8 @@ def test_cls_counts_before_json_and_other_files_do_not_count(tmp_path):
         ([("a.jpg", IMAGE)], r"sample 'a' at byte 0 has no label among jpg; expected KEY\.cls"),
         ([("a.jpg", IMAGE), ("a.pyd", b"x")], "has no label among jpg, pyd"),
         ([("a.cls", b"1")], r"sample 'a' has no image \(only cls\); expected one of jpg"),
-        ([("a.jpg", IMAGE), ("a.png", IMAGE), ("a.cls", b"1")], r"has several images \(jpg, png\)"),
+        ([("a.jpg", IMAGE), ("a.png", IMAGE), ("a.cls", b"1")], r"has several images \(jpg, png\); expected"),
+        ([("img.1.jpg", IMAGE), ("img.2.jpg", IMAGE), ("img.1.cls", b"1")], "key ends at the first dot of the name"),
         ([("a.jpg", IMAGE), ("a.cls", b"-1")], "'a.cls' at byte 1024: the label is -1, expected a whole number"),
         ([("a.jpg", IMAGE), ("a.cls", b"1.5")], "the label is 1.5, expected"),
         ([("a.jpg", IMAGE), ("a.cls", b"99999999999")], "the label is 99999999999, expected"),
@@ -121,15 +122,19 @@ def test_a_sample_without_an_image_or_a_label_is_a_problem(tmp_path, members, me
             [("a.jpg", IMAGE), ("a.jpg", IMAGE)],
             r"a\.tar: 'a\.jpg' at byte \d+: the shard has two members of this name",
         ),
-        ([("a.jpg", IMAGE), special("b.jpg", tarfile.LNKTYPE, "a.jpg")], r"'b\.jpg' at byte \d+ is a link"),
-        ([special("b.jpg", tarfile.SYMTYPE, "/etc/passwd")], "is a link; expected plain files only"),
+        (
+            [("a.jpg", IMAGE), special("b.jpg", tarfile.LNKTYPE, "a.jpg")],
+            r"b\.jpg' at byte \d+ is a hard link to 'a\.jpg'; .* --hard",
+        ),
+        ([special("b.jpg", tarfile.SYMTYPE, "/etc/passwd")], "is a symbolic link; expected plain files only"),
         ([special("b.jpg", tarfile.FIFOTYPE)], "is no file"),
         ([special("b.jpg", tarfile.GNUTYPE_SPARSE)], "sparse|damaged"),
     ],
 )
 def test_what_is_no_plain_file_or_comes_twice_is_refused(tmp_path, members, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         scan_members(tmp_path, members)
+    assert "cut short" not in str(error.value) or "sparse" in message
 
 
 def test_a_pax_sparse_file_is_refused(tmp_path):
