@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from utils.list_columns import Column, WordsAround, is_number
+from utils.list_roles import FORMS, PATH_NAMES, SWITCH, AmbiguousError, FormError, find_roles
 from utils.list_text import (
     SEPARATORS,
     Cells,
@@ -24,20 +25,6 @@ from utils.list_text import (
     shown,
 )
 
-FORMS = (
-    "read are: 'p1/a.jpg 0' or 'p1/a.jpg<TAB>Ann' (either may come first); '7<TAB>0<TAB>p1/a.jpg' (im2rec); "
-    "'1<TAB>p1/a.jpg<TAB>0' (insightface); 'p1/a.jpg,0' or with ; (csv); further columns, and a heading such as "
-    "'path,label', are allowed"
-)
-SWITCH = "say which is which with --columns, one word for each column: path, label, name (a label that is text) or -"
-PATH_NAMES = frozenset((
-    "path", "paths", "image", "images", "img", "file", "filename", "file_name", "filepath", "file_path", "imagepath",
-    "image_path", "img_path", "image_file", "image_name", "img_name", "image_id",
-))  # fmt: skip
-LABEL_NAMES = frozenset((
-    "label", "labels", "identity", "identity_id", "id", "class", "class_id", "label_id", "person", "person_id", "pid",
-    "subject", "subject_id", "target", "name", "y",
-))  # fmt: skip
 _WORDS = ("path", "label", "name", "-")
 _TRIED = 1000  # lines after which a separator that has divided none is given up
 _FEW = 0.1  # a smaller share of labels that are no numbers, among numbers, is a mistake
@@ -66,18 +53,6 @@ class FaceForm:
         if others:
             parts.append(f"column{'s' if len(others) > 1 else ''} {', '.join(others)} left out")
         return ", ".join(parts)
-
-
-class FormError(ValueError):
-    """Why one way to divide lines into columns does not fit a list; ``fits`` of them do."""
-
-    def __init__(self, text: str, fits: int = 0) -> None:
-        super().__init__(text)
-        self.fits = fits
-
-
-class AmbiguousError(FormError):
-    """One way divides all lines alike, but leaves open which column is the label."""
 
 
 @dataclass
@@ -184,7 +159,7 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
     heading_cells = head_row if heading else []
     count, repeated = table.count, table.repeated
     names = [cell.lower() for cell in heading_cells]
-    path, label, flag = _roles(text, columns, names, words)
+    path, label, flag = (*_given(words), None) if words else find_roles(text, columns, names, separator)
     plain = columns[path].plain
     if plain and columns[path].images and not words:
         raise FormError(
@@ -248,65 +223,8 @@ def _is_heading(row: Sequence[str], columns: Sequence[Column]) -> bool:
     return any(column.is_whole for column in columns) and not is_path
 
 
-def _roles(
-    text: ListText, columns: Sequence[Column], names: Sequence[str], words: Sequence[str]
-) -> tuple[int, int, int | None]:
-    """Which column is the path, which the label, and which says whether the face is aligned."""
-    if words:
-        return words.index("path"), next(i for i, word in enumerate(words) if word in ("label", "name")), None
-    n = len(columns)
-    named = [i for i, name in enumerate(names) if name in PATH_NAMES and i < n]
-    path = named[0] if len(named) == 1 else _path_column(text, columns)
-    labelled = [i for i, name in enumerate(names) if name in LABEL_NAMES and i not in (path, *named) and i < n]
-    if len(labelled) > 1 and "label" in names:
-        labelled = [names.index("label")]
-    if len(labelled) == 1:
-        return path, labelled[0], None
-    others = [i for i in range(n) if i != path]
-    if len(others) == 1:
-        return path, others[0], None
-    first = columns[0]
-    if path == n - 1 and first.is_distinct and first.n > 1 and columns[1].is_whole:
-        return path, 1, None  # im2rec: index, label, further labels, path
-    if path == n - 1 and n == 3 and first.n == 1 and first.is_whole and columns[1].is_whole:
-        return path, 1, None
-    if path == 1 and set(first.whole) <= {0, 1} and first.is_whole:
-        return path, 2, 0
-    likely = others[1:] if others[0] == 0 and first.is_index else others
-    likely = [i for i in likely if not columns[i].is_constant] or likely
-    likely = [i for i in likely if not columns[i].n_fractions] or likely
-    likely = [i for i in likely if not columns[i].is_index] or likely
-    if len(likely) == 1:
-        return path, likely[0], None
-    candidates = " and ".join(str(i + 1) for i in likely)
-    example = ",".join("path" if i == path else "label" if i == likely[-1] else "-" for i in range(n))
-    raise AmbiguousError(
-        f"{text.path}: columns {candidates} could both be the label: {SWITCH}, such as --columns {example}", first.n
-    )
-
-
-def _path_column(text: ListText, columns: Sequence[Column]) -> int:
-    for count in ([c.images for c in columns], [c.slashes for c in columns]):
-        whole = [i for i, c in enumerate(columns) if count[i] == c.n]
-        if len(whole) == 1:
-            return whole[0]
-        if len(whole) > 1:
-            raise FormError(
-                f"{text.path}: {len(whole)} columns hold paths, expected one image a line: is it a list of pairs? "
-                f"Those are read by tools.make_bin and eval.pairs; else {SWITCH}",
-                columns[0].n,
-            )
-    mostly = max(columns, key=lambda c: c.images)
-    numbers = [c.is_whole for c in columns]
-    if len(columns) == 2 and sum(numbers) == 1:
-        return numbers.index(False)
-    if mostly.images > mostly.n / 2:
-        return columns.index(mostly)
-    raise FormError(
-        f"{text.path}: which column is the path? None ends as images do or holds a /, as in {columns[0].first!r}: "
-        f"{SWITCH}; {FORMS}",
-        columns[0].n,
-    )
+def _given(words: Sequence[str]) -> tuple[int, int]:
+    return words.index("path"), next(i for i, word in enumerate(words) if word in ("label", "name"))
 
 
 def _check_labels(text: ListText, column: Column, is_text: bool) -> None:

@@ -6,7 +6,7 @@ import os
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from utils.face_list import read_face_list
@@ -75,6 +75,8 @@ def folder(tmp_path_factory):
     end=st.sampled_from(("\n", "\r\n", "\r")),
 )
 def test_every_form_gives_back_paths_and_labels(folder, form, rows, encoding, end):
+    numbers = sorted(label for _, label in rows)
+    assume(form != "four columns" or numbers != [*range(numbers[0], numbers[0] + len(rows))])  # else left open
     listed = read_face_list(write(folder, FORMS[form](rows), encoding, end))
     assert [(path, int(float(label))) for _, path, label in listed.entries()] == rows
     assert listed.count == len(rows)
