@@ -52,8 +52,7 @@ class ListedImages:
         return path if found is None else self.listed.join(entry + found, line)
 
     def _is_there(self, entry: str) -> bool:
-        path = os.path.join(self.listed.root, entry)
-        return "\0" not in path and any(os.path.exists(path + ending) for ending in ("", *IMAGE_ENDINGS))
+        return is_there(self.listed.root, entry)
 
     def _find_prefix(self, sample: Sequence[str]) -> str:
         first = sample[0]
@@ -77,6 +76,12 @@ class ListedImages:
                 self.notes.append(f"read as {encoding}")
                 return [decoded.get(entry, entry) for entry in sample]
         return sample
+
+
+def is_there(root: Path, entry: str) -> bool:
+    """Whether an image is there, as it is written or with an ending."""
+    path = os.path.join(root, entry)
+    return "\0" not in path and any(os.path.exists(path + ending) for ending in ("", *IMAGE_ENDINGS))
 
 
 def _bytes(entry: str) -> bytes | None:

@@ -76,8 +76,8 @@ def test_one_line_of_im2rec(tmp_path):
 
 def test_flags_before_paths_divided_at_blanks(tmp_path):
     """insightface's 1 does not count up, but is a column all the same, and no part of the path."""
-    assert labels(tmp_path, text := "1 p1/a.jpg 3\n1 p1/b.jpg 3\n1 p2/a.jpg 4\n") == ("3", "3", "4")
-    (tmp_path / "list.txt").write_text(text)
+    text = "1 p1/a.jpg 3\n1 p1/b.jpg 3\n1 p2/a.jpg 4\n"
+    assert labels(tmp_path, text) == ("3", "3", "4")
     paths = [path for _, path, _ in read_face_list(tmp_path / "list.txt").entries()]
     assert paths == ["p1/a.jpg", "p1/b.jpg", "p2/a.jpg"]
 
