@@ -70,6 +70,12 @@ class FaceList:
             if line.text != self.form.heading:
                 yield line, *self.entry(line.text, line.number)
 
+    def sample(self, n: int) -> list[str]:
+        """About ``n`` paths from all over the list."""
+        every = -(-self.count // n)
+        lines = (line for line in self.text.lines() if line.text != self.form.heading)
+        return [self.entry(line.text, line.number)[0] for line in islice(lines, 0, None, every)]
+
     def entry(self, text: str, number: int) -> tuple[str, str]:
         """The path and the label in a line."""
         form = self.form

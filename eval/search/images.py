@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -130,8 +129,9 @@ def _read_list(source: Path, options: ListOptions) -> NamedFaces:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; --root is the folder that the paths of {source} start at")
     listed = read_face_list(source, options.columns)
-    sample = [entry for _, entry, _ in islice(listed.entries(), SAMPLE)]
-    images = ListedImages(ListedPaths(source, root, _WAY_OUT, options.allow_outside), listed.text, sample)
+    images = ListedImages(
+        ListedPaths(source, root, _WAY_OUT, options.allow_outside), listed.text, listed.sample(SAMPLE)
+    )
     paths: list[Path] = []
     people: list[str] = []
     missing: list[str] = []
