@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import eq
 from pathlib import Path
 
 from utils.list_columns import Column, WordsAround, is_number
@@ -40,6 +41,7 @@ class FaceForm:
     path: int
     label: int
     heading: str = ""  # the first line, if it only names the columns
+    announced: str = ""  # the line before it, if it only says how many follow, as in CelebA's lists
     flag: int | None = None  # insightface's column of 1 for an aligned face and 0 for another
     is_text: bool = False  # labels are names, even if they look like numbers
 
@@ -67,13 +69,14 @@ class FaceList:
     def entries(self) -> Iterator[tuple[Line, str, str]]:
         """Each line with its path and its label, as they are written; raises ValueError for another form."""
         for line in self.text.lines():
-            if line.text != self.form.heading:
+            if line.text not in (self.form.heading, self.form.announced):
                 yield line, *self.entry(line.text, line.number)
 
     def sample(self, n: int) -> list[str]:
         """About ``n`` paths from all over the list."""
         every = -(-self.count // n)
-        lines = (line for line in self.text.lines() if line.text != self.form.heading)
+        skipped = self.form.heading, self.form.announced
+        lines = (line for line in self.text.lines() if line.text not in skipped)
         return [self.entry(line.text, line.number)[0] for line in islice(lines, 0, None, every)]
 
     def entry(self, text: str, number: int) -> tuple[str, str]:
@@ -142,11 +145,16 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
     cells = _blank_cells(text, words) if separator == " " else separated(separator)
     rows = ((line, cells(line.text)) for line in text.lines())
     first = next(rows, None)
+    announced = first[0].text if first is not None and first[0].text.strip().isdecimal() else ""
+    if announced and len(announced) < 16 and (second := next(rows, None)) is not None:
+        first = second
+    else:
+        announced = ""
     if first is None:
         raise ValueError(f"{text.path}: the list is empty; {FORMS}")
     head, head_row = first
     may_name_columns = not holds_path(head.text)
-    table = _Table(text, separator, len(words), head.text if _is_heading_like(head_row) else None)
+    table = _Table(text, separator, len(words), head.text if _is_heading_like(head_row) else None, head_row)
     if not may_name_columns:
         table.see(head, head_row)
     for line, row in rows:
@@ -154,7 +162,9 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
         if table.problem and not table.count and line.number > _TRIED:
             raise table.problem
     columns = table.columns
-    heading = head.text if may_name_columns and _is_heading(head_row, columns) else ""
+    is_heading = may_name_columns and _is_heading(head_row, columns)
+    is_heading = is_heading and (table.heading is not None or not table.is_like_head)
+    heading = head.text if is_heading else ""
     if may_name_columns and not heading:
         table.see(head, head_row)
     if table.problem:
@@ -164,6 +174,12 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
         raise ValueError(f"{text.path}: the list holds a heading and no line below it; {FORMS}")
     heading_cells = head_row if heading else []
     count, repeated = table.count, table.repeated
+    if announced and int(announced) != count:
+        raise FormError(
+            f"{text.path}: its first line announces {announced.strip()} images, but {count:,} follow: the list is "
+            "cut short, or the first line does not belong to it: remove it",
+            count,
+        )
     names = [cell.lower() for cell in heading_cells]
     path, label, flag = (*_given(words), None) if words else find_roles(text, columns, names, separator)
     plain = columns[path].plain
@@ -176,15 +192,16 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
         )
     is_text = bool(words) and words[label] == "name"
     _check_labels(text, columns[label], is_text)
-    form = FaceForm(separator, cells, len(columns), path, label, heading, flag, is_text)
+    form = FaceForm(separator, cells, len(columns), path, label, heading, announced, flag, is_text)
     return columns[path].images == columns[path].n, FaceList(text, form, count, repeated)
 
 
 class _Table:
     """The columns of a list, filled line by line."""
 
-    def __init__(self, text: ListText, separator: str, width: int, heading: str | None) -> None:
-        self.text, self.separator, self.heading = text, separator, heading
+    def __init__(self, text: ListText, separator: str, width: int, heading: str | None, first: Sequence[str]) -> None:
+        self.text, self.separator, self.heading, self._first = text, separator, heading, first
+        self.is_like_head = False  # a line has a cell of the first line, which then is no heading
         self.columns = [Column() for _ in range(width)]
         self.count = self.repeated = 0
         self.problem: FormError | None = None
@@ -201,6 +218,7 @@ class _Table:
             return
         for column, cell in zip(self.columns, row, strict=True):
             column.see(cell, line)
+        self.is_like_head = self.is_like_head or any(map(eq, self._first, row))
         self.count += 1
 
 

@@ -123,8 +123,8 @@ def _spelled(entry: str, spelling: str) -> str:
     """An entry as the disk spells it."""
     if not spelling or entry.isascii():
         return entry
-    if spelling == "NFC" or spelling == "NFD":
-        return unicodedata.normalize(spelling, entry)
+    if spelling in ("NFC", "NFD"):
+        return unicodedata.normalize("NFC" if spelling == "NFC" else "NFD", entry)
     try:
         return os.fsdecode(entry.encode(spelling))
     except UnicodeError:

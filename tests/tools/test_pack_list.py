@@ -142,7 +142,7 @@ class TestList:
             "left out: 2 images whose label is below 0, which stands for nobody known; the first in line 2" in printed
         )
         assert "0 to 1, each keeps its number\n" in printed
-        assert self.pack(src, tmp_path, "eve/b.jpg -1\nann/2.jpg -1\n") == 2
+        assert self.pack(src, tmp_path, "eve/b.jpg -1\nann/2.jpg -1\n", "--overwrite") == 2
         assert "all labels are below 0" in capsys.readouterr().err
 
     def test_numbers_keep_their_spelling_if_they_have_one(self, src, tmp_path, capsys):
@@ -158,5 +158,5 @@ class TestList:
             "more than once: 2 images are listed, and packed, several times, 1 of them as several people"
             in capsys.readouterr().out
         )
-        assert self.pack(src, tmp_path, "eve/b.jpg 0\nann/2.jpg 1\n") == 0
+        assert self.pack(src, tmp_path, "eve/b.jpg 0\nann/2.jpg 1\n", "--overwrite") == 0
         assert "more than once" not in capsys.readouterr().out

@@ -94,3 +94,26 @@ def test_numbers_are_whole_only_where_none_is_lost():
     assert whole_number("100") == 100
     for text in ("1e20", "2.50", "3.1", "Ann0", "", ".", "1e400"):
         assert whole_number(text) is None
+
+
+def test_a_first_line_that_says_how_many_follow(tmp_path):
+    for heading in ("", "image_id identity\n"):
+        text = f"3\n{heading}000001.jpg 2\n000002.jpg 9\n000003.jpg 2\n"
+        assert labels(tmp_path, text) == ("2", "9", "2")
+        listed = read_face_list(tmp_path / "list.txt")
+        assert listed.sample(20) == ["000001.jpg", "000002.jpg", "000003.jpg"]
+        with pytest.raises(ValueError, match=r"first line announces 4 images, but 3 follow: .* remove it"):
+            labels(tmp_path, "4" + text[1:])
+    with pytest.raises(ValueError, match="expected a path and a label"):
+        labels(tmp_path, "9" * 5000)
+
+
+def test_excels_line_of_the_separator_is_skipped(tmp_path):
+    assert labels(tmp_path, "sep=;\npath;label\na.jpg;3\nb.jpg;4\n") == ("3", "4")
+
+
+def test_a_first_image_without_an_ending_is_no_heading(tmp_path):
+    with pytest.raises(ValueError, match=r"line 1 is 'img1 Ann', expected .* a path that ends as an image does"):
+        labels(tmp_path, "img1 Ann\nimg2.jpg Ann\nimg3.jpg Bob\n")
+    assert labels(tmp_path, "bild person\nimg2.jpg Ann\nimg3.jpg Bob\n") == ("Ann", "Bob")
+    assert labels(tmp_path, "path label\nimg2.jpg label\nimg3.jpg Bob\n") == ("label", "Bob")
