@@ -61,7 +61,7 @@ def find_roles(
         AmbiguousError: several could be the label.
     """
     n = len(columns)
-    names = [*names[:n], *[""] * (n - len(names))]
+    names = ["x" if name == "y" and "x" in names else name for name in names[:n]] + [""] * (n - len(names))
     named = [i for i, name in enumerate(names) if name in PATH_NAMES]
     path = named[0] if len(named) == 1 else _path_column(text, columns)
     others = [i for i in range(n) if i != path]
@@ -79,7 +79,7 @@ def find_roles(
 
 def _by_name(columns: Sequence[Column], names: Sequence[str], others: Sequence[int]) -> list[int]:
     """The columns that could be the label by their headings; none if no heading is known."""
-    known = [i for i in others if names[i] in LABEL_NAMES and not (names[i] == "y" and "x" in names)]
+    known = [i for i in others if names[i] in LABEL_NAMES]
     if not known:
         return []
     varied = [i for i in known if not columns[i].is_constant] or known

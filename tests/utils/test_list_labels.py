@@ -27,6 +27,7 @@ def lines(heading, form):
         ("id,path,identity_name,gender", "{k},{p},{n},{g}"),
         ("path,target,identity_name", "{p},{g},{n}"),
         ("path,celebrity,x,y,w,h", "{p},{n},{g},{g},50,60"),
+        ("path,star,x,y", "{p},{n},{g},{i}"),  # y is a place here, not the label
         ("path,label,celebrity", "{p},0,{n}"),
         ("path,gender,fullname", "{p},{g},{n}"),
     ],
