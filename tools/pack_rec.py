@@ -260,19 +260,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _report(packed: Packed, out: Path, seconds: float) -> None:
-<<<<<<< HEAD
     rate = f", {packed.images / seconds:,.0f} a second" if seconds >= _RATE_S else ""
     print(f"{out}: {packed.images:,} images of {len(packed.classes):,} identities in {seconds:.1f} s{rate}")
-    if packed.resized:
-        print(resized_text(packed.resized, packed.not_square))
-=======
-    print(
-        f"{out}: {packed.images:,} images of {len(packed.classes):,} identities in {seconds:.1f} s, "
-        f"{packed.images / seconds:,.0f} a second"
-    )
     for line in packed.fitted.lines():
         print(line)
->>>>>>> m5
     if packed.n_unreadable:
         where = out / "unreadable.txt"
         print(f"{packed.n_unreadable:,} files are unreadable and left out, all in {where}; the first:")

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import eq
 from pathlib import Path
 
 from utils.list_columns import Column, WordsAround, is_number
+from utils.list_roles import FORMS, PATH_NAMES, SWITCH, AmbiguousError, FormError, find_roles
 from utils.list_text import (
     SEPARATORS,
     Cells,
@@ -24,20 +26,6 @@ from utils.list_text import (
     shown,
 )
 
-FORMS = (
-    "read are: 'p1/a.jpg 0' or 'p1/a.jpg<TAB>Ann' (either may come first); '7<TAB>0<TAB>p1/a.jpg' (im2rec); "
-    "'1<TAB>p1/a.jpg<TAB>0' (insightface); 'p1/a.jpg,0' or with ; (csv); further columns, and a heading such as "
-    "'path,label', are allowed"
-)
-SWITCH = "say which is which with --columns, one word for each column: path, label, name (a label that is text) or -"
-PATH_NAMES = frozenset((
-    "path", "paths", "image", "images", "img", "file", "filename", "file_name", "filepath", "file_path", "imagepath",
-    "image_path", "img_path", "image_file", "image_name", "img_name", "image_id",
-))  # fmt: skip
-LABEL_NAMES = frozenset((
-    "label", "labels", "identity", "identity_id", "id", "class", "class_id", "label_id", "person", "person_id", "pid",
-    "subject", "subject_id", "target", "name", "y",
-))  # fmt: skip
 _WORDS = ("path", "label", "name", "-")
 _TRIED = 1000  # lines after which a separator that has divided none is given up
 _FEW = 0.1  # a smaller share of labels that are no numbers, among numbers, is a mistake
@@ -53,6 +41,7 @@ class FaceForm:
     path: int
     label: int
     heading: str = ""  # the first line, if it only names the columns
+    announced: str = ""  # the line before it, if it only says how many follow, as in CelebA's lists
     flag: int | None = None  # insightface's column of 1 for an aligned face and 0 for another
     is_text: bool = False  # labels are names, even if they look like numbers
 
@@ -68,18 +57,6 @@ class FaceForm:
         return ", ".join(parts)
 
 
-class FormError(ValueError):
-    """Why one way to divide lines into columns does not fit a list; ``fits`` of them do."""
-
-    def __init__(self, text: str, fits: int = 0) -> None:
-        super().__init__(text)
-        self.fits = fits
-
-
-class AmbiguousError(FormError):
-    """One way divides all lines alike, but leaves open which column is the label."""
-
-
 @dataclass
 class FaceList:
     """A list whose form is known."""
@@ -92,8 +69,15 @@ class FaceList:
     def entries(self) -> Iterator[tuple[Line, str, str]]:
         """Each line with its path and its label, as they are written; raises ValueError for another form."""
         for line in self.text.lines():
-            if line.text != self.form.heading:
+            if line.text not in (self.form.heading, self.form.announced):
                 yield line, *self.entry(line.text, line.number)
+
+    def sample(self, n: int) -> list[str]:
+        """About ``n`` paths from all over the list."""
+        every = -(-self.count // n)
+        skipped = self.form.heading, self.form.announced
+        lines = (line for line in self.text.lines() if line.text not in skipped)
+        return [self.entry(line.text, line.number)[0] for line in islice(lines, 0, None, every)]
 
     def entry(self, text: str, number: int) -> tuple[str, str]:
         """The path and the label in a line."""
@@ -161,11 +145,16 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
     cells = _blank_cells(text, words) if separator == " " else separated(separator)
     rows = ((line, cells(line.text)) for line in text.lines())
     first = next(rows, None)
+    announced = first[0].text if first is not None and first[0].text.strip().isdecimal() else ""
+    if announced and len(announced) < 16 and (second := next(rows, None)) is not None:
+        first = second
+    else:
+        announced = ""
     if first is None:
         raise ValueError(f"{text.path}: the list is empty; {FORMS}")
     head, head_row = first
     may_name_columns = not holds_path(head.text)
-    table = _Table(text, separator, len(words), head.text if _is_heading_like(head_row) else None)
+    table = _Table(text, separator, len(words), head.text if _is_heading_like(head_row) else None, head_row)
     if not may_name_columns:
         table.see(head, head_row)
     for line, row in rows:
@@ -173,7 +162,9 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
         if table.problem and not table.count and line.number > _TRIED:
             raise table.problem
     columns = table.columns
-    heading = head.text if may_name_columns and _is_heading(head_row, columns) else ""
+    is_heading = may_name_columns and _is_heading(head_row, columns)
+    is_heading = is_heading and (table.heading is not None or not table.is_like_head)
+    heading = head.text if is_heading else ""
     if may_name_columns and not heading:
         table.see(head, head_row)
     if table.problem:
@@ -189,8 +180,14 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
             table.count,
         )
     count, repeated = table.count, table.repeated
+    if announced and int(announced) != count:
+        raise FormError(
+            f"{text.path}: its first line announces {announced.strip()} images, but {count:,} follow: the list is "
+            "cut short, or the first line does not belong to it: remove it",
+            count,
+        )
     names = [cell.lower() for cell in heading_cells]
-    path, label, flag = _roles(text, columns, names, words)
+    path, label, flag = (*_given(words), None) if words else find_roles(text, columns, names, separator)
     plain = columns[path].plain
     if plain and columns[path].images and not words:
         raise FormError(
@@ -201,15 +198,16 @@ def _read(text: ListText, separator: str, words: Sequence[str]) -> tuple[bool, F
         )
     is_text = bool(words) and words[label] == "name"
     _check_labels(text, columns[label], is_text)
-    form = FaceForm(separator, cells, len(columns), path, label, heading, flag, is_text)
+    form = FaceForm(separator, cells, len(columns), path, label, heading, announced, flag, is_text)
     return columns[path].images == columns[path].n, FaceList(text, form, count, repeated)
 
 
 class _Table:
     """The columns of a list, filled line by line."""
 
-    def __init__(self, text: ListText, separator: str, width: int, heading: str | None) -> None:
-        self.text, self.separator, self.heading = text, separator, heading
+    def __init__(self, text: ListText, separator: str, width: int, heading: str | None, first: Sequence[str]) -> None:
+        self.text, self.separator, self.heading, self._first = text, separator, heading, first
+        self.is_like_head = False  # a line has a cell of the first line, which then is no heading
         self.columns = [Column() for _ in range(width)]
         self.count = self.repeated = 0
         self.problem: FormError | None = None
@@ -226,6 +224,7 @@ class _Table:
             return
         for column, cell in zip(self.columns, row, strict=True):
             column.see(cell, line)
+        self.is_like_head = self.is_like_head or any(map(eq, self._first, row))
         self.count += 1
 
 
@@ -254,65 +253,8 @@ def _is_heading(row: Sequence[str], columns: Sequence[Column]) -> bool:
     return any(column.is_whole for column in columns) and not is_path
 
 
-def _roles(
-    text: ListText, columns: Sequence[Column], names: Sequence[str], words: Sequence[str]
-) -> tuple[int, int, int | None]:
-    """Which column is the path, which the label, and which says whether the face is aligned."""
-    if words:
-        return words.index("path"), next(i for i, word in enumerate(words) if word in ("label", "name")), None
-    n = len(columns)
-    named = [i for i, name in enumerate(names) if name in PATH_NAMES and i < n]
-    path = named[0] if len(named) == 1 else _path_column(text, columns)
-    labelled = [i for i, name in enumerate(names) if name in LABEL_NAMES and i not in (path, *named) and i < n]
-    if len(labelled) > 1 and "label" in names:
-        labelled = [names.index("label")]
-    if len(labelled) == 1:
-        return path, labelled[0], None
-    others = [i for i in range(n) if i != path]
-    if len(others) == 1:
-        return path, others[0], None
-    first = columns[0]
-    if path == n - 1 and first.is_distinct and first.n > 1 and columns[1].is_whole:
-        return path, 1, None  # im2rec: index, label, further labels, path
-    if path == n - 1 and n == 3 and first.n == 1 and first.is_whole and columns[1].is_whole:
-        return path, 1, None
-    if path == 1 and set(first.whole) <= {0, 1} and first.is_whole:
-        return path, 2, 0
-    likely = others[1:] if others[0] == 0 and first.is_index else others
-    likely = [i for i in likely if not columns[i].is_constant] or likely
-    likely = [i for i in likely if not columns[i].n_fractions] or likely
-    likely = [i for i in likely if not columns[i].is_index] or likely
-    if len(likely) == 1:
-        return path, likely[0], None
-    candidates = " and ".join(str(i + 1) for i in likely)
-    example = ",".join("path" if i == path else "label" if i == likely[-1] else "-" for i in range(n))
-    raise AmbiguousError(
-        f"{text.path}: columns {candidates} could both be the label: {SWITCH}, such as --columns {example}", first.n
-    )
-
-
-def _path_column(text: ListText, columns: Sequence[Column]) -> int:
-    for count in ([c.images for c in columns], [c.slashes for c in columns]):
-        whole = [i for i, c in enumerate(columns) if count[i] == c.n]
-        if len(whole) == 1:
-            return whole[0]
-        if len(whole) > 1:
-            raise FormError(
-                f"{text.path}: {len(whole)} columns hold paths, expected one image a line: is it a list of pairs? "
-                f"Those are read by tools.make_bin and eval.pairs; else {SWITCH}",
-                columns[0].n,
-            )
-    mostly = max(columns, key=lambda c: c.images)
-    numbers = [c.is_whole for c in columns]
-    if len(columns) == 2 and sum(numbers) == 1:
-        return numbers.index(False)
-    if mostly.images > mostly.n / 2:
-        return columns.index(mostly)
-    raise FormError(
-        f"{text.path}: which column is the path? None ends as images do or holds a /, as in {columns[0].first!r}: "
-        f"{SWITCH}; {FORMS}",
-        columns[0].n,
-    )
+def _given(words: Sequence[str]) -> tuple[int, int]:
+    return words.index("path"), next(i for i, word in enumerate(words) if word in ("label", "name"))
 
 
 def _check_labels(text: ListText, column: Column, is_text: bool) -> None:

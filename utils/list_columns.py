@@ -9,6 +9,8 @@ import numpy as np
 
 from utils.list_text import Line, is_image
 
+_EXACT = 1 << 53  # from here on a float may stand for several whole numbers
+
 
 @dataclass
 class Column:
@@ -105,12 +107,13 @@ class WordsAround:
 
 
 def whole_number(text: str) -> int | None:
-    """3 of "3" and of "3.000000", None of anything else."""
-    if text.removeprefix("-").isdecimal():
-        return int(text) if len(text) < 1000 else None
+    """3 of "3" and of "3.000000", None of anything else, and of what a float cannot hold exactly."""
+    digits = text.rstrip("0").removesuffix(".") if "." in text and text[-1:] == "0" else text
+    if digits.removeprefix("-").isdecimal():
+        return int(digits) if len(digits) < 1000 else None
     if text[-1:] != "0" or not is_number(text) or not float(text).is_integer():
         return None
-    return int(float(text))
+    return int(float(text)) if abs(float(text)) < _EXACT else None
 
 
 def is_number(text: str) -> bool:

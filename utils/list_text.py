@@ -75,6 +75,9 @@ class ListText:
                         f"{self.path}, line {number}: a zero byte: no text, expected a list in UTF-8 or UTF-16"
                     )
                 text = self._decode(raw, at)
+                if number == 1 and re.fullmatch(r"sep=.", text):  # Excel's word for the separator
+                    at += len(raw)
+                    continue
                 if text.startswith("#"):
                     self.comments += 1
                 elif text.strip():

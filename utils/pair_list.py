@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.list_columns import whole_number
-from utils.list_images import SAMPLE, ListedImages
+from utils.list_images import SAMPLE, ListedImages, is_there
 from utils.list_text import SEPARATORS, Line, ListText, is_image, separated, shown
 from utils.paths import ListedPaths
 
 FORMS = (
     "read are: 'p1/a.jpg p1/b.jpg 1' or with tab, comma or ; (1 or 0, true or false, same or different, -1 for two "
     "persons), a heading such as 'path1,path2,issame' for columns in any order, and LFW's 'Ann 1 4' or 'Ann 1 Bob 2' "
-    "(image 1 is Ann/Ann_0001.jpg) with or without a first line such as '10 300'"
+    "(image 1 is Ann/Ann_0001.jpg) with or without a first line such as '10 300', and CALFW's two lines a pair, "
+    "'a.jpg 1' and 'b.jpg 1', where 0 is for two persons"
 )
 ENDINGS = (".csv", ".txt", ".tsv", ".lst", ".list")
 _FLAGS = {
@@ -31,8 +33,15 @@ _SECOND = frozenset((
     "path2", "p2", "image2", "img2", "file2", "filename2", "path_2", "image_2", "img_2", "file_2", "imageb", "second",
 ))  # fmt: skip
 _FLAG = frozenset((
-    "issame", "same", "is_same", "label", "flag", "target", "match", "same_person", "genuine", "y",
+    "issame", "same", "is_same", "label", "flag", "target", "match", "same_person", "genuine", "positive", "y",
 ))  # fmt: skip
+# Headings of a flag that is 1 for two persons.
+_INVERTED = frozenset((
+    "is_different", "isdifferent", "different", "different_person", "diff", "distance", "impostor", "imposter",
+    "is_impostor", "mismatch", "negative",
+))  # fmt: skip
+_FEW = 0.1  # a smaller share of pairs of one kind shows that the numbers are people or folds
+_PLAIN = frozenset(("1", "0", "1.0", "0.0", "+1", "-1", "true", "false", "yes", "no"))  # flags without a meaning
 
 
 class Pair(NamedTuple):
@@ -54,6 +63,7 @@ class PairList:
     is_lfw: bool = False
     # Further columns of n cells each, by their headings without blanks in small letters; of two alike the first.
     further: dict[str, list[str]] = field(default_factory=dict)
+    other: PairList | None = None  # the same lines in another form, if they have it too: '1 2 1' may be three things
 
 
 class PairImages(NamedTuple):
@@ -91,7 +101,7 @@ def read_pair_list(path: Path, encoding: str = "") -> PairList:
     problems: list[_WrongLineError] = []
     for separator in SEPARATORS:
         rows = [(line, _cells(line.text, separator, width)) for line in lines]
-        for read in (_read_lfw, _read_paths):
+        for read in (_read_lfw, _read_paths, _read_two_lines):
             try:
                 found = read(text, rows, SEPARATORS[separator])
             except _WrongLineError as error:
@@ -99,6 +109,8 @@ def read_pair_list(path: Path, encoding: str = "") -> PairList:
                 continue
             if not found.pairs:
                 raise ValueError(f"{path}: no pairs in it; {FORMS}")
+            if found.is_lfw and all(len(row) == 3 and row[2] in _PLAIN for _, row in rows):
+                found = replace(found, other=_read_paths(text, rows, SEPARATORS[separator]))
             more = [text.kind] * bool(text.kind) + [f"{text.comments} comments"] * bool(text.comments)
             return replace(found, form=", ".join([found.form, *more]))
     raise max(problems, key=lambda problem: problem.fits)
@@ -117,13 +129,14 @@ def images_of(listed: PairList, root: Path, way_out: str, allow_outside: bool = 
         FileNotFoundError: images are missing; counts them, and names the first and its line.
         ValueError: an entry leads out of ``root``.
     """
-    sample = [entry for pair in listed.pairs[:SAMPLE] for entry in (pair.first, pair.second)]
+    listed = _there(listed, root)
+    sample = _sample(listed)
     group = root / listed.text.path.stem.split("_")[0]  # RFW: African_pairs.txt, African/<name>/<name>_0001.jpg
     if listed.is_lfw and group.is_dir() and not (root / sample[0]).parent.is_dir():
         root = group
     images = ListedImages(ListedPaths(listed.text.path, root, way_out, allow_outside), listed.text, sample)
     if listed.text.encoding:  # only now it is known
-        listed = read_pair_list(listed.text.path, listed.text.encoding)
+        listed = _there(read_pair_list(listed.text.path, listed.text.encoding), root)
     known: dict[str, Path] = {}
     missing: list[tuple[int, str, Path]] = []
     for pair in listed.pairs:
@@ -141,6 +154,20 @@ def images_of(listed: PairList, root: Path, way_out: str, allow_outside: bool = 
             "--root gives another folder"
         )
     return PairImages(listed, [(known[pair.first], known[pair.second]) for pair in listed.pairs], images.notes)
+
+
+def _sample(listed: PairList) -> list[str]:
+    """Entries from all over the list."""
+    pairs = listed.pairs[:: -(-len(listed.pairs) // SAMPLE)]
+    return [entry for pair in pairs for entry in (pair.first, pair.second)]
+
+
+def _there(listed: PairList, root: Path) -> PairList:
+    """Of two forms that a list has, the one whose files are there."""
+    other = listed.other
+    if other is None or any(map(partial(is_there, root), _sample(listed))):
+        return listed
+    return other if any(map(partial(is_there, root), _sample(other))) else listed
 
 
 def _wrong(text: ListText, line: Line, fits: int) -> _WrongLineError:
@@ -168,6 +195,7 @@ def _cells(text: str, separator: str, width: int) -> list[str]:
 def _read_paths(text: ListText, rows: Sequence[tuple[Line, list[str]]], separator: str) -> PairList:
     """Two paths and a flag on each line."""
     heading, names = "", list[str]()
+    head = rows[0][1] if rows else []
     if rows and (columns := _named(rows[0][1])):
         heading, names, rows = rows[0][0].text, _headings(rows[0][1]), rows[1:]
     else:
@@ -175,19 +203,22 @@ def _read_paths(text: ListText, rows: Sequence[tuple[Line, list[str]]], separato
             columns = _columns(rows)
         except ValueError as error:
             raise ValueError(f"{text.path}: {error}") from None
-        if len(rows) > 1 and len(rows[0][1]) == 3 and _is_unlike(rows[0][1], columns):
+        if len(rows) > 1 and len(rows[0][1]) == 3 and _is_unlike(rows, columns):
             heading, rows = rows[0][0].text, rows[1:]
     first, second, flag = columns
+    inverted = bool(heading) and _headings(head)[flag] in _INVERTED
     pairs: list[Pair] = []
     for line, row in rows:
         same = _FLAGS.get(row[flag].lower()) if len(row) > max(columns) else None
+        if inverted and same is not None and row[flag].lower() in _PLAIN:
+            same = not same
         if same is None or not row[first] or not row[second] or len(row) < 3 or (not heading and len(row) > 4):
             raise _wrong(text, line, len(pairs))
         pairs.append(Pair(line.number, row[first], row[second], same))
     named = f", heading line {shown(heading)}" if heading else ""
     form = (
         f"list: {len(pairs):,} pairs, {separator}{named}, paths in columns {first + 1} and {second + 1}, same or not "
-        f"in column {flag + 1}"
+        f"in column {flag + 1}{', where 1 is for two persons as its heading says' * inverted}"
     )
     further = {name: _column(rows, i) for i, name in reversed([*enumerate(names)]) if name and i not in columns}
     return PairList(text, pairs, form, further=further)
@@ -207,7 +238,8 @@ def _headings(row: Sequence[str]) -> list[str]:
 def _named(row: Sequence[str]) -> tuple[int, int, int] | None:
     """The columns that a heading names, if it does."""
     names = _headings(row)
-    found = [[i for i, name in enumerate(names) if name in known] for known in (_FIRST, _SECOND, _FLAG)]
+    flag = _FLAG if any(name in _FLAG for name in names) else _INVERTED
+    found = [[i for i, name in enumerate(names) if name in known] for known in (_FIRST, _SECOND, flag)]
     if any(len(places) != 1 for places in found):
         return None
     return found[0][0], found[1][0], found[2][0]
@@ -234,12 +266,35 @@ def _columns(rows: Sequence[tuple[Line, list[str]]]) -> tuple[int, int, int]:
     return images[0], images[1], flags[0]
 
 
-def _is_unlike(row: Sequence[str], columns: tuple[int, int, int]) -> bool:
-    """Whether a first line names the columns; one of flags may well be called "same"."""
-    first, second, flag = (row[i].lower() for i in columns)
-    return (flag not in _FLAGS and not is_image(first)) or (
-        flag == "same" and not any(map(is_image, (first, second)))
-    )
+def _is_unlike(rows: Sequence[tuple[Line, list[str]]], columns: tuple[int, int, int]) -> bool:
+    """Whether a first line names the columns; one of flags may well be called "same" or "different"."""
+    first, second, flag = (rows[0][1][i].lower() for i in columns)
+    if flag not in _FLAGS:
+        return not is_image(first)
+    below = (row[columns[2]].lower() if len(row) > columns[2] else "" for _, row in rows[1:])
+    return not any(map(is_image, (first, second))) and flag not in _PLAIN and all(cell in _PLAIN for cell in below)
+
+
+def _read_two_lines(text: ListText, rows: Sequence[tuple[Line, list[str]]], separator: str) -> PairList:
+    """CALFW's and CPLFW's: the images of a pair below each other, each with 0 for two persons or another number."""
+    pairs: list[Pair] = []
+    if separator == SEPARATORS[" "]:  # a path may hold blanks
+        rows = [(line, [" ".join(row[:-1]), row[-1]]) for line, row in rows]
+    for (line, row), (other, below) in zip(rows[::2], rows[1::2], strict=False):
+        for at, cells in ((line, row), (other, below)):
+            if len(cells) != 2 or not is_image(cells[0]) or not cells[1].isdecimal() or cells[1] != row[-1]:
+                raise _wrong(text, at, len(pairs))
+        pairs.append(Pair(line.number, row[0], below[0], int(row[1]) != 0))
+    if len(rows) % 2:
+        raise _wrong(text, rows[-1][0], len(pairs))
+    different = sum(not pair.same for pair in pairs)
+    if min(different, len(pairs) - different) < _FEW * len(pairs):
+        raise _WrongLineError(
+            f"{text.path}: a path and a number on each line: as two lines a pair, {different:,} of {len(pairs):,} "
+            f"have 0, for two persons; if the numbers are folds or people, it is no list of pairs; {FORMS}",
+            len(rows),
+        )
+    return PairList(text, pairs, f"list: {len(pairs):,} pairs, two lines a pair, {separator}, 0 is for two persons")
 
 
 def _read_lfw(text: ListText, rows: Sequence[tuple[Line, list[str]]], separator: str) -> PairList:

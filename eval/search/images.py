@@ -9,7 +9,6 @@ import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -132,14 +131,18 @@ def _read_list(source: Path, options: ListOptions) -> NamedFaces:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; --root is the folder that the paths of {source} start at")
     listed = read_face_list(source, options.columns)
-    sample = [entry for _, entry, _ in islice(listed.entries(), SAMPLE)]
-    images = ListedImages(ListedPaths(source, root, _WAY_OUT, options.allow_outside), listed.text, sample)
+    images = ListedImages(
+        ListedPaths(source, root, _WAY_OUT, options.allow_outside), listed.text, listed.sample(SAMPLE)
+    )
     paths: list[Path] = []
     people: list[str] = []
     missing: list[str] = []
+    unknown = 0
     for line, entry, person in listed.entries():
         paths.append(images.path(entry, line.number))
-        people.append(_person(person))
+        is_nobody = not listed.form.is_text and person.startswith("-") and (whole_number(person) or 0) < 0
+        unknown += is_nobody
+        people.append(f"nobody, line {line.number} of {source}" if is_nobody else _person(person))
         if not paths[-1].is_file():
             missing.append(f"line {line.number}: no image {paths[-1]}")
     if missing:
@@ -147,7 +150,8 @@ def _read_list(source: Path, options: ListOptions) -> NamedFaces:
             f"{source}, {missing[0]}; {len(missing):,} of {len(paths):,} images are missing; paths start at {root}, "
             "--root gives another folder"
         )
-    return NamedFaces(paths, people, ["; ".join([listed.describe(), *images.notes])])
+    notes = [f"{unknown:,} images whose label is below 0 are each of a person of their own"] * bool(unknown)
+    return NamedFaces(paths, people, ["; ".join([listed.describe(), *images.notes, *notes])])
 
 
 def _person(label: str) -> str:

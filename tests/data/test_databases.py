@@ -111,6 +111,9 @@ def test_lists_are_checked(tmp_path):
         (tmp_path / "labels.txt").write_text(text)
         with pytest.raises(ValueError, match=message):
             open_faces(tmp_path)
+    (tmp_path / "labels.txt").write_text("\ufeffb/0 7\r\nb/1 9\r\n", encoding="utf-8")  # as Windows' editors save it
+    faces = open_faces(tmp_path)
+    assert [faces.read(i)[1] for i in range(2)] == [7, 9]
     (tmp_path / "labels.txt").write_text("b/9 1\n")
     with pytest.raises(ValueError, match=r"key 'b/9', which labels\.txt lists: the database has no such key"):
         open_faces(tmp_path).read(0)

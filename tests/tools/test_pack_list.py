@@ -133,3 +133,30 @@ class TestList:
         printed = capsys.readouterr().out
         assert f"missing: 1 of 2 images, the first line 2: {src / 'none.jpg'}" in printed
         assert "none.jpg: No such file" in printed
+
+    def test_labels_below_zero_are_nobody(self, src, tmp_path, capsys):
+        assert self.pack(src, tmp_path, "eve/b.jpg 0\nann/2.jpg -1\nbob/only.jpg 1\nann/10.jpg -1.0\n") == 0
+        assert near(values(tmp_path / "out")[0], [60, 40])
+        printed = capsys.readouterr().out
+        assert (
+            "left out: 2 images whose label is below 0, which stands for nobody known; the first in line 2" in printed
+        )
+        assert "0 to 1, each keeps its number\n" in printed
+        assert self.pack(src, tmp_path, "eve/b.jpg -1\nann/2.jpg -1\n", "--overwrite") == 2
+        assert "all labels are below 0" in capsys.readouterr().err
+
+    def test_numbers_keep_their_spelling_if_they_have_one(self, src, tmp_path, capsys):
+        text = "eve/b.jpg 007\nann/2.jpg 010\nbob/only.jpg 10\nann/10.jpg 7.000000\n"
+        assert self.pack(src, tmp_path, text) == 0
+        assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["007", "10"]
+        assert "; 1 of them are written in several ways, such as 010 and 10: one\n" in capsys.readouterr().out
+
+    def test_an_image_of_two_people_is_told(self, src, tmp_path, capsys):
+        text = "eve/b.jpg 0\nann/2.jpg 1\neve/b.jpg 1\nann/2.jpg 1\nbob/only.jpg 0\n"
+        assert self.pack(src, tmp_path, text) == 0
+        assert (
+            "more than once: 2 images are listed, and packed, several times, 1 of them as several people"
+            in capsys.readouterr().out
+        )
+        assert self.pack(src, tmp_path, "eve/b.jpg 0\nann/2.jpg 1\n", "--overwrite") == 0
+        assert "more than once" not in capsys.readouterr().out

@@ -107,6 +107,16 @@ def test_names_that_differ_in_capital_letters_alone_are_found():
     assert alike_names(["Jos\u00e9", "JOS\u00c9", "jose"]) == [("Jos\u00e9", "JOS\u00c9")]
 
 
+def test_labels_below_zero_are_nobody_and_not_one_person(folder, tmp_path):
+    (tmp_path / "list.txt").write_text("ann/1.jpg -1\nann/2.PNG -1\nbob/1.jpg 0\n")
+    faces = read_faces(tmp_path / "list.txt", ListOptions(folder))
+    assert len(set(faces.people)) == 3
+    assert faces.people[2] == "0"
+    assert "2 images whose label is below 0 are each of a person of their own" in faces.notes[0]
+    named = read_faces(tmp_path / "list.txt", ListOptions(folder, columns="path,name"))
+    assert named.people == ["-1", "-1", "0"]
+
+
 def test_columns_settle_what_a_list_leaves_open(folder, tmp_path):
     (tmp_path / "list.csv").write_text("people/ann/1.jpg,Ann,7\npeople/bob/1.jpg,Bob,5\n")
     assert read_faces(tmp_path / "list.csv", ListOptions(columns="path,name,-")).people == ["Ann", "Bob"]
