@@ -225,7 +225,8 @@ def _open_set(found: Searched, fpirs: Sequence[float], people: PersonDraws) -> l
         for weight_Q in people.weights() if bounded else ():
             weight_a, total = weight_Q[order], float(weight_Q[mated].sum())
             if not weight_a.any() or not total:
-                continue  # nobody without a mate, or with one, was drawn: there is no threshold, or no share
+                drawn.append(math.nan)  # nobody without a mate, or with one, was drawn: no threshold, or no share
+                continue
             at = weighted_threshold(alarms, weight_a, fpir * float(weight_a.sum()), beyond=True)
             drawn.append(weight_Q[first_Q > at].sum() / total)
         points.append(
