@@ -85,8 +85,8 @@ class FaceList:
         cells = form.cells(text)
         if form.flag is not None and cells[form.flag] == "0":
             raise ValueError(
-                f"{self.text.path}: line {number} starts with 0, which marks a face that is not aligned: align and "
-                f"crop the faces first, or {SWITCH}"
+                f"{self.text.path}: line {number} starts with 0, which in insightface lists marks a face "
+                f"that is not aligned: align and crop the faces first; if column 1 is something else, {SWITCH}"
             )
         return cells[form.path], cells[form.label]
 

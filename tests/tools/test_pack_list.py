@@ -117,7 +117,10 @@ class TestList:
             ),
             ("x" * 10_000_000, "line 1: longer than 65,536 bytes"),
             ("eve/b.jpg 0\nann/2\0.jpg 0\n", "line 2: a zero byte"),
-            ("1\teve/b.jpg\t3\n0\tann/2.jpg\t4\n", "line 2 starts with 0, which marks a face that is not aligned"),
+            (
+                "1\teve/b.jpg\t3\n0\tann/2.jpg\t4\n",
+                "line 2 starts with 0, which in insightface lists marks a face that is not aligned",
+            ),
         ],
     )
     def test_refused(self, src, tmp_path, capsys, text, message):
