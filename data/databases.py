@@ -11,6 +11,7 @@ Shapes: N images.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import re
@@ -225,7 +226,7 @@ def read_label_list(path: Path) -> tuple[Keys, NDArray[np.int64]]:
     keys, labels = [], []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            words = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip().rsplit(None, 1)
+            words = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").strip().rsplit(None, 1)
             if not words:
                 continue
             if len(words) != 2 or not re.fullmatch(rb"[0-9]{1,8}", words[1]) or int(words[1]) > EXACT_LABELS:

@@ -134,6 +134,8 @@ def test_entries_that_are_not_read_are_said(tmp_path):
         assert "4 of its 13 entries are not read, since num-samples is 4" in faces.note
     folder = listed(tmp_path / "c")
     assert open_faces(folder).note == ""
+    (folder / "labels.txt").write_text("\ufeff" + (folder / "labels.txt").read_text())  # as editors on Windows write
+    assert contents(open_faces(folder)) == (VALUES, LABELS)
     (folder / "labels.txt").write_text("".join(f"b/{i} {LABELS[i]}\n" for i in range(5)))
     faces = open_faces(folder)
     assert len(faces) == 5

@@ -84,7 +84,9 @@ def test_a_network_that_is_slow_to_build_is_looked_at_last(monkeypatch):
     monkeypatch.setattr(embedder.load, "SLOW_TO_BUILD", ("rtiny",))
     built, fits = [], embedder.load._fits
     monkeypatch.setattr(
-        embedder.load, "_fits", lambda file, name: built.append(name) or (name != "r2060" and fits(file, name))
+        embedder.load,
+        "_fits",
+        lambda file, name, headless: built.append(name) or (name != "r2060" and fits(file, name)),
     )
     assert [fitting_networks(file) for file in files] == [["mbf"], ["rtiny"]]
     assert built.count("rtiny") == 1

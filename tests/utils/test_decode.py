@@ -78,7 +78,7 @@ class TestFitFace:
     @pytest.mark.parametrize("suffix", [".jpg", ".png"])
     def test_kept_to_the_byte(self, suffix):
         encoded = encode(COLOUR[:32, :32], suffix)
-        assert fit_face(encoded, 32) == (encoded, False, True)
+        assert fit_face(encoded, 32) == (encoded, False, True, "")
 
     def test_coded_anew_where_asked_or_of_another_kind(self):
         png, webp = encode(COLOUR[:32, :32], ".png"), encode(COLOUR[:32, :32], ".webp", cv2.IMWRITE_WEBP_QUALITY, 101)
