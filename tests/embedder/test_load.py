@@ -83,11 +83,12 @@ def test_a_network_that_is_slow_to_build_is_looked_at_last(monkeypatch):
         files = [WeightsFile(Path("model.pt"), get_model(name).state_dict()) for name in ("mbf", "rtiny")]
     monkeypatch.setattr(embedder.load, "SLOW_TO_BUILD", ("rtiny",))
     built, fits = [], embedder.load._fits
-    monkeypatch.setattr(
-        embedder.load,
-        "_fits",
-        lambda file, name, headless: built.append(name) or (name != "r2060" and fits(file, name)),
-    )
+
+    def fits_quickly(file, name, headless):
+        built.append(name)
+        return name != "r2060" and fits(file, name, headless)
+
+    monkeypatch.setattr(embedder.load, "_fits", fits_quickly)
     assert [fitting_networks(file) for file in files] == [["mbf"], ["rtiny"]]
     assert built.count("rtiny") == 1
     assert built[-1] == "rtiny"
