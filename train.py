@@ -12,6 +12,7 @@ if __name__ == "__main__":
     ends_at_once("train.py")  # until there is a run that saves first
 
 import argparse
+import contextlib
 import gc
 import platform
 import sys
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (ValueError, OSError) as error:  # on all ranks, or on this one alone
             parser.exit(2, f"train.py: {plain(str(error))}\n" if speaks(error) else None)
         try:
-            train(run, data)
+            with lost_workers_are_named():
+                train(run, data)
         except (OSError, FloatingPointError) as error:  # a full or failing disk, a lost worker, divergence
             if isinstance(error, ConnectionError):
                 raise
@@ -202,7 +204,7 @@ def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterat
 
     def following() -> Batch | None:
         asked_s = time.monotonic()
-        batch = _next(arriving)
+        batch = next(arriving, None)
         speed.waited_s += time.monotonic() - asked_s
         if batch is None:
             return None
@@ -216,9 +218,11 @@ def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterat
         yield batch
 
 
-def _next(arriving: Iterator[Batch]) -> Batch | None:
+@contextlib.contextmanager
+def lost_workers_are_named() -> Iterator[None]:
+    """Turn the loss of a loader's worker, which torch raises wherever training is just then, into an OSError."""
     try:
-        return next(arriving, None)
+        yield
     except RuntimeError as error:
         if "/dev/shm is full" in str(error):  # the last line of a worker's traceback says what to do
             raise OSError(str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")) from error
