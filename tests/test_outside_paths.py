@@ -96,12 +96,12 @@ def test_lfw_list(folder, capsys, name):
     assert len(load_bin(out).encoded) == 4
 
 
-@pytest.mark.parametrize("form", ["{0}\t{1}", "{0} {1}", "7\t{1}\t{0}", "1\t{0}\t{1}"])
+@pytest.mark.parametrize("form", ["{0}\t{1}", "{0} {1}", "{2}\t{1}\t{0}", "1\t{0}\t{1}"])
 @pytest.mark.parametrize("how", HOW)
 def test_list_to_pack(folder, capsys, how, form):
     entry = entry_of(folder, how)
     listed, out = folder.parent / "a.lst", folder.parent / "packed"
-    listed.write_text(form.format("ann/ann_0001.jpg", 0) + "\n" + form.format(entry, 1) + "\n")
+    listed.write_text(form.format("ann/ann_0001.jpg", 0, 7) + "\n" + form.format(entry, 1, 8) + "\n")
     command = [str(folder), str(out), "--list", str(listed), "--workers", "1"]
     assert pack_rec(command) == 2
     text = said(capsys)

@@ -45,7 +45,7 @@ print(json.dumps({"plan": plan.total, "peak": peak}))
     [
         ["network=rtiny", "num_classes=200000", "head_size=10", "negative_rate=1.0", "embedding_size=512"],
         ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000", "optimizer=adamw", "lr=0.001"],
-        ["network=mbf", "batch_size=24", "num_image=960", "num_classes=1000", "gradient_acc=2"],
+        ["network=mbf", "batch_size=48", "num_image=960", "num_classes=1000", "gradient_acc=2"],
         ["network=rtiny", "num_classes=200000", "head_size=10", "negative_rate=0.2", "head_storage=file"],
         ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000", "freeze_backbone=True"],
         ["network=vit_t", "batch_size=24", "num_image=960", "num_classes=1000"],
