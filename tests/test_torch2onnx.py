@@ -21,7 +21,7 @@ QUICK = (
     "mbf",
     "rtiny",
     "vtiny",
-)  # one of each kind; the deep ones repeat the same blocks, r50 and r200 those of r100
+)  # one of each kind; the deep ones repeat the same blocks, r100 and the others those of r50
 REPEATED = ("r50", "r200", "r2060", *(n for n in MODEL_NAMES if n.startswith("vit_") and n != "vit_t"))
 
 
