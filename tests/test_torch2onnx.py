@@ -22,7 +22,7 @@ QUICK = (
     "rtiny",
     "vtiny",
 )  # one of each kind; the deep ones repeat the same blocks, r100 and the others those of r50
-REPEATED = ("r50", "r200", "r2060", *(n for n in MODEL_NAMES if n.startswith("vit_") and n != "vit_t"))
+REPEATED = ("r34", "r100", "r200", "r2060", *(n for n in MODEL_NAMES if n.startswith("vit_") and n != "vit_t"))
 
 
 @pytest.fixture
