@@ -194,8 +194,8 @@ def verify_and_be_asked(rank, world_size):
     verification = Verification([], ROOT, torch.device("cpu"), 2, metrics, stop)
     import cv2
 
-    image = cv2.imencode(".png", np.zeros((112, 112, 3), np.uint8))[1].tobytes()
-    verification.sets = [PairSet(name, [image] * 40, np.arange(20) % 2 == 0) for name in "abc"]
+    images = [cv2.imencode(".png", np.full((112, 112, 3), i, np.uint8))[1].tobytes() for i in range(40)]
+    verification.sets = [PairSet(name, images, np.arange(20) % 2 == 0) for name in "abc"]
     verification.best = dict.fromkeys("abc", float("nan"))
 
     class Backbone(torch.nn.Module):
