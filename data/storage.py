@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from data.pread import read_at
+
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(::[a-zA-Z0-9+.:-]+)*://")  # two letters at least: C:// is a drive
 _MOST_OPEN = 128  # files of a thread
 _ATTEMPTS = 5
 _WAIT_S = 0.5  # before the second attempt; doubled before each further one
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ImportError, ValueError, TypeError)
-_seek_lock = threading.Lock()
 
 
 class Range(NamedTuple):
@@ -69,7 +70,7 @@ class LocalFiles:
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
         """See :class:`Store`."""
-        return [_pread(self._descriptor(file), length, offset) for file, offset, length in ranges]
+        return [read_at(self._descriptor(file), length, offset) for file, offset, length in ranges]
 
     def will_need(self, ranges: Sequence[Range]) -> None:
         """Tell the system what will be read soon, so that a disk serves it in its own order; where it can be told."""
@@ -106,22 +107,6 @@ class _Opened:
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):
             os.close(self.fd)
-
-
-def _pread(fd: int, length: int, offset: int) -> bytes:
-    """``length`` bytes, or what there is up to the file's end; one system call may return less than asked."""
-    pread = getattr(os, "pread", _seek_and_read)
-    data: bytes = pread(fd, length, offset)
-    while len(data) < length and (more := pread(fd, length - len(data), offset + len(data))):
-        data += more
-    return data
-
-
-def _seek_and_read(fd: int, length: int, offset: int) -> bytes:
-    """``os.pread`` for Windows."""
-    with _seek_lock:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.read(fd, length)
 
 
 class RemoteFiles:

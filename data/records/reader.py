@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.pread import one_pread, read_at
 from data.records.index import RecordIndex, read_index
 from data.records.layout import HEADER, MAGIC, MAGIC_BYTES, MAX_PART, PART, Header, unpack
 
@@ -27,7 +28,7 @@ _HINTED_READS = 64  # calls of read_many that give hints after one was slow
 _CHUNKS_KEPT = 1024  # chunks remembered as asked for
 _WRITE = "write records from any other set: python -m tools.convert_set SET OUT --to records"
 REBUILD = "make the index anew from the .rec file: python -m tools.rebuild_index {}"
-_open_lock, _seek_lock = threading.Lock(), threading.Lock()
+_open_lock = threading.Lock()
 
 
 class HeaderScan(NamedTuple):
@@ -127,7 +128,7 @@ class RecordReader:
         if self.index.is_in_file_order:
             end = int(self.offsets[position + 1]) if position + 1 < len(self) else self._size
             length = min(end - offset, _MAX_FIRST_READ)
-        block = _pread(self._open(), length, offset)
+        block = read_at(self._open(), length, offset)
         magic, word = PART.unpack_from(block) if len(block) >= PART.size else (0, 0)
         if magic == MAGIC and word <= len(block) - PART.size:
             return block[PART.size : PART.size + word]
@@ -220,7 +221,7 @@ class RecordReader:
 
     def _read_all(self, at: list[int], offsets: list[int], lengths: list[int]) -> list[memoryview]:
         """The payloads of records, given each one's position, offset and bytes to read first."""
-        pread, first = getattr(os, "pread", _seek_and_read), PART.size
+        pread, first = one_pread(), PART.size
         blocks: list[bytes] = list(map(pread, repeat(self._open()), lengths, offsets))
         try:
             heads: list[tuple[int, int]] = list(map(PART.unpack_from, blocks))
@@ -238,7 +239,7 @@ class RecordReader:
     def _read_with_care(self, block: bytes, position: int, offset: int) -> bytes:
         """A record that did not come whole with its first bytes ``block``: longer, in parts, or damaged."""
         if len(block) < PART.size:
-            block = _pread(self._open(), PART.size, offset)
+            block = read_at(self._open(), PART.size, offset)
         kind, length = self._part(block, position, offset)
         if kind == 0:
             return self._exactly(length, position, offset)
@@ -247,7 +248,7 @@ class RecordReader:
         parts = [self._exactly(length, position, offset)]
         while kind != 3:
             offset += PART.size + length + -length % 4
-            kind, length = self._part(_pread(self._open(), PART.size, offset), position, offset)
+            kind, length = self._part(read_at(self._open(), PART.size, offset), position, offset)
             if kind not in (2, 3):
                 raise self._damaged(position, f"expected part kind 2 or 3 at byte {offset}, got {kind}")
             parts.append(self._exactly(length, position, offset))
@@ -291,7 +292,7 @@ class RecordReader:
             raise self._damaged(
                 position, f"truncated: expected {length} bytes at byte {start}, got {max(0, self._size - start)}"
             )
-        data = _pread(self._open(), length, start)
+        data = read_at(self._open(), length, start)
         if len(data) < length:
             raise self._damaged(position, f"truncated: expected {length} bytes at byte {start}, got {len(data)}")
         return data
@@ -301,19 +302,3 @@ class RecordReader:
             f"{self.where(position)}: {problem}; the file is damaged, or {self.idx_path.name} belongs to "
             f"another: copy both again; where the index alone is at fault, {REBUILD.format(self.rec_path)}"
         )
-
-
-def _pread(fd: int, length: int, offset: int) -> bytes:
-    """``length`` bytes, or what there is up to the file's end; one system call may return less than asked."""
-    pread = getattr(os, "pread", _seek_and_read)
-    data: bytes = pread(fd, length, offset)
-    while len(data) < length and (more := pread(fd, length - len(data), offset + len(data))):
-        data += more
-    return data
-
-
-def _seek_and_read(fd: int, length: int, offset: int) -> bytes:
-    """``os.pread`` for Windows."""
-    with _seek_lock:
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.read(fd, length)
