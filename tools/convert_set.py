@@ -28,7 +28,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.faces import FaceDataset
 from data.records.layout import EXACT_LABELS, pack
@@ -37,6 +36,7 @@ from data.shards.names import has_shard_name
 from data.shards.writer import OWN_NAME, ShardWriter
 from dataset import join_sources, open_faces
 from tools.parts.record_output import check_out, config_lines, print_config, write_classes
+from utils.bars import open_bar
 from utils.decode import decode_rgb
 from utils.text import complain, plain
 
@@ -88,7 +88,7 @@ def _images(faces: FaceDataset, seed: int | None) -> Iterator[tuple[int, bytes |
     """Yield index, file and label of each image in the order in which they are written."""
     order = np.arange(len(faces)) if seed is None else np.random.default_rng(seed).permutation(len(faces))
     labels = faces.labels
-    with tqdm(total=len(faces), unit=" images", disable=None) as bar:
+    with open_bar(len(faces), "image", "converted", lines=sys.stderr) as bar:
         for start in range(0, len(order), _READ_AT_ONCE):
             indices = order[start : start + _READ_AT_ONCE].tolist()
             for index, (encoded, _) in zip(indices, faces.read_many(indices), strict=True):
