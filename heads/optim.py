@@ -35,6 +35,7 @@ class RowOptimizer(Optimizer):
 
     As torch's fused optimizers it takes ``found_inf``, an attribute set for one :meth:`step`: a scalar on the device
     that is not 0 if the step does not count. The rows then keep their values, and :meth:`learn` must tell the host.
+    Not for ``idle="dense"``, whose rows move in idle steps, too, so that their number must be known.
 
     Args:
         shard: whose rows are updated.
@@ -69,12 +70,11 @@ class RowOptimizer(Optimizer):
         """
         raise NotImplementedError
 
-    def idle_factors(self, idle_S: Tensor, without_last: bool = False) -> Tensor:
+    def idle_factors(self, idle_S: Tensor) -> Tensor:
         """What :meth:`catch_up` needs to bring rows to the present, (S, ...) float64 on the host.
 
         Args:
             idle_S: (S,) int64 on the host, optimizer steps since the last one that updated the row.
-            without_last: as if the last step had not been.
         """
         raise NotImplementedError
 
@@ -107,13 +107,16 @@ class RowOptimizer(Optimizer):
         self.shard.storage.store(heads_h, rows, self.shard.steps)
 
     def learn(self, is_bad: bool) -> None:
-        """Whether the last step, which was given a ``found_inf``, did not count: then it is as if it had not been."""
+        """Whether the last step, which was given a ``found_inf``, did not count: then it is as if it had not been.
+
+        But for rounding where idle steps count: the state of its rows was brought to the present in it, and stays so.
+        """
         if self.shard.doubt is None:
             return
         self.shard.doubt = None
         if is_bad:
             self.shard.steps -= 1
-            self.shard.storage.take_back()
+            self.shard.storage.take_back(self.shard.steps)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the selected rows and their gradients."""
@@ -169,7 +172,6 @@ class RowSGD(RowOptimizer):
         _check_idle(idle, get_args(Idle))
         self.idle = idle
         self._carry_T22 = torch.empty((0, 2, 2), dtype=torch.float64)  # see _extended_course
-        self._carry_before_T22 = self._carry_T22  # a step ago
         super().__init__(
             shard,
             {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov},
@@ -181,13 +183,7 @@ class RowSGD(RowOptimizer):
         """See :meth:`RowOptimizer.step`."""
         super().step(closure)
         if self.idle == "dense":
-            self._carry_before_T22, self._carry_T22 = self._carry_T22, self._extended_course()
-
-    def learn(self, is_bad: bool) -> None:
-        """See :meth:`RowOptimizer.learn`."""
-        if is_bad and self.shard.doubt is not None:
-            self._carry_T22 = self._carry_before_T22
-        super().learn(is_bad)
+            self._carry_T22 = self._extended_course()
 
     def update(self, rows: Rows, grad_SD: Tensor, classes_S: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
@@ -200,13 +196,13 @@ class RowSGD(RowOptimizer):
             update_SD = grad_SD.add_(buffer_SD, alpha=group["momentum"]) if group["nesterov"] else buffer_SD
         weight_SD.add_(update_SD, alpha=-group["lr"])
 
-    def idle_factors(self, idle_S: Tensor, without_last: bool = False) -> Tensor:
+    def idle_factors(self, idle_S: Tensor) -> Tensor:
         """See :meth:`RowOptimizer.idle_factors`: powers (S, 1) of the momentum, or the matrices (S, 2, 2)."""
         if self.idle == "decay":
             return torch.pow(self.param_groups[0]["momentum"], idle_S.double()).unsqueeze(1)
-        course_T22 = self._carry_before_T22 if without_last else self._carry_T22
         here = torch.eye(2, dtype=torch.float64).unsqueeze(0)
-        return torch.cat((course_T22, here))[(len(course_T22) - idle_S).clamp(min=0)]
+        carry = torch.cat((self._carry_T22, here))
+        return carry[(len(self._carry_T22) - idle_S).clamp(min=0)]
 
     def catch_up(self, rows: Rows, factors: Tensor) -> None:
         """See :meth:`RowOptimizer.catch_up`."""
@@ -305,7 +301,7 @@ class RowAdamW(RowOptimizer):
         weight_SD.mul_(1 - group["lr"] * group["weight_decay"])
         weight_SD.sub_(average_SD.div(root_SD).mul_(group["lr"] / correction1_S1))
 
-    def idle_factors(self, idle_S: Tensor, without_last: bool = False) -> Tensor:
+    def idle_factors(self, idle_S: Tensor) -> Tensor:
         """See :meth:`RowOptimizer.idle_factors`: powers of both factors of decay, (S, 2)."""
         beta_2 = torch.tensor(self.param_groups[0]["betas"], dtype=torch.float64)
         return torch.pow(beta_2, idle_S.unsqueeze(1))

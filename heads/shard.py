@@ -112,7 +112,7 @@ class HeadShard:
         self.iteration = 0  # training forwards so far
         self.steps = 0  # optimizer steps so far
         self.doubt: Tensor | None = None  # whether the last step does not count, where only the device knows so far
-        self._idle_factors: Callable[[Tensor, bool], Tensor] | None = None
+        self._idle_factors: Callable[[Tensor], Tensor] | None = None
         self._catch_up: Callable[[Rows, Tensor], None] | None = None
         self.pending: list[Pending] = []  # forwards since the last zero_grad
         self.leaves: list[Tensor] = []  # their leaf_SD, as an optimizer's list of parameters
@@ -189,7 +189,7 @@ class HeadShard:
         return selection, self._present(selection.classes_S, self.storage.take(self.storage.fetch(selection.heads_h)))
 
     def count_idle_steps(
-        self, idle_factors: Callable[[Tensor, bool], Tensor], catch_up: Callable[[Rows, Tensor], None]
+        self, idle_factors: Callable[[Tensor], Tensor], catch_up: Callable[[Rows, Tensor], None]
     ) -> None:
         """Note each head's last step, and bring rows fetched to the present by these; see ``RowOptimizer``."""
         self.storage.count(LAST_STEP)
@@ -201,10 +201,10 @@ class HeadShard:
             return rows
         places_S = self.layout.places_of(classes_S // self.layout.head_size)
         last_S = self.storage.counts[LAST_STEP][places_S].long()
-        factors = self._to_rows(self._idle_factors(self.steps - last_S, False))
+        factors = self._to_rows(self._idle_factors(self.steps - last_S))
         if self.doubt is not None:
-            last_S = self.storage.last_steps_before(places_S)
-            others = self._to_rows(self._idle_factors(self.steps - 1 - last_S, True))
+            step = self.steps - 1
+            others = self._to_rows(self._idle_factors(step - self.storage.last_steps_before(places_S, step)))
             factors = torch.where(self.doubt > 0, others, factors)
         with torch.no_grad():
             self._catch_up(rows, factors)

@@ -88,7 +88,7 @@ class HeadStorage:
         self._worker = None if place == "device" else single_threaded_worker(device, "heads")
         # Not yet run on a GPU: rows travel on a stream of their own, and the background thread waits for it.
         self._stream = torch.cuda.Stream(device) if self._worker and device.type == "cuda" else None
-        self._last: tuple[Tensor, dict[str, Tensor]] | None = None  # places and counts before the last update
+        self._last: tuple[Tensor, Tensor] | None = None  # places of the last update, and their visits before it
         self._writing: list[Future[None]] = []
         self._fetches: list[Fetch] = []  # asked for and not taken yet
         self.arrays.add(CENTRES)
@@ -156,7 +156,7 @@ class HeadStorage:
         """
         self._check_writes()
         places_h = self.layout.places_of(heads_h)
-        self._last = places_h, {name: count[places_h] for name, count in self.counts.items()}
+        self._last = places_h, self.visits[places_h]
         self.visits[places_h] += 1
         if LAST_STEP in self.counts:
             self.counts[LAST_STEP][places_h] = step
@@ -174,22 +174,24 @@ class HeadStorage:
         """Let the last update stand."""
         self._last = None
 
-    def take_back(self) -> None:
-        """Set the counts back to those before the last update, which has left every value as it was."""
-        if self._last is not None:
-            places_h, counts = self._last
-            for name, count_h in counts.items():
-                self.counts[name][places_h] = count_h
-            self._last = None
+    def take_back(self, step: int) -> None:
+        """Undo the counts of the last update, which has written the values that were taken.
 
-    def last_steps_before(self, places_S: Tensor) -> Tensor:
-        """``LAST_STEP`` at some places as it was before the last update, (S,) int64."""
+        Args:
+            step: optimizer steps without that update's; to it the heads had been brought, and so they were written.
+        """
+        if self._last is None:
+            return
+        places_h, visits_h = self._last
+        self.visits[places_h] = visits_h
+        if LAST_STEP in self.counts:
+            self.counts[LAST_STEP][places_h] = step
+        self._last = None
+
+    def last_steps_before(self, places_S: Tensor, step: int) -> Tensor:
+        """``LAST_STEP`` at some places, (S,) int64, as :meth:`take_back` would leave it."""
         last_S = self.counts[LAST_STEP][places_S].long()
-        if self._last is None or not len(self._last[0]):
-            return last_S
-        places_h, counts = self._last
-        i_S = torch.searchsorted(places_h, places_S).clamp(max=len(places_h) - 1)
-        return torch.where(places_h[i_S] == places_S, counts[LAST_STEP][i_S].long(), last_S)
+        return last_S if self._last is None else last_S.where(~torch.isin(places_S, self._last[0]), step)
 
     def restore(self, heads_h: Tensor, values: Rows, counts: dict[str, Tensor]) -> None:
         """Write values as :meth:`store` does, but set the heads' counts, (h,) each."""

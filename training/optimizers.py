@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -58,7 +59,19 @@ def make_optimizer(cfg: Config, backbone: nn.Module, lr: float) -> Optimizer:
     """The backbone's."""
     if cfg.optimizer == "adamw":
         return AdamW(backbone.parameters(), lr, weight_decay=cfg.weight_decay)
-    return SGD(backbone.parameters(), lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
+    optimizer = SGD(backbone.parameters(), lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
+    _begin_momentum(optimizer)
+    return optimizer
+
+
+def _begin_momentum(optimizer: SGD) -> None:
+    """Start the momentum at 0, which gives the same first update as no momentum yet.
+
+    Torch's fused form takes memory as it finds it for the first step's, and leaves it so if that step does not count.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def make_row_optimizer(cfg: Config, shard: HeadShard, lr: float, rule: RowRule) -> RowOptimizer:

@@ -78,7 +78,8 @@ class TrainingRun:
         self.epoch = self.step = self.step_in_epoch = 0
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
         self.was_skipped = False  # the last step whose verdict is known
-        self.learns_late = self.device.type != "cpu"  # a step later, so that the host never waits for the device
+        # A step later, so that the host never waits for the device; but where rows move in idle steps, too.
+        self.learns_late = self.device.type != "cpu" and rule.idle != "dense"
         self._unsettled: Evidence | None = None  # of the last step, until its verdict is known
         self.loss_sum = torch.zeros((), device=self.device)  # over the steps since the last log line
         self.loss_steps = torch.zeros((), device=self.device)  # those of a finite loss
