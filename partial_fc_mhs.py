@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from heads.arrays import CENTRES
 from heads.selection import Selection
 from heads.shard import HeadShard
-from losses import Margin, cosines, sharded_cross_entropy
+from losses import LateCentres, Margin, cosines, sharded_cross_entropy
 from utils.device import to_device
-from utils.distributed import all_reduce_max_, all_reduce_sum_, gather_rows_with_grad
+from utils.distributed import RowExchange, all_reduce_max_, all_reduce_sum_
 
 
 @dataclass
@@ -52,7 +52,7 @@ class PartialFCMHS(nn.Module):
         margin_loss: a margin on cosines, such as ``losses.ArcFace``.
         embedding_size: D.
         num_classes: C.
-        amp_dtype: type of the embeddings' exchange, the normalisation and the product; None keeps the centres'.
+        amp_dtype: type of the exchange of the normalised embeddings and of the product; None keeps the centres'.
         shard: what :class:`heads.shard.HeadShard` takes, ``head_size`` (L) at least; also ``negative_rate``,
             ``sample_rate``, ``head_scope``, ``head_storage``, ``head_folder``, ``seed``, ``dtype``, ``device``.
 
@@ -99,23 +99,34 @@ class PartialFCMHS(nn.Module):
             ValueError: shapes that do not fit, a label outside [0, C), labels that are not int64.
 
         Collectives: all-gather of B labels between hosts (unless announced by ``shard.prefetch``), all-gather of
-        B * D embeddings in ``amp_dtype``, all-reduce (max) of 2 * G numbers, all-reduce (sum) of 2 * G + 3 numbers;
-        backward one reduce-scatter of G * D in ``amp_dtype``.
+        B * D embeddings in ``amp_dtype`` (with their lengths, in float32, if the margin needs these), all-reduce
+        (max) of 2 * G numbers, all-reduce (sum) of 2 * G + 3 numbers; backward one reduce-scatter of the size of
+        the embeddings' gather, while the centres' gradient is computed.
         """
         self._check(local_embeddings, local_labels)
         is_training = self.training and torch.is_grad_enabled()
         selection, rows = self.shard.take(local_labels) if is_training else self.shard.look(local_labels)
-        x_GD = gather_rows_with_grad(local_embeddings.to(self.amp_dtype or self.shard.dtype))
         centres_SD = self.shard.expect_update(selection, rows) if is_training else rows[CENTRES]
-        with torch.autocast(x_GD.device.type, enabled=False):
-            return self._loss(x_GD, centres_SD, selection, is_training)
+        with torch.autocast(local_embeddings.device.type, enabled=False):
+            return self._loss(local_embeddings.to(self.shard.dtype), centres_SD, selection, is_training)
 
-    def _loss(self, x_GD: Tensor, centres_SD: Tensor, selection: Selection, is_training: bool) -> Tensor:
+    def _loss(self, x_BD: Tensor, centres_SD: Tensor, selection: Selection, is_training: bool) -> Tensor:
+        # Embeddings of all ranks; in backward their gradients travel while the centres' are computed.
+        exchange, amp_dtype = RowExchange(), self.amp_dtype or self.shard.dtype
+        unit_BD = F.normalize(x_BD)
+        if self.margin_loss.needs_norms:
+            both_BE = exchange.receive(torch.cat((unit_BD, x_BD.norm(dim=1, keepdim=True)), 1))
+            centres = LateCentres(centres_SD)
+            unit_GD, norms_G1 = exchange.gather(both_BE).split((x_BD.shape[1], 1), 1)
+            unit_GD, norms_G = unit_GD.to(amp_dtype).contiguous(), norms_G1.squeeze(1)
+        else:
+            unit_BD = exchange.receive(unit_BD.to(amp_dtype))
+            centres = LateCentres(centres_SD)
+            unit_GD, norms_G = exchange.gather(unit_BD), None
+
         # Cosines; over all ranks each sample's own one and the best of the others.
-        eps = max(1e-12, torch.finfo(x_GD.dtype).tiny)
-        cosines_GS = cosines(F.normalize(x_GD, eps=eps), centres_SD).clamp(-1, 1)
+        cosines_GS = cosines(unit_GD, centres).clamp(-1, 1)
         others_G, targets_G = self._extremes(cosines_GS.detach(), selection)
-        norms_G = x_GD.to(cosines_GS.dtype).norm(dim=1)
 
         # Margin.
         with torch.no_grad():
@@ -125,7 +136,7 @@ class PartialFCMHS(nn.Module):
         logits_GS = self.margin_loss(cosines_GS, selection.columns_G, targets_G, norms_G)
         if selection.hidden_GS is not None:
             logits_GS = logits_GS.masked_fill(selection.hidden_GS, -torch.inf)
-        penalty_G = self.margin_loss.penalty(norms_G)
+        penalty_G = None if norms_G is None else self.margin_loss.penalty(norms_G)
         penalty = cosines_GS.new_zeros(())
         if penalty_G is not None:  # each row counts once: on the rank that holds its target
             penalty = torch.where(selection.columns_G >= 0, penalty_G, 0).sum() / len(penalty_G)

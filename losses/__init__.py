@@ -12,7 +12,7 @@ from losses.adaface import AdaFace
 from losses.arcface import ArcFace
 from losses.combined import CombinedMargin
 from losses.cosface import CosFace
-from losses.cosine import cosines
+from losses.cosine import LateCentres, cosines
 from losses.cross_entropy import sharded_cross_entropy
 from losses.curricularface import CurricularFace
 from losses.magface import MagFace
@@ -37,6 +37,7 @@ __all__ = [
     "CombinedMargin",
     "CosFace",
     "CurricularFace",
+    "LateCentres",
     "MagFace",
     "Margin",
     "cosines",

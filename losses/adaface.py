@@ -37,6 +37,7 @@ class AdaFace(Margin):
         ValueError: a value outside its range.
     """
 
+    needs_norms = True
     batch_mean: Tensor  # mu, a scalar
     batch_std: Tensor  # sigma, a scalar
 
@@ -53,9 +54,9 @@ class AdaFace(Margin):
         self.register_buffer("batch_std", torch.tensor(100.0))
 
     @torch.no_grad()
-    def observe(self, targets_N: Tensor, norms_N: Tensor) -> None:
+    def observe(self, targets_N: Tensor, norms_N: Tensor | None) -> None:
         """Move mu and sigma towards this batch, see :meth:`Margin.observe`."""
-        if len(norms_N) < 2:
+        if norms_N is None or len(norms_N) < 2:
             return
         lengths_N = norms_N.clamp(_SHORTEST, _LONGEST)
         mean, std = lengths_N.mean(), lengths_N.std()

@@ -9,42 +9,78 @@ import torch
 from torch import Tensor
 
 
-class _Cosines(torch.autograd.Function):
-    """cos = x w^T / |w|, with d cos / d w = (x / |w|) - w cos / |w|^2 summed into one pass over the centres."""
+class LateCentres:
+    """Centres whose gradient is computed as a step of its own in backward, after what was called since this was made.
+
+    autograd takes the steps that are ready in the reverse order of their making: make this before the embeddings'
+    exchange, and the exchange of their gradient begins before the centres' is computed.
+
+    Args:
+        centres_SD: (S, D) float32 or float64, of any length.
+    """
+
+    def __init__(self, centres_SD: Tensor) -> None:
+        self.centres_SD = centres_SD.detach()
+        self.parts: tuple[Tensor, Tensor, Tensor] | None = None  # what the gradient is made of, once it is known
+        self.token: Tensor = _CentresGradient.apply(centres_SD, self)
+
+    def gradient(self) -> Tensor:
+        """(S, D): (x / |w|) - w cos / |w|^2, summed into one pass over the centres."""
+        assert self.parts is not None
+        (scaled_NS, x_ND, along_S1), self.parts = self.parts, None
+        grad_SD = (scaled_NS.T @ x_ND).to(self.centres_SD.dtype)
+        return grad_SD.addcmul_(self.centres_SD, along_S1, value=-1)
+
+
+class _CentresGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, centres_SD: Tensor, late: LateCentres) -> Tensor:
+        ctx.late = late
+        return centres_SD.new_zeros(())
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, centres_SD: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.late.gradient(), None
+
+
+class _Cosines(torch.autograd.Function):
+    """cos = x w^T / |w|."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, token: Tensor, late: LateCentres) -> Tensor:
+        centres_SD = late.centres_SD
         length_S = torch.linalg.vector_norm(centres_SD, dim=1)
         inverse_S = length_S.clamp(min=torch.finfo(centres_SD.dtype).tiny ** 0.5).reciprocal_()
         short_SD = centres_SD.to(x_ND.dtype)
         cosines_NS = (x_ND @ short_SD.T).to(centres_SD.dtype).mul_(inverse_S)
-        ctx.save_for_backward(x_ND, centres_SD, short_SD, inverse_S, cosines_NS)
+        ctx.save_for_backward(x_ND, short_SD, inverse_S, cosines_NS)
+        ctx.late = late
         return cosines_NS
 
     @staticmethod
-    def backward(ctx: Any, grad_NS: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x_ND, centres_SD, short_SD, inverse_S, cosines_NS = ctx.saved_tensors
+    def backward(ctx: Any, grad_NS: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_ND, short_SD, inverse_S, cosines_NS = ctx.saved_tensors
         scaled_NS = (grad_NS * inverse_S).to(x_ND.dtype)
-        grad_x_ND = grad_SD = None
-        if ctx.needs_input_grad[0]:
-            grad_x_ND = scaled_NS @ short_SD
+        grad_x_ND = scaled_NS @ short_SD if ctx.needs_input_grad[0] else None
+        token = None
         if ctx.needs_input_grad[1]:
             along_S1 = ((grad_NS * cosines_NS).sum(0) * inverse_S.square()).unsqueeze(1)
-            grad_SD = (scaled_NS.T @ x_ND).to(centres_SD.dtype).addcmul_(centres_SD, along_S1, value=-1)
-        return grad_x_ND, grad_SD
+            ctx.late.parts, token = (scaled_NS, x_ND, along_S1), inverse_S.new_zeros(())
+        return grad_x_ND, token, None
 
 
-def cosines(x_ND: Tensor, centres_SD: Tensor) -> Tensor:
+def cosines(x_ND: Tensor, centres: Tensor | LateCentres) -> Tensor:
     """Cosines of embeddings with centres.
 
     Args:
         x_ND: (N, D), of length 1, in the type that the products are computed in.
-        centres_SD: (S, D) float32 or float64, of any length.
+        centres: (S, D) float32 or float64, of any length; or made late.
 
     Returns:
-        (N, S) in the type of ``centres_SD``. A centre of length 0 has cosine 0 with everything.
+        (N, S) in the type of the centres. A centre of length 0 has cosine 0 with everything.
     """
-    return _Cosines.apply(x_ND, centres_SD)  # type: ignore[no-any-return]
+    late = centres if isinstance(centres, LateCentres) else LateCentres(centres)
+    return _Cosines.apply(x_ND, late.token, late)  # type: ignore[no-any-return]
 
 
 def add_angle(cosine: Tensor, cos_m: float | Tensor, sin_m: float | Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class CurricularFace(ArcFace):
         self.register_buffer("t", torch.tensor(0.0))
 
     @torch.no_grad()
-    def observe(self, targets_N: Tensor, norms_N: Tensor) -> None:
+    def observe(self, targets_N: Tensor, norms_N: Tensor | None) -> None:
         """Move t towards the batch's mean target cosine, see :meth:`Margin.observe`."""
         moved = self.momentum * targets_N.mean() + (1 - self.momentum) * self.t
         # an overflow that the optimizer skips must not stay here forever

@@ -40,6 +40,8 @@ class MagFace(Margin):
         ValueError: a value outside its range.
     """
 
+    needs_norms = True
+
     def __init__(
         self,
         scale: float = 64.0,

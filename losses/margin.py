@@ -23,6 +23,8 @@ class Margin(nn.Module):
         ValueError: ``scale`` is not above 0.
     """
 
+    needs_norms = False  # whether the lengths of the embeddings matter
+
     def __init__(self, scale: float) -> None:
         super().__init__()
         if not scale > 0:
@@ -35,7 +37,7 @@ class Margin(nn.Module):
         words = [f"{name}={value:g}" for name, value in settings.items()]
         return ", ".join(words + ["easy_margin"] * getattr(self, "easy_margin", False))
 
-    def observe(self, targets_N: Tensor, norms_N: Tensor) -> None:
+    def observe(self, targets_N: Tensor, norms_N: Tensor | None) -> None:
         """Update running statistics from one training batch, before its :meth:`forward`; most margins have none."""
 
     def shift(self, target: Tensor, norms: Tensor | None) -> Tensor:

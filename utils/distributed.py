@@ -297,33 +297,72 @@ def all_reduce_max_(x: Tensor, what: str = "maxima") -> Tensor:
     return x
 
 
-class _GatherRows(torch.autograd.Function):
-    """Gather in forward; in backward sum over ranks, keep this rank's rows, times W."""
+class RowExchange:
+    """Joins every rank's rows in forward; in backward sums their gradients over ranks, while other work goes on.
 
+    In one forward, call :meth:`receive`, whatever is to be computed in backward while the gradients travel, and
+    :meth:`gather`, in this order: autograd goes through them backwards.
+    """
+
+    def __init__(self) -> None:
+        self._travelling: tuple[Any, Tensor, Tensor] | None = None  # the collective, its input and its result
+
+    def receive(self, x: Tensor) -> Tensor:
+        """``x`` as it is; in backward, where its gradient is waited for."""
+        return x if get_world_size() == 1 else _Receive.apply(x, self)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Join every rank's (N, ...) to (W * N, ...) for a loss that is a mean over all W * N rows.
+
+        The gradient that comes back is W times the mean's, because DistributedDataParallel divides by W when it
+        averages: after it, the backbone's gradient is that of one process on the whole batch.
+
+        Collectives: one all-gather of N rows forward, one reduce-scatter of W * N rows backward.
+        """
+        return x if get_world_size() == 1 else _Gather.apply(x, self)
+
+    def send(self, grad: Tensor) -> Tensor:
+        """Begin to sum (W * N, ...) over ranks; returns where this rank's (N, ...) will be."""
+        grad = grad.contiguous()
+        out = grad.new_empty((grad.shape[0] // get_world_size(), *grad.shape[1:]))
+        self._travelling = _reduce_scatter(out, grad, async_op=True), grad, out
+        return out
+
+    def arrive(self) -> Tensor:
+        """Wait for the sum, times W."""
+        assert self._travelling is not None
+        (work, _, out), self._travelling = self._travelling, None
+        with collective("reduce-scatter", "the embeddings' gradients"):
+            work.wait()
+        return out.mul_(get_world_size())
+
+
+class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, exchange: RowExchange) -> Tensor:
+        ctx.exchange = exchange
         return all_gather_rows(x, "embeddings")
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        world_size = get_world_size()
-        out = grad.new_empty((grad.shape[0] // world_size, *grad.shape[1:]))
-        with collective("reduce-scatter", "the embeddings' gradients"):
-            _reduce_scatter(out, grad.contiguous())
-        return out.mul_(world_size)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.send(grad), None
+
+
+class _Receive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, exchange: RowExchange) -> Tensor:
+        ctx.exchange = exchange
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.arrive(), None
 
 
 def gather_rows_with_grad(x: Tensor) -> Tensor:
-    """Join every rank's (N, ...) to (W * N, ...) for a loss that is a mean over all W * N rows.
-
-    The gradient that comes back is W times the mean's, because DistributedDataParallel divides by W when it
-    averages: after it, the backbone's gradient is that of one process on the whole batch.
-
-    Collectives: one all-gather of N rows forward, one reduce-scatter of W * N rows backward.
-    """
-    if get_world_size() == 1:
-        return x
-    return _GatherRows.apply(x)  # type: ignore[no-any-return]
+    """Join every rank's rows; see :meth:`RowExchange.gather`."""
+    exchange = RowExchange()
+    return exchange.gather(exchange.receive(x))
 
 
 class _SumOverRanks(torch.autograd.Function):
