@@ -46,6 +46,12 @@ def run(function: Any, args: Any, kwargs: Any, waits: list[str]) -> Any:
     goes_there = any(here) if wanted is None else torch.device(wanted).type == NAME
     if function is aten._to_copy.default and goes_there != here[0] and not kwargs.get("non_blocking"):
         waits.append("copy to the device" if goes_there else "copy to the host")
+    if (
+        function is aten.copy_.default
+        and here[0] != here[1]
+        and not (kwargs.get("non_blocking") or args[2:3] == (True,))
+    ):
+        waits.append("copy_ between host and device")
     plain_args, plain_kwargs = tree_map(lambda t: t.values if isinstance(t, OnDevice) else t, (args, kwargs))
     if wanted is not None:
         plain_kwargs["device"] = torch.device("cpu")

@@ -28,7 +28,7 @@ class LossScale:
         self, device: torch.device, is_on: bool = True, init_scale: float = 2.0**16, growth_interval: int = 100
     ) -> None:
         self.is_on, self.growth_interval = is_on, growth_interval
-        self.factor = torch.tensor(init_scale if is_on else 1.0, device=device)
+        self.factor = torch.full((), init_scale if is_on else 1.0, device=device)
         self._grown = torch.zeros((), dtype=torch.int32, device=device)  # steps since it last changed
 
     def scale(self, loss: Tensor) -> Tensor:

@@ -161,6 +161,7 @@ def test_on_a_device_of_its_own(tmp_path, monkeypatch, loss, scope, optimizer, p
             g = torch.Generator().manual_seed(1)
             x = torch.randn(9, B, D, generator=g)
             batches = torch.randint(0, C, (9, B), generator=g).unbind()
+            verdicts = torch.tensor((0.0, 1.0)).to(device)
             classifier.shard.prefetch(batches[0])
             for i, numbers in enumerate(batches):
                 x_BD = x[i].to(device).requires_grad_()
@@ -169,11 +170,14 @@ def test_on_a_device_of_its_own(tmp_path, monkeypatch, loss, scope, optimizer, p
                     classifier.shard.prefetch(batches[i + 1])
                 value = classifier(x_BD, numbers)
                 value.backward()
-                if i % 3:  # steps of one forward and of two
+                if i % 3:  # steps of one forward and of two, whose verdicts are known when the next one is taken
+                    row_optimizer.learn(i == 4)  # of the step before, 2
+                    row_optimizer.found_inf = verdicts[int(i == 2)]
                     row_optimizer.step()
                     row_optimizer.zero_grad()
                 waits += pretended.waits if device == NAME and place == "device" else []
                 found += [value.detach().cpu(), x_BD.grad.cpu()]
+            row_optimizer.learn(False)
             save_heads(classifier.shard, tmp_path / f"saved_{device}")
             classifier.shard.prefetch(batches[0])
             load(classifier.shard, tmp_path / f"saved_{device}")

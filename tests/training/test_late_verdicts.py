@@ -4,10 +4,13 @@ import pytest
 import torch
 
 import train
+from pretend_device import NAME, PretendDevice
 from ranks import run_ranks
 from tiny_runs import TINY
 from training.loss_scale import LossScale
-from training.verdict import step_if_good
+from training.running_statistics import RunningStatistics
+from training.sigterm import StopRequest
+from training.verdict import gather_evidence, step_if_good
 from utils.config import get_config
 from utils.distributed import Ranks
 
@@ -184,3 +187,40 @@ def test_a_first_step_that_does_not_count_leaves_no_momentum(tmp_path):
     step_if_good([run.optimizer], torch.tensor(1.0), on_device=True)
     assert all(not state["momentum_buffer"].any() for state in run.optimizer.state.values())
     run.close()
+
+
+def test_nothing_in_a_verdict_waits_for_the_device():
+    """From the gradients to the scale; a step that counts and one that does not."""
+    found = []
+    for device in ("cpu", NAME):
+        with PretendDevice() as pretended:
+            norm = torch.nn.BatchNorm1d(3).to(device)
+            margin = torch.nn.Module()
+            margin.register_buffer("average", torch.ones((), device=device))
+            statistics, scale = RunningStatistics(norm, margin), LossScale(torch.device(device), init_scale=8.0)
+            stop, values = StopRequest(), []
+            for loss in (1.0, torch.inf):
+                grads = {"weight": torch.full((3,), 8.0).to(device), "bias": torch.full((3,), 16.0).to(device)}
+                loss = torch.tensor(loss).to(device)
+                moved = torch.arange(3.0).to(device)
+                pretended.waits.clear()
+                statistics.keep()
+                norm.running_mean.add_(moved)
+                margin.average.mul_(2)
+                scale.unscale_([*grads.values()])
+                largest, name = statistics.largest(), statistics.non_finite
+                evidence = gather_evidence(5, 0.1, scale.factor, loss, grads, [moved], largest, name)
+                bad = stop.ask(evidence.is_bad())
+                statistics.put_back(bad)
+                scale.update(bad)
+                assert not pretended.waits
+                values += [bad, norm.running_mean.clone(), margin.average.clone(), scale.factor.clone()]
+                assert stop.learn() == (not loss.cpu().isfinite())
+            found.append([value.cpu() for value in values])
+            assert evidence.in_words() == "the loss"
+            evidence = gather_evidence(5, 0.1, scale.factor, moved.sum(), grads, [], 0.0, name)
+            assert evidence.in_words() == ""
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert [value.flatten().tolist() for value in found[0]] == [
+        [0.0], [0.0, 1.0, 2.0], [2.0], [8.0], [1.0], [0.0, 1.0, 2.0], [2.0], [4.0]
+    ]  # fmt: skip
