@@ -30,7 +30,7 @@ def theirs(base_lr, steps, warmup_steps, power=1.0):
 @pytest.mark.parametrize("warmup_steps", [0, 1, 8, -20])
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_equals_insightface_since_2023(warmup_steps, power):
-    rate = PolySchedule(0.2, 60, warmup_steps, power)
+    rate = PolySchedule(0.2, 60, warmup_steps, power=power)
     first = int(warmup_steps > 0)  # a warm-up's first step: 0 here, where theirs has the full rate once
     assert [rate(step) for step in range(first, 60)] == pytest.approx(theirs(0.2, 60, warmup_steps, power)[first:])
     assert rate(0) == (0.0 if first else 0.2)
