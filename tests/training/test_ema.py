@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import train
 from backbones import get_model
 from pretend_device import NAME, PretendDevice
 from ranks import run_ranks
-from test_bad_steps import poisoned_input, start
-from tiny_runs import run, weights
+from tiny_runs import prepared, run, weights
 from training.checkpoint import load_training
 from training.ema import Ema
 from training.memory import plan_of
 from training.start import start_from
 from utils.config import get_config
+from utils.distributed import Ranks
 
 AVERAGE = "ema_decay=0.9"
 
@@ -117,7 +116,7 @@ def same(one, other):
 
 
 def test_a_run_writes_and_verifies_the_average_and_keeps_the_last_weights(tmp_path):
-    state, batches = start(tmp_path, AVERAGE, "keep_best=lfw/accuracy", "val_targets=lfw")
+    state, batches = prepared(tmp_path, AVERAGE, "keep_best=lfw/accuracy", "val_targets=lfw")
     average = Ema(copy.deepcopy(state.backbone), 0.9)
     for _ in range(3):
         state.train_step(batches)
@@ -136,10 +135,10 @@ def test_a_run_writes_and_verifies_the_average_and_keeps_the_last_weights(tmp_pa
 
 
 def test_a_skipped_step_of_a_run_leaves_the_average_alone(tmp_path):
-    state, batches = start(tmp_path, AVERAGE)
+    state, batches = prepared(tmp_path, AVERAGE)
     state.train_step(batches)
     before = copy.deepcopy(state.ema.state_dict())
-    poison = state.backbone.register_forward_pre_hook(poisoned_input)
+    poison = state.backbone.register_forward_pre_hook(lambda module, given: (given[0] * torch.nan,))
     state.train_step(batches)
     poison.remove()
     after = state.ema.state_dict()
@@ -149,14 +148,14 @@ def test_a_skipped_step_of_a_run_leaves_the_average_alone(tmp_path):
 
 def test_it_can_be_switched_on_and_off_with_resume(tmp_path, capsys):
     run(tmp_path)
-    state, batches = start(tmp_path, AVERAGE, "resume=True")
+    state, batches = prepared(tmp_path, AVERAGE, "resume=True")
     assert same(state.ema.network.state_dict(), state.backbone.state_dict())
     assert "step_12 holds no average of the weights: it begins with the weights in there" in capsys.readouterr().out
     state.train_step(batches)
     state.save(model=True)
     state.close()
     assert (tmp_path / "model_raw.pt").exists()
-    state, _ = start(tmp_path, "resume=True")
+    state, _ = prepared(tmp_path, "resume=True")
     assert "step_13 holds an average of the weights, which this run leaves out" in capsys.readouterr().out
     assert state.ema.network is state.backbone
     state.save(model=True)
@@ -166,7 +165,7 @@ def test_it_can_be_switched_on_and_off_with_resume(tmp_path, capsys):
 
 
 def test_a_checkpoint_with_an_average_still_gives_its_network(tmp_path):
-    state, batches = start(tmp_path, AVERAGE)
+    state, batches = prepared(tmp_path, AVERAGE)
     state.train_step(batches)
     state.train_step(batches)
     state.save()
@@ -179,14 +178,14 @@ def test_a_checkpoint_with_an_average_still_gives_its_network(tmp_path):
 
 def test_an_average_that_is_not_finite_is_not_gone_on_from(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.saving.first_non_finite", lambda value: None)
-    state, batches = start(tmp_path, AVERAGE)
+    state, batches = prepared(tmp_path, AVERAGE)
     for _ in range(2):
         state.train_step(batches)
         state.save()
         state.saver.finish()
         state.ema.network.bn1.bias[0] = torch.nan
     state.close()
-    resumed, _ = start(tmp_path, AVERAGE, "resume=auto")
+    resumed, _ = prepared(tmp_path, AVERAGE, "resume=auto")
     assert resumed.step == 1
     assert "step_2/training.pt is of no use: ema.tensors." in capsys.readouterr().out
 
@@ -194,13 +193,16 @@ def test_an_average_that_is_not_finite_is_not_gone_on_from(tmp_path, monkeypatch
 def test_the_log_says_what_model_pt_is(tmp_path, capsys):
     run(tmp_path, AVERAGE)
     log = capsys.readouterr().out
-    assert "average: verification, model.pt and model_best.pt take the weights' average over the steps, of decay 0.9" in log
+    assert (
+        "average: verification, model.pt and model_best.pt take the weights' average over the steps, of decay 0.9"
+        in log
+    )
     assert "model.pt (average of the weights; the last ones: model_raw.pt), after" in log
 
 
 def averages(rank, world_size, output):
-    ranks = train.Ranks(rank, world_size, rank, torch.device("cpu"))
-    state, batches = start(output, AVERAGE, "batch_size=4", ranks=ranks)
+    ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
+    state, batches = prepared(output, AVERAGE, "batch_size=4", ranks=ranks)
     for _ in range(2):
         state.train_step(batches)
     state.verify(lambda network, step: {})

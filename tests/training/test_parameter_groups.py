@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from backbones import get_model
-from test_bad_steps import start
+from tiny_runs import prepared
 from training.optimizers import make_optimizer
 from training.parameter_groups import load_numbered_state, numbered_state, parameter_groups
 from utils.config import get_config
@@ -106,7 +106,7 @@ def test_state_of_a_larger_network_is_refused():
 @pytest.mark.parametrize("now", [[SPARED], []])
 def test_a_run_may_switch_it_with_resume(tmp_path, now):
     before = [] if now else [SPARED]
-    state, batches = start(tmp_path, *before)
+    state, batches = prepared(tmp_path, *before)
     state.train_step(batches)
     state.train_step(batches)
     state.save()
@@ -114,7 +114,7 @@ def test_a_run_may_switch_it_with_resume(tmp_path, now):
     before = state_by_name(state.backbone, state.optimizer)
     momenta = {name: own["momentum_buffer"] for name, own in before.items() if own}  # none of a fixed parameter
     assert len(momenta) > 40
-    resumed, batches = start(tmp_path, *now, "resume=True")
+    resumed, batches = prepared(tmp_path, *now, "resume=True")
     found = state_by_name(resumed.backbone, resumed.optimizer)
     assert all(torch.equal(found[name]["momentum_buffer"], value) for name, value in momenta.items())
     assert [group["weight_decay"] for group in resumed.optimizer.param_groups] == ([5e-4, 0.0] if now else [5e-4])
