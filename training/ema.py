@@ -62,9 +62,7 @@ class Ema:
             taken = taken * ~skip
             weight = weight * taken
         for averages, values in self._parts:
-            changes = torch._foreach_sub(values, averages)
-            torch._foreach_mul_(changes, weight.to(changes[0].dtype))
-            torch._foreach_add_(averages, changes)
+            _move(averages, values, weight.to(averages[0].dtype))
         for average, value in self._counts:
             average.copy_(value)
         self._updates += taken
@@ -92,6 +90,16 @@ class Ema:
             saved = {"tensors": list(self._source.state_dict().values()), "updates": 0}
         self.network.load_state_dict(dict(zip(self.tensors, saved["tensors"], strict=True)))
         self._updates.fill_(saved["updates"])
+
+
+def _move(averages: list[Tensor], values: list[Tensor], weight: Tensor) -> None:
+    """Move the averages by ``weight`` of the way to the values, a scalar tensor that the host need not know."""
+    if weight.device.type == "cpu":  # one pass over the memory
+        torch._foreach_lerp_(averages, values, [weight] * len(averages))
+        return
+    changes = torch._foreach_sub(values, averages)  # a GPU does the line above tensor by tensor, these at once
+    torch._foreach_mul_(changes, weight)
+    torch._foreach_add_(averages, changes)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

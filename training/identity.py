@@ -88,7 +88,7 @@ class Identity:
         """Warn where the rate falls in another way than before; it may, as a rate may."""
         before, now = saved.get("lr_schedule", "poly"), self.facts["lr_schedule"]
         if before != now:
-            text = "the learning rate of %s followed lr_schedule = %r, that of this run follows %r from its step on: "
+            text = "the learning rate of %s followed lr_schedule = %r, that of this run follows %r: "
             warn_once(text + "lr_schedule=%s goes on as before", checkpoint, before, now, before)
         elif now == "poly":
             self._check_power(checkpoint, saved.get("lr_power"))

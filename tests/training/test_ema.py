@@ -83,17 +83,21 @@ def test_a_skipped_step_is_as_if_it_had_not_been(skipped, taken):
 
 def test_the_host_never_waits_for_the_device():
     with PretendDevice() as device:
-        model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(NAME)
+        host = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+        expected, model = Ema(host, 0.5), copy.deepcopy(host).to(NAME)
         average = Ema(model, 0.5)
-        device.waits.clear()
-        with torch.no_grad():
-            model[0].bias += 1
-        average.update(torch.ones((), dtype=torch.bool, device=NAME))
-        average.update(torch.zeros((), dtype=torch.bool, device=NAME))
-        assert device.waits == []
-        left = (model[0].bias - average.network[0].bias).cpu()
-        assert torch.allclose(left, torch.full((4,), 0.1))
-        assert device.waits == ["copy to the host"]
+        for skipped in (False, True, False, False):
+            skip = torch.tensor(skipped).to(NAME)
+            change(host, 1)
+            for value, of_host in zip(model.state_dict().values(), host.state_dict().values(), strict=True):
+                value.copy_(of_host)
+            device.waits.clear()
+            average.update(skip)
+            assert device.waits == []
+            expected.update(skipped)
+        for one, other in zip(average.tensors.values(), expected.tensors.values(), strict=True):
+            assert torch.allclose(one.cpu().double(), other.double(), rtol=1e-6)
+        assert "copy to the host" in device.waits
 
 
 def test_parts_hold_every_tensor_once(monkeypatch):
