@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.log import log
+from utils.log import log, warn_once
 
 _NUMBERS_AT_ONCE = 1 << 22  # whose differences are in memory at a time, or one tensor's if that is larger
 
@@ -83,7 +83,7 @@ class Ema:
         """
         if self.tensors is None:
             if saved is not None:
-                log.warning("%s holds an average of the weights, which this run leaves out: ema_decay = 0", where)
+                warn_once("%s holds an average of the weights, which this run leaves out: ema_decay = 0", where)
             return
         if saved is None:
             log.info("%s holds no average of the weights: it begins with the weights in there", where)

@@ -11,8 +11,8 @@ _BATCH_OF_LR = 512  # by which its train.py divided lr, before it multiplied by 
 def in_todays_names(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a file and the command line give, with ``decay_epoch`` in today's names; these go before it.
 
-    ``config.decay_epoch = [8, 14]`` meant a rate that is a tenth after 8 epochs and a hundredth after 14, and in all
-    versions with this setting ``lr`` was that of a total batch of 512.
+    ``config.decay_epoch = [8, 14]`` meant a rate that is a tenth after 8 epochs and a hundredth after 14, and the
+    ``train.py`` that read it took ``lr`` as that of a total batch of 512.
     """
     values = dict(given)
     if "decay_epoch" not in values:
