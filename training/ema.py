@@ -103,7 +103,7 @@ def _move(averages: list[Tensor], values: list[Tensor], weight: Tensor) -> None:
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*(parameter.detach() for parameter in network.parameters()), *network.buffers()]
+    return [*network.parameters(), *network.buffers()]
 
 
 def _in_parts(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
