@@ -34,6 +34,7 @@ from training.metrics import MetricsWriter
 from training.report import Speedometer, StepReport, announce, skipped_text, step_bar
 from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
+from training.saving import RAW
 from training.sigterm import nothing_to_save_yet
 from training.verification import Verification
 from training.wandb_log import check_wandb
@@ -191,7 +192,8 @@ def train(run: TrainingRun, data: RunData) -> None:
         metrics.artifact = run.output / "model.pt" if cfg.save_artifacts else None
     if warning := skipped_text(run.skipped, run.step):
         warn_once(warning)
-    log.info("done: %s, after %s", run.output / "model.pt", clock(time.monotonic() - begin_s))
+    which = f" (average of the weights; the last ones: {RAW})" if cfg.average_decay() else ""
+    log.info("done: %s%s, after %s", run.output / "model.pt", which, clock(time.monotonic() - begin_s))
 
 
 def epoch_batches(run: TrainingRun, data: RunData, speed: Speedometer) -> Iterator[Batch]:

@@ -44,7 +44,7 @@ def test_what_a_run_leaves(tmp_path, capsys):
     assert json.loads((out / "config.json").read_text())["network"] == "rtiny"
     log = (out / "training.log").read_text()
     assert len(LINE.findall(log)) == 12
-    assert "batch: 1 ranks x 8 x accumulation 1 = 8, lr 0.05, sgd" in log
+    assert "batch: 1 ranks x 8 x accumulation 1 = 8, sgd, weight decay 0.0005" in log
     assert "loss: CosFace(scale=16, margin=0.2), softmax over all selected heads" in log
     assert "60 classes in 9 heads of 7" in log
     assert "MiB a rank at the peak" in log

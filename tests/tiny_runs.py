@@ -7,6 +7,8 @@ import torch
 
 import train
 from paths import ROOT
+from utils.config import get_config
+from utils.distributed import Ranks
 
 TINY = str(ROOT / "tests" / "tiny.py")
 
@@ -15,6 +17,13 @@ def run(output, *overrides):
     """Train in this process; the logged losses by step."""
     train.main([TINY, f"output={output}", *overrides])
     return metrics(output)
+
+
+def prepared(output, *overrides, ranks=None):
+    """A run of two epochs before its next step, and the rest of the epoch's batches."""
+    cfg = get_config(TINY, [f"output={output}", "num_epoch=2", *overrides])
+    state, data = train.prepare(cfg, ranks or Ranks(0, 1, 0, torch.device("cpu")))
+    return state, train.epoch_batches(state, data, train.Speedometer())
 
 
 def metrics(output, name="loss"):

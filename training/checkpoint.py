@@ -26,6 +26,7 @@ from utils.torch_file import check_unfolding
 FORMAT = 2  # of a checkpoint with a manifest
 VERSION = "0.2.0"  # of the project, as in pyproject.toml
 TRAINING, HEADS, BEST = "training.pt", "heads", "best.json"
+FINITE = ("backbone", "optimizer", "ema")  # in training.pt: without a sound one of these a checkpoint is of no use
 ASIDE = "aside_"  # before the name of a checkpoint that a run has gone back behind
 REPLACED = ".replaced"  # after the name of one whose step is saved again
 _SETTINGS = ("num_classes", "head_size", "embedding_size", "seed", "iteration")
@@ -149,7 +150,7 @@ def check(checkpoint: Path) -> tuple[Manifest | None, SavedHeads]:
     if manifest is not None:
         verify(checkpoint, manifest)
     state = load_training(checkpoint, manifest)
-    if name := first_non_finite({key: state.get(key) for key in ("backbone", "optimizer")}):
+    if name := first_non_finite({key: state.get(key) for key in FINITE}):
         raise DamagedError(f"{checkpoint / TRAINING} is of no use: {name} is not finite in it")
     files = None if manifest is None else manifest.below(HEADS)
     return manifest, open_heads(checkpoint / HEADS, state["head"], files)

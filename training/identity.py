@@ -31,6 +31,7 @@ class Identity:
         self.facts: dict[str, Any] = {  # what a checkpoint notes
             "network": cfg.network,
             "loss": cfg.loss if cfg.margin_list is None else "combined",
+            "lr_schedule": cfg.lr_schedule,
             "lr_power": cfg.schedule_power(),
             "people": data.summary.num_classes,
             "images": data.summary.num_image,
@@ -56,7 +57,7 @@ class Identity:
                     f"{checkpoint} was trained with {name} {saved[name]!r}, this run has {own[name]!r}: set {name} "
                     f"back, or start a new run with resume=False output=NEW{_from_model(checkpoint, name)}"
                 )
-        self._check_power(checkpoint, saved.get("lr_power"))
+        self._check_schedule(checkpoint, saved)
         way_out = (
             "resume with the data that it was trained on, or start a new run that takes over what fits: resume=False "
             f"output=NEW{_from_model(checkpoint)} init_centres={checkpoint}"
@@ -83,8 +84,16 @@ class Identity:
             now,
         )
 
-    def _check_power(self, checkpoint: Path, noted: float | None) -> None:
+    def _check_schedule(self, checkpoint: Path, saved: dict[str, Any]) -> None:
         """Warn where the rate falls in another way than before; it may, as a rate may."""
+        before, now = saved.get("lr_schedule", "poly"), self.facts["lr_schedule"]
+        if before != now:
+            text = "the learning rate of %s followed lr_schedule = %r, that of this run follows %r: "
+            warn_once(text + "lr_schedule=%s goes on as before", checkpoint, before, now, before)
+        elif now == "poly":
+            self._check_power(checkpoint, saved.get("lr_power"))
+
+    def _check_power(self, checkpoint: Path, noted: float | None) -> None:
         own = self.facts["lr_power"]
         if noted is not None and noted != own:
             text = "the learning rate of %s fell with power %g, that of this run falls with power %g: "

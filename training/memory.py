@@ -42,7 +42,7 @@ class MemoryPlan:
     process: int  # Python and the libraries, before anything is built; host memory
     centres: int  # class centres and their optimizer state, if any, where they are kept in memory
     step: int  # the step's selected rows, their gradients and logits, at most
-    backbone: int  # weights, gradients, reduction buckets, optimizer state
+    backbone: int  # weights, their average, gradients, reduction buckets, optimizer state
     activations: int  # what the backbone keeps for its backward, and the gradients that pass through
 
     @property
@@ -71,6 +71,7 @@ def plan_memory(
     head_storage: str,
     sampled_rows: int = 0,
     freeze_backbone: bool = False,
+    has_average: bool = False,
 ) -> MemoryPlan:
     """Count what a rank allocates.
 
@@ -89,6 +90,7 @@ def plan_memory(
         head_storage: "device", "host" or "file".
         sampled_rows: PartialFC's classes, the batch's own included.
         freeze_backbone: whether the network has neither gradients nor optimizer.
+        has_average: whether an average of its weights is kept.
     """
     states, G = STATES[optimizer], batch_size * world_size
     S, row = min(rows, max(G * head_size + drawn_rows, sampled_rows)), embedding_size * 4
@@ -104,7 +106,7 @@ def plan_memory(
     first_visit = waiting + S * row + 5 * block * row  # int64 hashes, angles, radii of one block
     travelling = 0 if head_storage == "device" else held  # the next step's rows
     parameters = sum(p.numel() for p in backbone.parameters())
-    copies = 1 if freeze_backbone else (3 if world_size > 1 else 2) + states
+    copies = 1 if freeze_backbone else (3 if world_size > 1 else 2) + states + int(has_average)
     return MemoryPlan(
         process=PROCESS,
         centres=0 if head_storage == "file" else rows * row * (1 + row_states),
@@ -169,6 +171,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
             sampled_rows=round((sample_rate or 0.0) * rows),
             head_storage=cfg.head_storage,
             freeze_backbone=cfg.freeze_backbone,
+            has_average=cfg.average_decay() > 0,
         )
 
 

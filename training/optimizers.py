@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from heads.optim import Idle, RowAdamW, RowOptimizer, RowSGD
 from heads.selection import expected_share
 from heads.shard import HeadShard
+from training.parameter_groups import parameter_groups
 from utils.settings import Config
 
 RARELY = 0.5  # share of the steps that visit a row, up to which momentum does harm
@@ -57,9 +58,10 @@ def row_states(cfg: Config, world_size: int) -> int:
 
 def make_optimizer(cfg: Config, backbone: nn.Module, lr: float) -> Optimizer:
     """The backbone's."""
+    groups = parameter_groups(backbone, cfg.weight_decay, cfg.decay_norms_and_biases)
     if cfg.optimizer == "adamw":
-        return AdamW(backbone.parameters(), lr, weight_decay=cfg.weight_decay)
-    optimizer = SGD(backbone.parameters(), lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
+        return AdamW(groups, lr, weight_decay=cfg.weight_decay)
+    optimizer = SGD(groups, lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
     _begin_momentum(optimizer)
     return optimizer
 

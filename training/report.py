@@ -18,6 +18,7 @@ from training.memory import plan_of
 from training.metrics import MetricsWriter
 from training.optimizers import RowRule, row_rule
 from training.run import TrainingRun
+from training.schedule import rate_text
 from utils.atomic import write_json
 from utils.bars import open_bar
 from utils.device import cpu_computes_bfloat16
@@ -65,18 +66,16 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     head_size, negative_rate, sample_rate = cfg.head_layout()
     share = expected_share(num_classes, head_size, negative_rate, cfg.batch_size * ranks.world_size, sample_rate)
     draws = f"negatives {negative_rate:g}" if sample_rate is None else f"sample rate {sample_rate:g}"
-    lr = cfg.base_lr(ranks.world_size)
     precision = {None: "float32", torch.float16: "float16 with loss scaling", torch.bfloat16: "bfloat16"}
     exact = ", classifier in float32" if cfg.classifier_dtype() != cfg.amp_dtype() else ""
     lines = [
         f"torch {torch.__version__}, {precision[cfg.amp_dtype()]}{exact}, seed {cfg.seed}",
         *(f"rank {rank}: {where}" for rank, where in enumerate(hosts)),
         f"batch: {ranks.world_size} ranks x {cfg.batch_size} x accumulation {cfg.gradient_acc} = "
-        f"{cfg.total_batch(ranks.world_size)}, lr {lr:g}, {cfg.optimizer}",
+        f"{cfg.total_batch(ranks.world_size)}, {_optimizer_text(cfg)}",
+        f"rate: {rate_text(cfg, ranks.world_size, steps_per_epoch)}",
         f"data: {num_image} images of {num_classes} identities from {', '.join(cfg.sources())}",
-        f"steps: {steps_per_epoch} an epoch, {steps_per_epoch * cfg.num_epoch} in all, "
-        f"{max(round(steps_per_epoch * cfg.warmup_epoch), 0)} of them warm-up; then the rate falls "
-        f"{_fall_text(cfg.schedule_power())}",
+        f"steps: {steps_per_epoch} an epoch, {steps_per_epoch * cfg.num_epoch} in all",
         f"classifier: {num_classes} classes in {-(-num_classes // head_size)} heads of {head_size}, {draws}; "
         f"a step works on about {100 * share:.3g} % of the classes",
         f"class centres: {_rule_text(cfg, row_rule(cfg, ranks.world_size))}",
@@ -86,6 +85,11 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     elif cfg.freeze_bn:
         also = ", scales and shifts" if cfg.freeze_bn is True else ""
         lines.append(f"batch norm: running statistics{also} frozen, as init_backbone or the checkpoint gave them")
+    if decay := cfg.average_decay():
+        lines.append(
+            f"average: verification, model.pt and model_best.pt take the weights' average over the steps, of decay "
+            f"{decay:g}, in its first t steps at most (1 + t) / (10 + t); model_raw.pt holds the last weights"
+        )
     if share > 0.5 and negative_rate < 0.5 and sample_rate is None:
         lines.append(
             "note: with heads this long most classes are in every step, so heads save little; a smaller head_size "
@@ -122,9 +126,9 @@ def skipped_text(skipped: int, steps: int) -> str:
     return f"{text}. Train for more steps, in which the loss scale settles, or use bf16 in place of fp16, or lower lr"
 
 
-def _fall_text(power: float) -> str:
-    known = {1.0: "linearly to 0, as insightface's", 2.0: "to 0 with power 2, as the MHE authors'"}
-    return known.get(power, f"to 0 with power {power:g}")
+def _optimizer_text(cfg: Config) -> str:
+    spared = "" if cfg.decay_norms_and_biases or cfg.freeze_backbone else ", norms and biases without"
+    return f"{cfg.optimizer}, weight decay {cfg.weight_decay:g}{spared}"
 
 
 def _rule_text(cfg: Config, rule: RowRule) -> str:

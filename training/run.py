@@ -24,9 +24,11 @@ from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
+from training.ema import Ema
 from training.loss_scale import LossScale
 from training.network import make_network
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
+from training.parameter_groups import load_numbered_state, numbered_state
 from training.run_lock import FolderLock
 from training.running_statistics import RunningStatistics
 from training.saving import Saver
@@ -63,6 +65,7 @@ class TrainingRun:
         self.amp_dtype = cfg.amp_dtype()
         self.augment = Augmentation(cfg.augmentation(), cfg.seed)
         self.backbone = make_network(cfg, ranks)
+        self.ema = Ema(self.backbone, cfg.average_decay())  # its network is verified and written to model.pt
         self.model = self._join_ranks(self.backbone)
         self.classifier = self._make_classifier()
         self.total_steps = steps_per_epoch * cfg.num_epoch
@@ -180,6 +183,7 @@ class TrainingRun:
         self._unsettled = evidence
         step_if_good(self.optimizers, bad, self.learns_late)
         self.statistics.put_back(bad)
+        self.ema.update(bad > 0 if self.learns_late else bool(bad))
         self.scaler.update(bad)
         if not self.learns_late:
             self.settle()
@@ -231,9 +235,9 @@ class TrainingRun:
 
     def verify(self, verification: Verification) -> None:
         """Run the verification sets on rank 0's running statistics, the ones that model.pt holds; keep the best."""
-        for buffer in self.backbone.buffers():
+        for buffer in self.ema.network.buffers():
             broadcast_(buffer)
-        figures = verification(self.backbone, self.step)
+        figures = verification(self.ema.network, self.step)
         metric = self.cfg.keep_best
         if metric is None or self.step == 0 or not figures:
             return
@@ -242,7 +246,7 @@ class TrainingRun:
         elif self.saver.best is None or figures[metric] > self.saver.best.value:
             self.save()
             self.saver.finish()
-            self.saver.write_best(checkpoint.Best(self.step, metric, figures[metric]), self.backbone.state_dict())
+            self.saver.write_best(checkpoint.Best(self.step, metric, figures[metric]), self.ema.network.state_dict())
 
     def save_if_due(self) -> None:
         """Name a checkpoint that has been written, and begin the next one where it is due, asked for or overdue.
@@ -271,7 +275,7 @@ class TrainingRun:
         backbone = self.backbone.state_dict()
         training = self._state(backbone) if self.cfg.save_all_states else None
         if training is not None or model:
-            self.saver.begin(self.step, training, backbone if model else None)
+            self.saver.begin(self.step, training, backbone if model else None, self.ema.tensors if model else None)
             self.stop.writing_agreed = True  # until a message says otherwise
         self._wants_save, self._saved_at, self._saved_s = False, (self.epoch, self.step), time.monotonic()
 
@@ -284,7 +288,8 @@ class TrainingRun:
             "format": checkpoint.FORMAT,
             "identity": self.identity,
             "backbone": backbone,
-            "optimizer": {} if self.optimizer is None else self.optimizer.state_dict(),
+            "optimizer": numbered_state(self.optimizer, self.backbone),
+            "ema": self.ema.state_dict(),
             "row_optimizer": self.row_optimizer.state_dict(),
             "head": self.classifier.shard.settings(),
             "margin": self.classifier.margin_loss.state_dict(),
@@ -318,7 +323,7 @@ class TrainingRun:
         if missing := {"backbone", "optimizer", "margin", "scaler", "position", "skipped", "rng"} - state.keys():
             raise DamagedError(f"{path / checkpoint.TRAINING} is no run's: it lacks {', '.join(sorted(missing))}")
         together(lambda: check(state.get("identity", {})))
-        if name := checkpoint.first_non_finite({"backbone": state["backbone"], "optimizer": state["optimizer"]}):
+        if name := checkpoint.first_non_finite({key: state.get(key) for key in checkpoint.FINITE}):
             raise DamagedError(f"{path / checkpoint.TRAINING} is of no use: {name} is not finite in it")
         shard = self.classifier.shard
         shard.load_settings(state["head"])
@@ -326,10 +331,8 @@ class TrainingRun:
         try:
             self.classifier.margin_loss.load_state_dict(state["margin"])
             self.backbone.load_state_dict(state["backbone"])
-            if self.optimizer is not None and state["optimizer"]:  # {} where the backbone was frozen
-                self.optimizer.load_state_dict(
-                    {**state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]}
-                )
+            load_numbered_state(self.optimizer, self.backbone, state["optimizer"])
+            self.ema.resume(state.get("ema"), path)
             self.row_optimizer.load_state_dict(
                 {**state.get("row_optimizer", {}), **self.row_optimizer.param_groups[0]}
             )

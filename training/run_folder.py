@@ -18,7 +18,7 @@ from utils.processes import process_of
 from utils.settings import Config
 from utils.text import parse_json
 
-MODELS = ("model.pt", "model_best.pt")
+MODELS = ("model.pt", "model_raw.pt", "model_best.pt")
 OTHERS = ("training.log", "metrics.jsonl", "config.json", "classes.json", "tensorboard", BEST)
 LAUNCH = ".launch"  # who started the run that the folder holds
 

@@ -40,6 +40,8 @@ from utils.progress import progress
 
 T = TypeVar("T")
 
+RAW = "model_raw.pt"  # the last weights, where model.pt holds their average
+
 DISK_S = 120.0  # without a block taken, after which a disk does not excuse a run that is asked to end
 SHARE = 0.8  # of timeout_s: a rank whose disk does not answer says so before the others miss it
 
@@ -99,13 +101,20 @@ class Saver:
             return False
         return self._waited_for.done() or time.monotonic() - progress.wrote_s < DISK_S
 
-    def begin(self, step: int, training: dict[str, Any] | None, model: Mapping[str, Tensor] | None) -> None:
+    def begin(
+        self,
+        step: int,
+        training: dict[str, Any] | None,
+        model: Mapping[str, Tensor] | None,
+        average: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Start to save; finishes the save before first. What is given may change once this returns.
 
         Args:
             step: optimizer steps taken.
             training: for ``checkpoints/step_N``, equal on every rank; None: no checkpoint.
             model: a network's state_dict for model.pt, whose tensors may be in ``training`` too; None: no model.
+            average: the average of such networks, likewise; it then goes to model.pt, and ``model`` to model_raw.pt.
 
         Raises:
             SaveError: on every rank when any rank could not write, also in the save before.
@@ -120,7 +129,10 @@ class Saver:
             all_heads = any(all_gather_objects(wants_all, "heads to save"))
             heads = self.or_error(final, lambda: self._heads.begin(all_heads))
         copy = _Copies()
-        state, weights = (copy(value) if self._is_main else None for value in (training, model))
+        models = {"model.pt": model} if average is None else {RAW: model, "model.pt": average}
+        state, weights = (
+            copy(value) if self._is_main else None for value in (training, None if model is None else models)
+        )
         progress.wrote_s = time.monotonic()
         written = self._worker.submit(self._write, partial, heads, state, weights)
         self._pending = _Pending(partial, None if training is None else final, _facts(step, training), heads, written)
@@ -181,10 +193,14 @@ class Saver:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _write(
-        self, partial: Path, heads: HeadSave | None, state: dict[str, Any] | None, weights: dict[str, Tensor] | None
+        self,
+        partial: Path,
+        heads: HeadSave | None,
+        state: dict[str, Any] | None,
+        models: dict[str, dict[str, Tensor]] | None,
     ) -> tuple[FileSum | None, HeadPart | None]:
         try:
-            for value in (state, weights):
+            for value in (state, models):
                 _check_finite(value)
             part = None if heads is None else heads.write(partial / HEADS)
         finally:
@@ -195,8 +211,10 @@ class Saver:
             with SummedFile(partial / TRAINING) as file:
                 _save(state, file)
             training_sum = file.sum
-        if weights is not None:
-            write_model(weights, self.output / "model.pt")
+        for name, weights in (models or {}).items():
+            write_model(weights, self.output / name)
+        if models is not None and RAW not in models:
+            (self.output / RAW).unlink(missing_ok=True)  # of a run that kept an average and goes on without
         return training_sum, part
 
     def _name(self, pending: _Pending, manifest: Manifest, is_full: bool) -> None:

@@ -37,7 +37,7 @@ class Evidence:
         """What is not finite on this rank, "" if all is; waits for the device."""
         if not self.loss.isfinite():
             return "the loss"
-        for name, norm in zip(self.names, self.norms_P.tolist(), strict=True):
+        for name, norm in zip(self.names, self.norms_P.cpu().tolist(), strict=True):
             if not torch.tensor(norm).isfinite():
                 return f"the gradient of {name}"
         if not self.rows.isfinite():

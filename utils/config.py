@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.config_older import in_todays_names
 from utils.config_rules import check_rules
 from utils.config_secrets import refuse_secrets
 from utils.settings import Config
@@ -36,17 +37,16 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ValueError: an unknown key, a wrong type or range, settings that exclude each other, a literal secret.
     """
     file = find_config(path)
-    values = _read_module(ROOT / "configs" / "base.py")
-    values.update(_read_module(file))
+    given = _read_module(file)
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator:
             raise ValueError(f"an override is key=value, such as lr=0.05; got {text.partition(':')[0]!r}")
         if key.strip() == "name":
             raise ValueError("name is the recipe's file name; suffix_run_name and output can be set")
-        values[key.strip()] = _literal(value.strip())
-    values["name"] = file.stem
-    return make_config(values)
+        given[key.strip()] = _literal(value.strip())
+    base = _read_module(ROOT / "configs" / "base.py")
+    return make_config({**base, **in_todays_names(given), "name": file.stem})
 
 
 def make_config(values: Mapping[str, Any]) -> Config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from utils.settings import Config
 
 
@@ -32,6 +34,7 @@ def _check_ranges(c: Config) -> None:
         ("row_momentum", c.row_momentum is None or 0 <= c.row_momentum < 1, "in [0, 1)"),
         ("row_lr", c.row_lr > 0, "above 0"),
         ("weight_decay", c.weight_decay >= 0, "at least 0"),
+        ("ema_decay", 0 <= c.ema_decay < 1, "in [0, 1), such as 0.9999, or 0 for no average"),
         ("clip_grad_norm", c.clip_grad_norm >= 0, "at least 0"),
         ("batch_size", c.batch_size >= 2, "at least 2 (batch normalisation needs two images)"),
         ("gradient_acc", c.gradient_acc >= 1, "at least 1"),
@@ -42,6 +45,9 @@ def _check_ranges(c: Config) -> None:
             f"below num_epoch = {c.num_epoch} (set warmup_epoch=0 for none)",
         ),
         ("lr_power", c.lr_power is None or c.lr_power > 0, "above 0, or None"),
+        ("lr_end", c.lr_end >= 0, "at least 0"),
+        ("lr_steps", _rises(c.lr_steps or ()), "rising epochs above 0, such as (8, 14)"),
+        ("lr_gamma", 0 < c.lr_gamma <= 1, "above 0 and at most 1"),
         ("max_nonfinite", c.max_nonfinite >= 1, "at least 1"),
         ("seed", c.seed >= 0, "at least 0"),
         ("timeout_s", c.timeout_s > 0, "above 0"),
@@ -63,7 +69,17 @@ def _network_takes(c: Config) -> bool:
     return c.image_size == (112, 112) or (c.network.startswith(("vit_", "vtiny")) and height == width >= 1)
 
 
+def _rises(epochs: tuple[float, ...]) -> bool:
+    return all(before < after for before, after in pairwise((0.0, *epochs)))
+
+
 def _check_combinations(c: Config) -> None:
+    if c.lr_schedule == "step" and c.lr_steps is None:
+        raise ValueError(
+            "lr_schedule = 'step' needs lr_steps: the epochs after which the rate falls, such as (8, 14)"
+        )
+    if c.lr_scaling == "sqrt" and c.lr_batch is None:
+        raise ValueError("lr_scaling = 'sqrt' needs lr_batch: the total batch that lr is meant for")
     if c.nesterov and (c.momentum == 0 or c.optimizer != "sgd"):
         raise ValueError("nesterov needs optimizer = 'sgd' and momentum above 0")
     if c.row_idle == "dense" and c.optimizer != "sgd":

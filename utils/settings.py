@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,8 @@ class Config:
     optimizer: Literal["sgd", "adamw"]  # for the backbone and the classifier's rows
     lr: float  # at the end of the warm-up
     lr_batch: int | None  # scale lr by (total batch / lr_batch); None: lr unscaled
+    lr_scaling: Literal["linear", "sqrt"]  # by that ratio, or by its square root
+    lr_schedule: Literal["poly", "cosine", "step"]  # how the rate falls after the warm-up
     momentum: float  # SGD, in [0, 1)
     nesterov: bool  # SGD: step from where the momentum leads
     row_momentum: float | None  # SGD's momentum of class centres, in [0, 1); None: 0 if rarely visited, else momentum
@@ -78,13 +81,19 @@ class Config:
     row_idle: Literal["keep", "decay", "dense"] | None  # what steps without a class do to its momentum: nothing, make
     # it smaller, or move the centre as well, as a dense optimizer; None: "decay" with SGD, "keep" with AdamW
     weight_decay: float  # per step, of backbone and selected rows
+    decay_norms_and_biases: bool  # False: no weight decay of the backbone's biases, norms and PReLU slopes
+    ema_decay: float  # of an average of the backbone's weights over the steps, such as 0.9999, which is then verified
+    # and written to model.pt; model_raw.pt holds the last weights. 0: none
     clip_grad_norm: float  # largest norm of the backbone's gradient; 0: no clipping
     batch_size: int  # images of one rank in one forward
     gradient_acc: int  # forwards for one step
     num_epoch: int  # passes over the data
     warmup_epoch: float  # epochs of linear rise from 0; 0 or below: none
-    lr_power: float | None  # the rate falls as (1 - t) to this power: 1 is insightface's schedule, 2 that of the MHE
-    # authors; None: 2 for their num_classes = (H, L), else 1
+    lr_power: float | None  # poly: the rate falls as (1 - t) to this power: 1 is insightface's schedule, 2 that of
+    # the MHE authors; None: 2 for their num_classes = (H, L), else 1
+    lr_end: float  # poly, cosine: the rate at the end, which lr_batch does not scale
+    lr_steps: tuple[float, ...] | None  # step: epochs after which the rate is multiplied by lr_gamma, such as (8, 14)
+    lr_gamma: float  # step: that factor
     fp16: bool  # float16 with loss scaling
     bf16: bool  # bfloat16
     max_nonfinite: int  # steps in a row without a finite gradient before the run stops
@@ -143,7 +152,15 @@ class Config:
 
     def base_lr(self, world_size: int) -> float:
         """The rate at the end of the warm-up, scaled to the total batch where ``lr_batch`` asks for it."""
-        return self.lr if self.lr_batch is None else self.lr * self.total_batch(world_size) / self.lr_batch
+        if self.lr_batch is None:
+            return self.lr
+        if self.lr_scaling == "sqrt":
+            return self.lr * math.sqrt(self.total_batch(world_size) / self.lr_batch)
+        return self.lr * self.total_batch(world_size) / self.lr_batch
+
+    def average_decay(self) -> float:
+        """The decay of the average of the backbone's weights, 0 for none."""
+        return 0.0 if self.freeze_backbone else self.ema_decay
 
     def margin_options(self) -> dict[str, Any]:
         """What decides the margin, under the names that ``losses.get_margin`` takes."""
@@ -206,8 +223,12 @@ class Config:
             unread.append("init_centres")  # the checkpoint's go on
         if self.freeze_backbone:
             unread += [
-                key for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing") if getattr(self, key)
+                key
+                for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing", "ema_decay")
+                if getattr(self, key)
             ]
+            if not self.decay_norms_and_biases:
+                unread.append("decay_norms_and_biases")
         elif self.freeze_bn and self.sync_bn:
             unread.append("sync_bn")
         if self.margin_list is not None and self.margin is not None:
@@ -218,7 +239,17 @@ class Config:
             unread.append("row_momentum")
         if isinstance(self.num_classes, tuple) and self.sample_rate != 1:
             unread.append("sample_rate")  # the heads decide
-        return unread
+        return unread + self._unread_by_schedule()
+
+    def _unread_by_schedule(self) -> list[str]:
+        """Settings given here that belong to another ``lr_schedule``."""
+        is_idle = {
+            "lr_power": self.lr_power is not None and self.lr_schedule != "poly",
+            "lr_end": self.lr_end > 0 and self.lr_schedule == "step",
+            "lr_steps": bool(self.lr_steps) and self.lr_schedule != "step",
+            "lr_gamma": self.lr_gamma != 0.1 and self.lr_schedule != "step",
+        }
+        return [name for name, idle in is_idle.items() if idle]
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for config.json, the log and W&B; of ``wandb_key`` only that it is given."""

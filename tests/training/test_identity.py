@@ -117,3 +117,11 @@ def test_another_course_of_the_rate_is_a_warning(trained, capsys, monkeypatch, n
     printed = capsys.readouterr().out
     assert text in printed
     assert ("falls with power" in printed) == bool(text)
+
+
+def test_another_schedule_is_a_warning(trained, capsys):
+    run(trained / "run", *settings(trained, "resume=True", "num_epoch=2", "lr_schedule=cosine"))
+    text = "followed lr_schedule = 'poly', that of this run follows 'cosine': lr_schedule=poly goes on as before"
+    printed = capsys.readouterr().out
+    assert text in printed
+    assert "falls with power" not in printed

@@ -26,6 +26,7 @@ COURSES = {
     "fp16": ["fp16=True"],
     "two forwards": [*KEPT, "gradient_acc=2", "batch_size=4"],
     "a margin with averages": ["loss=curricularface"],
+    "an average of the weights": ["ema_decay=0.5"],
 }
 WITH_IDLE_STEPS = {  # rows are brought to the present in a bad step already, which rounds once more
     "momentum that decays": DECAYS,
@@ -67,6 +68,7 @@ def course(output, options, late, rank=0, world_size=1):
         "backbone": run.backbone.state_dict(),
         "optimizer": run.optimizer.state_dict()["state"],
         "margin": run.classifier.margin_loss.state_dict(),
+        "average": run.ema.state_dict(),
         "centres": shard.centres(torch.arange(start, end)).detach(),
         "counts": shard.storage.counts,
         "skipped": (run.skipped, run.skipped_in_a_row, shard.steps),
@@ -80,6 +82,9 @@ def assert_same(one, other, same=torch.equal):
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert same(one, other)
+    elif isinstance(one, list):
+        for value, another in zip(one, other, strict=True):
+            assert_same(value, another, same)
     elif isinstance(one, dict):
         assert one.keys() == other.keys()
         for key, value in one.items():

@@ -37,6 +37,7 @@ def test_losses_with_statistics_train_and_resume(tmp_path, loss):
         ["row_momentum=0.9", "row_idle=dense"],
         ["optimizer=adamw", "lr=0.001"],
         ["optimizer=adamw", "lr=0.001", "row_idle=decay"],
+        ["ema_decay=0.9", "decay_norms_and_biases=False", "lr_schedule=cosine", "lr_power=None"],
     ],
     ids=" ".join,
 )

@@ -41,7 +41,7 @@ def test_long_heads_are_pointed_out():
     short = banner_lines(get_config("ms1mv3_r50_mhs"), ranks, 93431, 5179510, 100)
     assert any("heads save little" in line for line in long)
     assert not any("heads save little" in line for line in short)
-    assert any("1 ranks x 128 x accumulation 1 = 128, lr 0.1" in line for line in short)
+    assert "batch: 1 ranks x 128 x accumulation 1 = 128, sgd, weight decay 0.0005" in short
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,13 @@ def test_long_heads_are_pointed_out():
     [
         (
             ["head_size=None", "num_classes=200", "lr_power=None"],
-            "then the rate falls linearly to 0, as insightface's",
+            "then linearly to 0 at step 100, as insightface's",
         ),
-        (["head_size=None", "num_classes=[20,10]", "lr_power=None"], "falls to 0 with power 2, as the MHE authors'"),
-        (["lr_power=0.5"], "falls to 0 with power 0.5"),
-        (["warmup_epoch=-1"], ", 0 of them warm-up"),
+        (["head_size=None", "num_classes=[20,10]", "lr_power=None"], "power 2 to 0 at step 100, as the MHE authors'"),
+        (["lr_schedule=cosine", "warmup_epoch=2"], "rate: lr 0.05, warm-up 20 steps, then cosine to 0 at step 100"),
+        (["lr_schedule=cosine"], "note: lr_power = 2.0 has no effect"),
+        (["decay_norms_and_biases=False"], "sgd, weight decay 0.0005, norms and biases without"),
+        (["ema_decay=0.999"], "model.pt and model_best.pt take the weights' average over the steps, of decay 0.999,"),
         (["head_size=None", "sample_rate=0.3"], "200 heads of 1, sample rate 0.3; a step works on about 30 % of the"),
         (["bf16=True"], "bfloat16, classifier in float32, seed"),
         (["bf16=True", "classifier_amp=True"], "bfloat16, seed"),

@@ -128,6 +128,21 @@ def test_rate_follows_the_batch_where_asked():
     cfg = get_config("demo", ["lr=0.1", "lr_batch=512", "batch_size=64", "gradient_acc=2"])
     assert cfg.base_lr(8) == pytest.approx(0.2)
     assert get_config("demo", ["lr=0.1"]).base_lr(8) == 0.1
+    overrides = ["lr=0.1", "lr_batch=256", "lr_scaling=sqrt", "batch_size=64", "gradient_acc=2"]
+    assert get_config("demo", overrides).base_lr(8) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unread"),
+    [
+        (["lr_power=None"], []),
+        (["lr_schedule=cosine", "lr_end=0.001"], ["lr_power"]),
+        (["lr_schedule=step", "lr_steps=[1]", "lr_end=0.001", "lr_power=None", "lr_gamma=0.5"], ["lr_end"]),
+        (["lr_steps=[1,2]", "lr_gamma=0.5"], ["lr_steps", "lr_gamma"]),
+    ],
+)
+def test_settings_of_another_schedule_are_named(overrides, unread):
+    assert get_config("demo", overrides).without_effect() == unread
 
 
 @pytest.mark.parametrize(
@@ -139,6 +154,14 @@ def test_rate_follows_the_batch_where_asked():
         ("lr=nan", "lr must be a number"),
         ("lr=-1", "lr must be above 0, got -1"),
         ("lr_power=0", "lr_power must be above 0, or None, got 0"),
+        ("lr_schedule=linear", "lr_schedule must be 'poly' or 'cosine' or 'step', got 'linear'"),
+        ("lr_schedule=step", r"needs lr_steps: the epochs after which the rate falls, such as \(8, 14\)"),
+        ("lr_steps=[8,8]", r"lr_steps must be rising epochs above 0, such as \(8, 14\), got \(8.0, 8.0\)"),
+        ("lr_steps=[0,8]", "lr_steps must be rising epochs above 0"),
+        ("lr_gamma=0", "lr_gamma must be above 0 and at most 1, got 0"),
+        ("lr_end=-1", "lr_end must be at least 0, got -1"),
+        ("lr_scaling=sqrt", "lr_scaling = 'sqrt' needs lr_batch: the total batch that lr is meant for"),
+        ("ema_decay=1", r"ema_decay must be in \[0, 1\), such as 0.9999, or 0 for no average, got 1"),
         ("sample_rate=-0.1", r"sample_rate must be in \[0, 1\], got -0.1"),
         ("row_lr=0", "row_lr must be above 0, got 0"),
         ("row_momentum=1", r"row_momentum must be in \[0, 1\), got 1"),

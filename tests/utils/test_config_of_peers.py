@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from paths import ROOT
+from training.schedule import schedule_of
 from utils.config import find_config, get_config
 from utils.settings import Config
 
@@ -107,6 +108,30 @@ config.warmup_epoch = -1
 config.val_targets = []
 """
 )
+# Of 2021, when the rate fell in steps and train.py multiplied lr by the total batch over 512.
+INSIGHTFACE_STEPS = (
+    HEAD
+    + """
+config.loss = "cosface"
+config.network = "r50"
+config.resume = False
+config.output = None
+config.embedding_size = 512
+config.sample_rate = 1.0
+config.fp16 = True
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.batch_size = 128
+config.lr = 0.1
+config.rec = "/train_tmp/glint360k"
+config.num_classes = 360232
+config.num_image = 17091657
+config.num_epoch = 20
+config.warmup_epoch = -1
+config.decay_epoch = [8, 12, 15, 18]
+config.val_targets = ["lfw", "cfp_fp", "agedb_30"]
+"""
+)
 # A file of the MHE authors' FaceRecognition.
 MHE = (
     HEAD
@@ -198,6 +223,24 @@ def test_each_peer_gets_its_own_schedule(recipe):
     assert get_config(recipe(INSIGHTFACE_3M)).schedule_power() == 1  # as PolynomialLRWarmup
     assert get_config(recipe(MHE)).schedule_power() == 2  # as PolyScheduler
     assert get_config(recipe(MHE), ["lr_power=1"]).schedule_power() == 1
+
+
+def test_an_older_file_of_insightface_falls_in_steps_and_scales_its_rate(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_STEPS))
+    assert (cfg.lr_schedule, cfg.lr_steps, cfg.lr_gamma, cfg.lr_batch) == ("step", (8, 12, 15, 18), 0.1, 512)
+    rate = schedule_of(cfg, 8, 1000)
+    # Its lr_step_func, in epochs of 1,000 steps.
+    theirs = [0.1 / 512 * 1024 * 0.1 ** sum(1000 * m <= step for m in (8, 12, 15, 18)) for step in range(20000)]
+    assert [rate(step) for step in range(20000)] == pytest.approx(theirs)
+
+
+def test_todays_names_go_before_an_older_one(recipe):
+    cfg = get_config(recipe(INSIGHTFACE_STEPS), ["lr_schedule=cosine", "lr_batch=None"])
+    assert (cfg.lr_schedule, cfg.base_lr(8), cfg.without_effect()) == ("cosine", 0.1, ["lr_steps"])
+    cfg = get_config(recipe(INSIGHTFACE_STEPS), ["decay_epoch=[2]", "lr_gamma=0.5"])
+    assert (cfg.lr_steps, cfg.lr_gamma) == ((2,), 0.5)
+    with pytest.raises(ValueError, match="lr_steps must be a list of numbers or None, got 8"):
+        get_config(recipe(INSIGHTFACE_STEPS), ["decay_epoch=8"])
 
 
 @pytest.mark.parametrize("name", RECIPES)
