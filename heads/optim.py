@@ -52,6 +52,7 @@ class RowOptimizer(Optimizer):
         self.shard = shard
         for name in states:
             shard.storage.arrays.add(name)
+        shard.storage.open_cache()
         if counts_idle:
             shard.count_idle_steps(self.catch_up)
 
