@@ -134,7 +134,7 @@ class HeadCache:
         self._hits, self._reads = self._hits + hits, self._reads + reads
 
     def hit_rate(self) -> float:
-        """Share of the heads found here since this was last called; nan if none was wanted that had ever been updated."""
+        """Share found here of the heads wanted since the last call, nan without any; heads never updated do not count."""
         wanted = self._hits + self._reads
         rate = self._hits / wanted if wanted else float("nan")
         self._hits = self._reads = 0
@@ -175,8 +175,9 @@ class HeadCache:
 class Recency:
     """The numbers from 0 to ``size`` - 1 in the order of their last use, without a loop over them.
 
-    Every use is appended to a queue. Of a number's uses only the last one counts; the others are passed over when they
-    come to the front, and cleared out when the queue is full. So a use costs the same however many numbers there are.
+    Every use is appended to a queue. Of a number's uses only the last one counts; the others are passed over when
+    they come to the front, and cleared out when the queue is full. So a use costs the same on average however many
+    numbers there are.
     """
 
     def __init__(self, size: int) -> None:

@@ -126,9 +126,7 @@ class HeadStorage:
         """
         if self.cache_gib:
             arrays = self.arrays
-            self.cache = HeadCache(
-                self.layout, arrays.names, arrays.width, arrays.dtype, self.device, self.cache_gib
-            )
+            self.cache = HeadCache(self.layout, arrays.names, arrays.width, arrays.dtype, self.device, self.cache_gib)
 
     def fetch(self, heads_h: Tensor, names: Sequence[str] | None = None) -> Fetch:
         """Start reading some heads, of all arrays or those named; :meth:`take` still sees later updates.
