@@ -67,7 +67,7 @@ class HeadCache:
         if self.slots < min(1, layout.heads_here):
             raise ValueError(
                 f"head_cache_gib = {gib:g} has no room for a head: one takes {self._head_bytes / GIB:.2g} GiB "
-                f"({' and '.join(self.names)} of {self._L} classes); raise it, or set it to 0 for no cache"
+                f"({', '.join(self.names)} of {self._L} classes); raise it, or set it to 0 for no cache"
             )
         shape = (self.slots * self._L, width)
         self._tensors = {name: torch.empty(shape, dtype=dtype, device=device) for name in self.names}
@@ -134,7 +134,7 @@ class HeadCache:
         self._hits, self._reads = self._hits + hits, self._reads + reads
 
     def hit_rate(self) -> float:
-        """Share found here of the heads wanted since the last call, nan without any; heads never updated do not count."""
+        """Share of the heads found here since the last call, nan without any; those never updated do not count."""
         wanted = self._hits + self._reads
         rate = self._hits / wanted if wanted else float("nan")
         self._hits = self._reads = 0
