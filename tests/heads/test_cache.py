@@ -180,6 +180,20 @@ def test_what_is_written_to_the_tensors_is_seen(tmp_path):
     assert (other.shard.centres(classes) == 7).all()
 
 
+def test_what_is_restored_is_seen_though_other_rows_were_cached_or_announced(tmp_path):
+    classifier = make("host", tmp_path, head_cache_gib=1.0)
+    OPTIMIZERS["sgd"](classifier)
+    storage, layout, heads_h = classifier.shard.storage, classifier.shard.layout, torch.tensor([2, 5])
+    storage.store(heads_h, values_of(layout, heads_h, 1))
+    announced = storage.fetch(heads_h)
+    storage.restore(heads_h[:1], values_of(layout, heads_h[:1], 2), {"visits": torch.tensor([9], dtype=torch.int32)})
+    want = torch.cat((values_of(layout, heads_h[:1], 2)["weight"], values_of(layout, heads_h[1:], 1)["weight"]))
+    for fetch in (announced, storage.fetch(heads_h)):
+        assert torch.equal(storage.take(fetch)["weight"], want)
+    assert storage.visits[[2, 5]].tolist() == [9, 1]
+    storage.close()
+
+
 def test_an_error_of_the_disk_is_found_though_all_heads_are_cached(tmp_path, monkeypatch):
     classifier = make("file", tmp_path, head_cache_gib=1.0)
     optimizer = RowSGD(classifier.shard, 0.5)
