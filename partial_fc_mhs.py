@@ -54,7 +54,8 @@ class PartialFCMHS(nn.Module):
         num_classes: C.
         amp_dtype: type of the exchange of the normalised embeddings and of the product; None keeps the centres'.
         shard: what :class:`heads.shard.HeadShard` takes, ``head_size`` (L) at least; also ``negative_rate``,
-            ``sample_rate``, ``head_scope``, ``head_storage``, ``head_folder``, ``seed``, ``dtype``, ``device``.
+            ``sample_rate``, ``head_scope``, ``head_storage``, ``head_folder``, ``head_cache_gib``, ``seed``,
+            ``dtype``, ``device``.
 
     Raises:
         ValueError: an argument outside its range, named with what is allowed.

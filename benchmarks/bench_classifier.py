@@ -2,6 +2,7 @@
 
     python benchmarks/bench_classifier.py --quick
     python benchmarks/bench_classifier.py --storage device file --folder FOLDER --out FILE.jsonl
+    python benchmarks/bench_classifier.py --methods mhs --storage device host file --cache-gib 0 1 --folder FOLDER
 
 A step is forward, backward, update and zero_grad of the classifier on random embeddings that require a gradient, on
 the CPU. Every configuration runs in a process of its own; see README.md beside this file for what each key means.
@@ -80,8 +81,8 @@ def merge(rounds: Sequence[Record]) -> Record:
         values = [r[key] for r in rounds if r[key] is not None]
         return float(np.median(values)) if values else None
 
-    measured = ("step_ms", "step_ms_p10", "step_ms_p90", "first_visit_ms", "flush_ms", "floor_ms", "disk_wait_share")
-    merged = rounds[0] | {key: median(key) for key in measured}
+    times = ("step_ms", "step_ms_p10", "step_ms_p90", "first_visit_ms", "flush_ms", "floor_ms")
+    merged = rounds[0] | {key: median(key) for key in (*times, "disk_wait_share", "hit_rate")}
     merged["peak_mib"] = max(r["peak_mib"] for r in rounds)
     return merged | {"rounds": len(rounds), "step_ms_rounds": [r["step_ms"] for r in rounds]}
 
@@ -136,14 +137,15 @@ def table(records: Sequence[Record]) -> PrettyTable:
     forms = ("mhs_dense", "mhs_normalised")
     ratios = (base, *(f"{form} / step" for form in forms), "step / floor")
     out = PrettyTable(["method", "storage", "classes", "step ms", "p10-p90", *ratios])
-    columns: dict[str, list[str]] = {name: [] for name in ("first ms", "floor ms", "disk wait", "peak MiB", "S")}
+    names = ("first ms", "floor ms", "disk wait", "peak MiB", "S", "step / device", "cache hits")
+    columns: dict[str, list[str]] = {name: [] for name in names}
     out.align = "r"
     for r in records:
         step = r["step_ms"]
         out.add_row(
             [
                 _name(r),
-                r["storage"],
+                _storage(r),
                 f"{r['classes']:,}",
                 f"{step:.1f}",
                 f"{r['step_ms_p10']:.1f}-{r['step_ms_p90']:.1f}",
@@ -160,6 +162,8 @@ def table(records: Sequence[Record]) -> PrettyTable:
         columns["disk wait"].append("" if r["disk_wait_share"] is None else f"{r['disk_wait_share']:.0%}")
         columns["peak MiB"].append(f"{r['peak_mib']:,.0f}")
         columns["S"].append(f"{r['selected_classes']:,}")
+        columns["step / device"].append(_to_device(r, records))
+        columns["cache hits"].append("" if r.get("hit_rate") is None else f"{r['hit_rate']:.0%}")
     for name, cells in columns.items():
         out.add_column(name, cells, align="r")
     return out
@@ -175,6 +179,26 @@ def _name(r: Record) -> str:
     return f"{r['method']}, momentum" if r["method"] == "mhs" and _momentum(r) else str(r["method"])
 
 
+def _storage(r: Record) -> str:
+    """Where the heads live, and the cache on the device."""
+    return f"{r['storage']} + {r['cache_gib']:g} GiB" if r.get("cache_gib") else str(r["storage"])
+
+
+def _to_device(r: Record, records: Sequence[Record]) -> str:
+    """The step against the same one with all heads on the device: the median of the rounds' ratios."""
+    if r["storage"] == "device" or "step_ms_rounds" not in r:
+        return ""
+    same = (
+        d["step_ms_rounds"]
+        for d in records
+        if (d["storage"], d["classes"], _name(d)) == ("device", r["classes"], _name(r))
+    )
+    rounds = next(same, None)
+    if rounds is None or len(rounds) != len(r["step_ms_rounds"]):
+        return ""
+    return f"{np.median(np.array(r['step_ms_rounds']) / rounds):.2f}"
+
+
 def grid(records: Sequence[Record]) -> PrettyTable:
     """All records side by side, a column for each number of classes: step time, and memory that it took."""
     sizes = sorted({r["classes"] for r in records})
@@ -183,7 +207,7 @@ def grid(records: Sequence[Record]) -> PrettyTable:
     lines: dict[tuple[str, ...], dict[int, str]] = {}
     for r in records:
         L = f"{r['head_size']}" if "mhs" in r["method"] else "-"
-        line = lines.setdefault((_name(r), r["storage"], L, f"{r['batch']} x {r['ranks']}"), {})
+        line = lines.setdefault((_name(r), _storage(r), L, f"{r['batch']} x {r['ranks']}"), {})
         line[r["classes"]] = f"{r['step_ms']:.1f} / {r['peak_mib'] - r['baseline_mib']:,.0f}"
     for key, line in lines.items():
         out.add_row([*key, *(line.get(size, "") for size in sizes)])
@@ -196,7 +220,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shown = min((_momentum(r) for r in records if r["method"] == "mhs"), default=0.0)
-    records = [r for r in records if r["method"] != "mhs" or _momentum(r) == shown]
+    records = [r for r in records if not r.get("cache_gib") and (r["method"] != "mhs" or _momentum(r) == shown)]
     looks = {
         "mhs": ("this project", "#dd6b20", "o"),
         "mhs_dense": ("the same heads, dense update", "#2b6cb0", "s"),
@@ -276,7 +300,8 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         if method in ("partial_fc", "full_softmax") and head_size != args.head_size[0]:
             continue  # they have no heads
         for storage in cast(list[Storage], args.storage if method == "mhs" else ["device"]):
-            for classes in sorted(args.classes):
+            caches = args.cache_gib if method == "mhs" and storage != "device" else [0.0]
+            for classes, cache_gib in itertools.product(sorted(args.classes), caches):
                 case = Case(
                     method,
                     storage,
@@ -293,6 +318,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
                     args.budget_s,
                     str(args.folder),
                     row_momentum,
+                    cache_gib,
                 )
                 obstacle = case.obstacle(args.ram_share)
                 if obstacle is None:
@@ -323,6 +349,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--dim", type=_count, default=512)
     p.add_argument("--storage", nargs="+", choices=STORAGES, default=["device"], help="of mhs")
     p.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for --storage file")
+    p.add_argument(
+        "--cache-gib", type=float, nargs="+", default=[0.0], help="of host and file; several beside each other"
+    )
     p.add_argument("--amp", choices=("none", "bf16"), default="none")
     p.add_argument("--row-momentum", type=float, nargs="+", default=[0.0], help="of mhs; the dense forms have 0.9")
     p.add_argument("--ranks", type=int, choices=(1, 2), default=1)

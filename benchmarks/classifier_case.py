@@ -69,11 +69,14 @@ class Case:
     budget_s: float  # of the timed steps; at least three are made
     folder: str = ""  # of head_storage = "file"
     row_momentum: float = 0.0  # of mhs; the dense forms have MOMENTUM
+    cache_gib: float = 0.0  # of mhs in "host" and "file": head_cache_gib
 
     def __str__(self) -> str:
         momentum = f", momentum {self.row_momentum:g}" if self.row_momentum else ""
+        cache = f" + {self.cache_gib:g} GiB" if self.cache_gib else ""
         return (
-            f"{self.method}, {self.storage}, {self.classes:,} classes, L {self.head_size}, B {self.batch}{momentum}"
+            f"{self.method}, {self.storage}{cache}, {self.classes:,} classes, L {self.head_size}, B {self.batch}"
+            f"{momentum}"
         )
 
     @property
@@ -90,9 +93,9 @@ class Case:
         """What the arrays of all ranks will hold at most, in memory."""
         row = 4 * self.dim
         if self.method == "mhs":
-            if self.storage == "file":
-                return 0
-            return self.row_arrays * row * self.touched_classes()
+            arrays = self.row_arrays * row * self.touched_classes()
+            cached = min(self.ranks * self.cache_gib * GIB, arrays)
+            return cached if self.storage == "file" else arrays + cached
         columns = self.classes * {"partial_fc": SAMPLE_RATE, "full_softmax": 1.0}.get(self.method, 0.0)
         logits = 4 * self.ranks * self.batch * columns * LOGIT_ARRAYS
         return DENSE_ARRAYS[self.method] * row * self.classes + logits
@@ -140,6 +143,7 @@ class Rig:
                 amp_dtype=amp,
                 head_storage=case.storage,
                 head_folder=Path(case.folder) if case.storage == "file" else None,
+                head_cache_gib=case.cache_gib,
             )
             self.optimizer = RowSGD(self.ours.shard, LR, case.row_momentum, WEIGHT_DECAY)
         else:
@@ -181,6 +185,11 @@ class Rig:
     def waited_s(self) -> float | None:
         """Seconds that steps have waited for the disk so far; None where nothing counts them."""
         return None if self.ours is None or self.case.storage == "device" else self.ours.shard.storage.waited_s
+
+    def hit_rate(self) -> float | None:
+        """Share of the heads found in the cache since this was last asked; None without a cache."""
+        cache = None if self.ours is None else self.ours.shard.storage.cache
+        return None if cache is None else cache.hit_rate()
 
     def selected_classes(self) -> int:
         """Classes of all ranks in the last step's softmax."""
@@ -253,13 +262,13 @@ def measure(case: Case) -> Record | None:
     steps = broadcast_object(min(case.steps, max(3, int(case.budget_s / min(warm_s)))))
     batches = labels.draw(steps)
     barrier()
-    waited_before = rig.waited_s()
+    waited_before, _ = rig.waited_s(), rig.hit_rate()
     step_ms = np.array(rig.run(batches)) * 1e3
     waited_after, flush_s = rig.waited_s(), rig.finish_writing()
     waited_share = None
     if waited_before is not None and waited_after is not None:
         waited_share = (waited_after - waited_before) * 1e3 / step_ms.sum()
-    selected = rig.selected_classes()
+    hit_rate, selected = rig.hit_rate(), rig.selected_classes()
     peak = peak_mib()
     rig.close()
     del rig
@@ -279,6 +288,7 @@ def measure(case: Case) -> Record | None:
         "identities": case.identities,
         "even_labels": case.even_labels,
         "row_momentum": case.row_momentum if case.method == "mhs" else MOMENTUM,
+        "cache_gib": case.cache_gib,
         "step_ms": float(np.median(step_ms)),
         "step_ms_p10": float(np.percentile(step_ms, 10)),
         "step_ms_p90": float(np.percentile(step_ms, 90)),
@@ -286,6 +296,7 @@ def measure(case: Case) -> Record | None:
         "flush_ms": None if flush_s is None else flush_s * 1e3,
         "floor_ms": floor_ms,
         "disk_wait_share": waited_share,
+        "hit_rate": hit_rate,
         "peak_mib": peak,
         "baseline_mib": baseline_mib,
         "selected_classes": selected,

@@ -43,6 +43,7 @@ config.negative_rate = None
 config.head_scope = "batch"
 config.head_storage = "device"
 config.head_folder = None
+config.head_cache_gib = 0.0
 config.sample_rate = 1.0
 config.classifier_amp = False
 config.init_centres = None

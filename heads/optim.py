@@ -57,6 +57,7 @@ class RowOptimizer(Optimizer):
         self.shard = shard
         for name in states:
             shard.storage.arrays.add(name)
+        shard.storage.open_cache()
         if counts_idle:
             shard.count_idle_steps(self.idle_factors, self.catch_up)
 

@@ -61,6 +61,7 @@ class HeadShard:
             head and the drawn ones.
         head_storage: where the centres and the optimizer's state live: "device", "host" or "file".
         head_folder: for "file", a folder on a disk of this machine.
+        head_cache_gib: memory of the device for heads of "host" or "file" that were updated lately; 0: none.
         seed: initial centres are functions of (seed, class), negatives of (seed, step, head).
         dtype: of the centres, float32 or float64.
         device: where the classifier computes.
@@ -81,6 +82,7 @@ class HeadShard:
         head_scope: HeadScope = "batch",
         head_storage: Place = "device",
         head_folder: Path | None = None,
+        head_cache_gib: float = 0.0,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -107,7 +109,14 @@ class HeadShard:
         self.negative_rate, self.sample_rate, self.head_scope = negative_rate, sample_rate, head_scope
         self.layout = Layout.of_rank(num_classes, head_size, get_rank(), get_world_size())
         self.storage = HeadStorage(
-            self.layout, embedding_size, dtype, self.device, self.initial_centres, head_storage, head_folder
+            self.layout,
+            embedding_size,
+            dtype,
+            self.device,
+            self.initial_centres,
+            head_storage,
+            head_folder,
+            head_cache_gib,
         )
         self.iteration = 0  # training forwards so far
         self.steps = 0  # optimizer steps so far
@@ -257,7 +266,8 @@ class HeadShard:
     def tensors(self) -> Rows:
         """The centres and the optimizer's state in memory, once all is written, (classes of this rank, D) each.
 
-        Rows of heads never updated still hold zeros.
+        Rows of heads never updated still hold zeros. They may be written to before the next forward; a cache on the
+        device is emptied for that.
 
         Raises:
             ValueError: they are in files.
@@ -265,6 +275,8 @@ class HeadShard:
         if not isinstance(self.storage.arrays, MemoryArrays):
             raise ValueError("heads in files are no tensor: see centres(), and heads/checkpoint.py for saving them")
         self.storage.flush()
+        if self.storage.cache is not None:
+            self.storage.cache.clear()
         return self.storage.arrays.tensors
 
     @property

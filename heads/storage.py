@@ -4,7 +4,8 @@ Arrays in host memory and in files are read and written by one background thread
 the next step's heads arrive and the last step's leave while this one computes. A fetch that was asked for before an
 update still gives the updated rows, bit for bit.
 
-Heads that were never updated cost nothing: they are not written, and read as their initial values.
+Heads that were never updated cost nothing: they are not written, and read as their initial values. Those that were
+updated lately may stay on the device (heads/cache.py), so that they are written and not read.
 
 Shapes: h heads of one request and S their classes, ascending, on the host; D embedding size.
 """
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from heads.arrays import CENTRES, FileArrays, HeadArrays, MemoryArrays, Rows, untouched_zeros
+from heads.cache import Found, HeadCache
 from heads.layout import Layout
 from utils.device import single_threaded_worker, to_device
 
@@ -37,7 +39,8 @@ class Fetch:
 
     heads_h: Tensor
     names: Sequence[str]
-    coming: Future[Rows] | None  # None: read when taken
+    coming: Future[Rows] | None  # None: read when taken, or all are ``found``
+    found: Found | None = None  # on the device when it was asked for; the others are ``coming``
     newer: list[tuple[Tensor, Rows]] = field(default_factory=list)  # updates made since it was asked for
 
 
@@ -52,9 +55,10 @@ class HeadStorage:
         initial: gives the initial centres (N, D) of classes (N,) that were never updated, on their device.
         place: "device", "host", or "file".
         folder: for "file": where the files are made; it should be on a local disk.
+        cache_gib: of the device, for heads of "host" and "file" that were updated lately; 0: none.
 
     Raises:
-        ValueError: an unknown place, or "file" without a folder.
+        ValueError: an unknown place, "file" without a folder, or a cache for "device".
         OSError: a file cannot be made.
     """
 
@@ -67,12 +71,20 @@ class HeadStorage:
         initial: Callable[[Tensor], Tensor],
         place: Place = "device",
         folder: Path | None = None,
+        cache_gib: float = 0.0,
     ) -> None:
         if place not in ("device", "host", "file"):
             raise ValueError(f"head_storage must be 'device', 'host' or 'file', got {place!r}")
         if place == "file" and folder is None:
             raise ValueError("head_storage = 'file' needs a folder for the files: set head_folder")
+        if cache_gib < 0 or (cache_gib and place == "device"):
+            raise ValueError(
+                "head_cache_gib must be at least 0, and 0 with head_storage = 'device', where all heads are on the "
+                f"device anyway; got {cache_gib:g} with {place!r}"
+            )
         self.layout, self.device, self.initial = layout, device, initial
+        self.cache_gib = cache_gib
+        self.cache: HeadCache | None = None  # see open_cache()
         self.arrays: HeadArrays
         if folder is not None and place == "file":
             self.arrays = FileArrays(layout, width, dtype, folder)
@@ -107,6 +119,16 @@ class HeadStorage:
         """Keep a number for each head: ``VISITS`` or ``LAST_STEP``."""
         self.counts[name] = untouched_zeros((self.layout.heads_here,), torch.int32, torch.device("cpu"))
 
+    def open_cache(self) -> None:
+        """Begin to keep heads on the device, if asked for; called when all arrays have been added.
+
+        Raises:
+            ValueError: the budget is too small for one head.
+        """
+        if self.cache_gib:
+            arrays = self.arrays
+            self.cache = HeadCache(self.layout, arrays.names, arrays.width, arrays.dtype, self.device, self.cache_gib)
+
     def fetch(self, heads_h: Tensor, names: Sequence[str] | None = None) -> Fetch:
         """Start reading some heads, of all arrays or those named; :meth:`take` still sees later updates.
 
@@ -117,7 +139,14 @@ class HeadStorage:
         names = names or list(self.names)
         if self._worker is None:
             return Fetch(heads_h, names, None)
-        fetch = Fetch(heads_h, names, self._worker.submit(self._bring, heads_h, self._is_fresh(heads_h), names))
+        fetch = Fetch(heads_h, names, None)
+        absent_h, fresh_h = heads_h, self._is_fresh(heads_h)
+        if self.cache is not None and (found := self.cache.find(heads_h, names)) is not None:
+            fetch.found, absent_h, fresh_h = found, heads_h[found.missing_n], fresh_h[found.missing_n]
+        if self.cache is not None:
+            self.cache.count(len(heads_h) - len(absent_h), len(fresh_h) - int(fresh_h.count_nonzero()))
+        if fetch.found is None or len(absent_h):
+            fetch.coming = self._worker.submit(self._bring, absent_h, fresh_h, names)
         self._fetches.append(fetch)
         return fetch
 
@@ -127,19 +156,25 @@ class HeadStorage:
         Raises:
             OSError: they could not be read.
         """
-        if fetch.coming is None:
+        if self._worker is None:
             return self._read(fetch.heads_h, self._is_fresh(fetch.heads_h), fetch.names)
+        rows = {} if fetch.coming is None else self._arrived(fetch.coming)
+        if fetch.found is not None:
+            rows = fetch.found.complete(rows)
+        self.forget(fetch)
+        for newer_h, values in fetch.newer:
+            self._lay_over(rows, fetch.heads_h, values, newer_h)
+        return rows
+
+    def _arrived(self, coming: Future[Rows]) -> Rows:
         started_s = time.monotonic()
-        if fetch.coming.exception() is not None:
+        if coming.exception() is not None:
             self._check_writes()  # an earlier failed write says what to do
-        rows = fetch.coming.result()
+        rows = coming.result()
         if self._stream is not None:
             for value in rows.values():  # made on the other stream, which must know that this one uses it
                 value.record_stream(torch.cuda.current_stream(self.device))
         self.waited_s += time.monotonic() - started_s
-        self.forget(fetch)
-        for newer_h, values in fetch.newer:
-            self._lay_over(rows, fetch.heads_h, values, newer_h)
         return rows
 
     def forget(self, fetch: Fetch) -> None:
@@ -150,10 +185,24 @@ class HeadStorage:
         """Write new values of all arrays of some heads, and count an update of each, made in step ``step``.
 
         For host memory and files it returns at once and writes in the background: ``values`` must not change after.
+        The cache keeps them, too, as they are on the training device.
 
         Raises:
             OSError: an earlier write has failed.
         """
+        self._change(heads_h, values, step)
+        if self.cache is not None:
+            self.cache.put(heads_h, values)
+
+    def restore(self, heads_h: Tensor, values: Rows, counts: dict[str, Tensor]) -> None:
+        """Write values as :meth:`store` does, from any device, but set the heads' counts, (h,) each."""
+        self._change(heads_h, values, 0)
+        if self.cache is not None:
+            self.cache.drop(heads_h)
+        for name, count_h in counts.items():
+            self.counts[name][self.layout.places_of(heads_h)] = count_h
+
+    def _change(self, heads_h: Tensor, values: Rows, step: int) -> None:
         self._check_writes()
         places_h = self.layout.places_of(heads_h)
         self._last = places_h, self.visits[places_h]
@@ -192,12 +241,6 @@ class HeadStorage:
         """``LAST_STEP`` at some places, (S,) int64, as :meth:`take_back` would leave it."""
         last_S = self.counts[LAST_STEP][places_S].long()
         return last_S if self._last is None else last_S.where(~torch.isin(places_S, self._last[0]), step)
-
-    def restore(self, heads_h: Tensor, values: Rows, counts: dict[str, Tensor]) -> None:
-        """Write values as :meth:`store` does, but set the heads' counts, (h,) each."""
-        self.store(heads_h, values)
-        for name, count_h in counts.items():
-            self.counts[name][self.layout.places_of(heads_h)] = count_h
 
     def flush(self) -> None:
         """Wait until everything is written.

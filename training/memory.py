@@ -41,6 +41,7 @@ class MemoryPlan:
 
     process: int  # Python and the libraries, before anything is built; host memory
     centres: int  # class centres and their optimizer state, if any, where they are kept in memory
+    head_cache: int  # copies of some of them on the device
     step: int  # the step's selected rows, their gradients and logits, at most
     backbone: int  # weights, their average, gradients, reduction buckets, optimizer state
     activations: int  # what the backbone keeps for its backward, and the gradients that pass through
@@ -69,6 +70,7 @@ def plan_memory(
     head_size: int,
     drawn_rows: int,
     head_storage: str,
+    head_cache_gib: float = 0.0,
     sampled_rows: int = 0,
     freeze_backbone: bool = False,
     has_average: bool = False,
@@ -88,6 +90,7 @@ def plan_memory(
         head_size: L.
         drawn_rows: classes in randomly drawn heads, expected.
         head_storage: "device", "host" or "file".
+        head_cache_gib: of the device, at most, for heads of "host" or "file".
         sampled_rows: PartialFC's classes, the batch's own included.
         freeze_backbone: whether the network has neither gradients nor optimizer.
         has_average: whether an average of its weights is kept.
@@ -105,11 +108,15 @@ def plan_memory(
     block = min(S, HASHED_AT_ONCE)
     first_visit = waiting + S * row + 5 * block * row  # int64 hashes, angles, radii of one block
     travelling = 0 if head_storage == "device" else held  # the next step's rows
+    arrays = rows * row * (1 + row_states)
+    if head_cache_gib:
+        travelling += held  # those found on the device lie apart from those fetched
     parameters = sum(p.numel() for p in backbone.parameters())
     copies = 1 if freeze_backbone else (3 if world_size > 1 else 2) + states + int(has_average)
     return MemoryPlan(
         process=PROCESS,
-        centres=0 if head_storage == "file" else rows * row * (1 + row_states),
+        centres=0 if head_storage == "file" else arrays,
+        head_cache=min(int(head_cache_gib * 2**30), arrays),
         step=max(backward, update, first_visit) + travelling,
         backbone=parameters * 4 * copies,
         activations=passing_bytes(backbone, image_size, batch_size)
@@ -126,8 +133,9 @@ def advice_on_memory(cfg: Config, world_size: int) -> Iterator[None]:
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
             log.error(
-                "out of memory; this rank needs %s. Lower batch_size or head_size, or set head_storage",
+                "out of memory; this rank needs %s. Lower batch_size or head_size, or %s",
                 plan_of(cfg, world_size),
+                "lower head_cache_gib" if cfg.head_cache_gib else "set head_storage",
             )
         raise
 
@@ -170,6 +178,7 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
             drawn_rows=round(negative_rate * rows),
             sampled_rows=round((sample_rate or 0.0) * rows),
             head_storage=cfg.head_storage,
+            head_cache_gib=cfg.head_cache_gib,
             freeze_backbone=cfg.freeze_backbone,
             has_average=cfg.average_decay() > 0,
         )

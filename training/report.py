@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def announce(run: TrainingRun, data: RunData, start: Path | None) -> None:
     scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
     log.info("loss: %s, softmax over %s", classifier.margin_loss, scope)
     log.info("augmentation: %s", run.augment)
+    if classifier.shard.storage.cache is not None:
+        log.info("head cache: %s", classifier.shard.storage.cache)
     log.info("output: %s", run.output)
     if start is not None:
         log.info("resumed from %s: epoch %d, step %d", start, run.epoch, run.step)
@@ -176,11 +179,14 @@ class StepReport:
         lr, loss_scale = run.rate(run.steps_done), run.scaler.get_scale()
         left_s = self.speed.seconds_left(run.step - self._first_step, run.total_steps - run.steps_done)
         self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        cache = run.classifier.shard.storage.cache
+        hit_rate = {} if cache is None else {"head_cache_hit_rate": cache.hit_rate()}
         scale = f"Fp16 Grad Scale: {loss_scale:2.0f}   " if run.cfg.fp16 else ""
         log.info(
             f"Speed {imgs_per_s:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   Epoch: {run.epoch}   "
             f"Global Step: {run.step}   {scale}Required: {clock(left_s)}   "
             f"Cosine: {stats.positive_cosine:.4f}   Top1: {stats.top1:.4f}   Waiting: {100 * waiting:.0f} %"
+            + "".join(f"   Cache: {100 * rate:.0f} %" for rate in hit_rate.values() if not math.isnan(rate))
         )
         if run.is_main:
             self.hint.check(waiting)
@@ -196,6 +202,7 @@ class StepReport:
                 "top1": float(stats.top1),
                 "selected_heads": float(stats.selected_heads),
                 "selected_classes": float(stats.selected_classes),
+                **hit_rate,
                 "skipped_steps": run.skipped,
                 "skipped_images": run.damaged.of_all_ranks(run.device) if run.cfg.on_bad_sample == "skip" else 0,
                 "loss_scale": loss_scale,

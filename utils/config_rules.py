@@ -27,6 +27,7 @@ def _check_ranges(c: Config) -> None:
         ("scale", c.scale > 0, "above 0"),
         ("head_size", c.head_size is None or c.head_size >= 1, "at least 1"),
         ("negative_rate", c.negative_rate is None or 0 <= c.negative_rate <= 1, "in [0, 1]"),
+        ("head_cache_gib", c.head_cache_gib >= 0, "at least 0"),
         ("sample_rate", 0 <= c.sample_rate <= 1, "in [0, 1]"),
         ("lr", c.lr > 0, "above 0"),
         ("lr_batch", c.lr_batch is None or c.lr_batch >= 1, "at least 1"),
@@ -120,6 +121,12 @@ def _check_combinations(c: Config) -> None:
         raise ValueError(
             f"sample_rate = {c.sample_rate} is PartialFC's, but head_size = {c.head_size} asks for heads; "
             "use negative_rate for further heads, or leave head_size out"
+        )
+    if c.head_cache_gib and c.head_storage == "device":
+        raise ValueError(
+            f"head_cache_gib = {c.head_cache_gib:g} keeps heads of host memory or files on the device, but "
+            "head_storage = 'device' keeps all of them there: set head_cache_gib to 0, or head_storage to 'host' or "
+            "'file'"
         )
     if c.interclass_filtering_threshold and c.margin_list is None:
         raise ValueError("interclass_filtering_threshold belongs to the combined margin: give margin_list too")

@@ -61,6 +61,7 @@ class Config:
     head_scope: Literal["batch", "own"]  # softmax over all selected classes, or the sample's own head
     head_storage: Literal["device", "host", "file"]  # where centres and their state live
     head_folder: str | None  # for "file": a folder on a disk of each machine; None: <output>/heads
+    head_cache_gib: float  # for "host" and "file": device memory for the heads updated last, of each rank; 0: none
     sample_rate: float  # PartialFC's share of classes, the batch's own included, in [0, 1]; 0: the batch's own alone;
     # needs head_size None and an integer num_classes
     classifier_amp: bool  # embeddings travel and meet the centres in fp16's or bf16's type, not in float32
@@ -207,6 +208,7 @@ class Config:
             "head_scope": self.head_scope,
             "head_storage": self.head_storage,
             "head_folder": Path(self.head_folder) if self.head_folder else output / "heads",
+            "head_cache_gib": self.head_cache_gib,
             "seed": self.seed,
         }
 

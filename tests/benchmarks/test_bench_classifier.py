@@ -1,6 +1,7 @@
 """The classifier's benchmark: its records, and that what it compares against computes the same loss."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,6 +141,30 @@ def test_writes_its_records(tmp_path, capsys):
     assert "mhs_dense / step" in printed
     assert figure.stat().st_size > 10_000
     assert not list(tmp_path.glob("bench_heads_*"))
+
+
+def test_a_cache_stands_beside_the_same_heads_without_one(tmp_path, capsys):
+    line = f"--methods mhs mhs_dense --storage device host file --cache-gib 0 1e-4 --classes 600 --folder {tmp_path}"
+    cases = bench_classifier.cases_of(bench_classifier.parse(line.split()))
+    assert [(c.method, c.storage, c.cache_gib) for c in cases] == [
+        ("mhs", "device", 0.0),
+        ("mhs", "host", 0.0),
+        ("mhs", "host", 1e-4),
+        ("mhs", "file", 0.0),
+        ("mhs", "file", 1e-4),
+        ("mhs_dense", "device", 0.0),
+    ]
+    assert "mhs, file + 0.0001 GiB, 600 classes" in str(cases[4])
+    assert [c.memory_bytes() / 2**20 for c in cases[1:5]] == pytest.approx([1.17, 1.17 + 0.1, 0, 0.1], abs=0.01)
+    small = replace(cases[2], steps=3, batch=8, identities=64, dim=16, cache_gib=100 * 12 * 16 * 4 / 2**30)
+    found = classifier_case.measure(small)
+    assert (found["cache_gib"], found["hit_rate"]) == (small.cache_gib, 1.0)
+    none = classifier_case.measure(replace(small, cache_gib=0.0))
+    merged = bench_classifier.merge([found, found | {"step_ms": 3.0}])
+    device = {**none, "storage": "device", "step_ms_rounds": [found["step_ms"] / 2, 2.0]}
+    with_ratio = bench_classifier.table([device, none, merged]).get_string(fields=["step / device", "cache hits"])
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in with_ratio.splitlines() if "|" in row]
+    assert cells == [["step / device", "cache hits"], ["", ""], ["", ""], ["1.75", "100%"]]
 
 
 def record(method, classes, head_size, batch, step_ms, peak_mib):

@@ -104,8 +104,22 @@ def test_arrays_are_counted_as_they_are_made(optimizer, row_states, make):
     assert plan.centres == sum(array.nbytes for array in classifier.shard.tensors().values())
     parameters = sum(p.numel() for p in backbone.parameters())
     assert plan.backbone == parameters * 4 * {"sgd": 3, "adamw": 4}[optimizer]
+    assert plan.head_cache == 0
     assert plan.total == plan.process + plan.centres + plan.step + plan.backbone + plan.activations
     assert f"about {plan.total / MIB:.0f} MiB a rank" in str(plan)
+
+
+@pytest.mark.parametrize(("gib", "cached"), [(0.0, 0.0), (64 / 1024, 64.0), (5.0, 1000 * 512 * 4 / MIB)])
+@pytest.mark.parametrize("place", ["host", "file"])
+def test_a_cache_of_heads_takes_its_budget_and_no_more_than_the_heads_do(place, gib, cached):
+    options = ["network=rtiny", "batch_size=4", f"head_storage={place}", "embedding_size=512", "row_momentum=0"]
+    size = 10**6 if gib < 1 else 1000
+    plan = main(["tests/tiny.py", *options, f"num_classes={size}", f"head_cache_gib={gib}"])
+    without = main(["tests/tiny.py", *options, f"num_classes={size}"])
+    assert plan.head_cache / MIB == pytest.approx(cached)
+    assert (plan.centres, without.head_cache) == (without.centres, 0)
+    travelling = 4 * 7 * 512 * 4 if gib else 0  # what was found lies apart from what was fetched
+    assert plan.step - without.step == travelling
 
 
 def test_activations_grow_with_the_batch_and_leave_the_network_alone():

@@ -9,7 +9,7 @@ from backbones.base import to_network_input
 from heads.selection import expected_share
 from losses import ArcFace
 from partial_fc_mhs import PartialFCMHS
-from tiny_runs import run
+from tiny_runs import metrics, run
 from training import report as ours
 from training.report import banner_lines
 from utils.config import get_config
@@ -140,6 +140,22 @@ def test_a_precision_that_is_slow_on_this_cpu_is_pointed_out(overrides, device, 
 def test_a_run_that_skipped_most_of_its_steps_says_so(skipped, text):
     assert ours.skipped_text(skipped, 12).startswith(text)
     assert bool(ours.skipped_text(skipped, 12)) == bool(text)
+
+
+def test_a_run_says_what_it_found_on_the_device(tmp_path, capsys):
+    one_head = 7 * 32 * 2 * 4 / 2**30  # GiB: the centres of seven classes and their momentum
+    options = ("num_epoch=2", "row_momentum=0.9")
+    losses = run(tmp_path / "device", *options)
+    assert not metrics(tmp_path / "device", "head_cache_hit_rate")
+    for gib, slots in ((1.0, 9), (1.5 * one_head, 1)):
+        capsys.readouterr()
+        assert run(tmp_path / f"{slots}", *options, "head_storage=file", f"head_cache_gib={gib}") == losses
+        out, rates = capsys.readouterr().out, metrics(tmp_path / f"{slots}", "head_cache_hit_rate")
+        assert rates[1] is None, "nothing had been updated"
+        assert (rates[20] == 1.0) if slots == 9 else (0 <= rates[20] < 0.5)
+        assert f"head cache: up to {slots} of this rank's 9 heads stay on cpu (" in out
+        assert re.search(r"Global Step: 20 .*   Cache: \d+ %$", out, re.MULTILINE)
+        assert not re.search(r"Global Step: 1 .*Cache", out)
 
 
 def test_a_run_whose_every_step_was_skipped_ends_with_a_warning(tmp_path, monkeypatch, capsys):

@@ -116,6 +116,12 @@ def test_momentum_of_centres_means_nothing_to_adamw():
     assert get_config("demo", ["optimizer=adamw", "row_momentum=0.9"]).without_effect() == ["row_momentum"]
 
 
+def test_a_cache_of_heads_goes_with_heads_elsewhere(tmp_path):
+    cfg = get_config("demo", ["head_storage=host", "head_cache_gib=2"])
+    assert cfg.head_options(tmp_path)["head_cache_gib"] == 2.0
+    assert get_config("demo", ["head_storage=file"]).head_cache_gib == 0.0
+
+
 def test_head_layouts():
     assert get_config("demo", ["num_classes=100", "head_size=7", "negative_rate=0.2"]).head_layout() == (7, 0.2, None)
     assert get_config("demo", ["num_classes=100", "head_size=None"]).head_layout() == (1, 1.0, None)
@@ -163,6 +169,9 @@ def test_settings_of_another_schedule_are_named(overrides, unread):
         ("lr_scaling=sqrt", "lr_scaling = 'sqrt' needs lr_batch: the total batch that lr is meant for"),
         ("ema_decay=1", r"ema_decay must be in \[0, 1\), such as 0.9999, or 0 for no average, got 1"),
         ("sample_rate=-0.1", r"sample_rate must be in \[0, 1\], got -0.1"),
+        ("head_cache_gib=-1", "head_cache_gib must be at least 0, got -1"),
+        ("head_cache_gib=inf", "head_cache_gib must be a number"),
+        ("head_cache_gib=2", "head_cache_gib = 2 keeps heads .* head_storage = 'device' keeps all of them there"),
         ("row_lr=0", "row_lr must be above 0, got 0"),
         ("row_momentum=1", r"row_momentum must be in \[0, 1\), got 1"),
         ("row_idle=wait", "row_idle must be 'keep' or 'decay' or 'dense' or None, got 'wait'"),
