@@ -66,6 +66,7 @@ config.warmup_epoch = 0
 config.lr_power = None
 config.fp16 = False
 config.bf16 = False
+config.gradient_compression = None
 config.max_nonfinite = 10
 
 # Run

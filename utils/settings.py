@@ -87,6 +87,8 @@ class Config:
     # authors; None: 2 for their num_classes = (H, L), else 1
     fp16: bool  # float16 with loss scaling
     bf16: bool  # bfloat16
+    gradient_compression: Literal["bf16", "fp16"] | None  # between ranks the backbone's gradients travel as this,
+    # half the bytes, for slow networks: bf16 keeps 8 bits of a number; fp16 11, but nothing above 65504 or below 6e-8
     max_nonfinite: int  # steps in a row without a finite gradient before the run stops
 
     # Run
@@ -206,7 +208,9 @@ class Config:
             unread.append("init_centres")  # the checkpoint's go on
         if self.freeze_backbone:
             unread += [
-                key for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing") if getattr(self, key)
+                key
+                for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing", "gradient_compression")
+                if getattr(self, key)
             ]
         elif self.freeze_bn and self.sync_bn:
             unread.append("sync_bn")
