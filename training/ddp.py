@@ -12,14 +12,15 @@ from training.running_statistics import RunningStatistics
 from utils.distributed import all_reduce_sum_, broadcast_, get_world_size
 from utils.settings import Config
 
-BUCKET_MB = 16  # gradients that travel together; sizes from 4 to 200 are no different on two ranks (docs/log.md)
+BUCKET_MB = 16  # gradients that travel together; from 1 to 100 no size was faster (docs/log.md)
 _HOOKS = {"bf16": (torch.bfloat16, bf16_compress_hook), "fp16": (torch.float16, fp16_compress_hook)}
 
 
 def join_ranks(backbone: nn.Module, cfg: Config, device: torch.device) -> nn.Module:
     """Wrap a backbone so that backward leaves the mean of all ranks' gradients; alone or frozen it stays as it is.
 
-    The gradients are views of the buckets that travel, so they are kept once. Rank 0's weights are taken by all.
+    The gradients are views of the buckets that travel, so they are kept once. Rank 0's weights are taken by all. The
+    graph is not declared static: that gains nothing here, and fails with ``gradient_acc`` above 1 (docs/log.md).
     Collectives: DDP's own, and one all-reduce of a number where gradients are compressed.
 
     Raises:
