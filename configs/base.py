@@ -74,6 +74,7 @@ config.lr_steps = None
 config.lr_gamma = 0.1
 config.fp16 = False
 config.bf16 = False
+config.gradient_compression = None
 config.max_nonfinite = 10
 
 # Run

@@ -1,8 +1,8 @@
 """How much memory a rank will need, counted before the first step.
 
 The arrays are counted; what glibc loses between freed blocks is one fitted constant, so activations of other networks
-are rough: rtiny with batch 256 is predicted 16 % too high. With gradient checkpointing
-much of it is holes, and the plan is less sure: docs/log.md has figures.
+are rough: rtiny with batch 256 is predicted 16 % too high. With gradient checkpointing on a CPU
+most of it is holes: docs/log.md has figures.
 
 Shapes: G samples of one forward over all ranks, S selected classes of one rank, D embedding size.
 """
@@ -33,6 +33,9 @@ HASHED_AT_ONCE = 65_536  # rows of one block of heads.shard.first_centres
 PROCESS = 826 * MIB  # peaks of the classifier runs (sgd, adamw) less their counted arrays: 831 and 821
 _CPU_AND_PINNED = ("can't allocate memory", "out of memory")  # what torch says in a plain RuntimeError
 HOLES = 15  # largest pieces that glibc cannot use again, at most what is kept; fitted to r18 (24) and mbf (48)
+# With gradient checkpointing: of what segments keep one after the other, and in sizes of the network, which is built
+# twice more for this plan and leaves its gaps; fitted to seven runs of r18, r50, r100, mbf, vit_t and vit_b.
+HOLES_OF_SEGMENTS, HOLES_OF_WEIGHTS = 0.75, 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def plan_memory(
     sampled_rows: int = 0,
     freeze_backbone: bool = False,
     has_average: bool = False,
+    on_gpu: bool = False,
 ) -> MemoryPlan:
     """Count what a rank allocates.
 
@@ -94,6 +98,7 @@ def plan_memory(
         sampled_rows: PartialFC's classes, the batch's own included.
         freeze_backbone: whether the network has neither gradients nor optimizer.
         has_average: whether an average of its weights is kept.
+        on_gpu: see :func:`activation_bytes`.
     """
     states, G = STATES[optimizer], batch_size * world_size
     S, row = min(rows, max(G * head_size + drawn_rows, sampled_rows)), embedding_size * 4
@@ -121,7 +126,7 @@ def plan_memory(
         backbone=parameters * 4 * copies,
         activations=passing_bytes(backbone, image_size, batch_size)
         if freeze_backbone
-        else activation_bytes(backbone, image_size, batch_size, parameters * 4),
+        else activation_bytes(backbone, image_size, batch_size, parameters * 4, on_gpu),
     )
 
 
@@ -181,21 +186,31 @@ def plan_of(cfg: Config, world_size: int) -> MemoryPlan:
             head_cache_gib=cfg.head_cache_gib,
             freeze_backbone=cfg.freeze_backbone,
             has_average=cfg.average_decay() > 0,
+            on_gpu=cfg.device == "cuda" or (cfg.device == "auto" and torch.cuda.is_available()),
         )
 
 
-def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_size: int, update: int = 0) -> int:
+def activation_bytes(
+    backbone: nn.Module, image_size: tuple[int, int], batch_size: int, update: int = 0, on_gpu: bool = False
+) -> int:
     """What one forward keeps for backward, and the memory that the allocator cannot reuse (HOLES).
 
     Counted on 2 and 4 blank images and extrapolated linearly to the batch. With gradient checkpointing these are the
     inputs of the segments, and the inside of the one that keeps most, but at least ``update``, the bytes that the
-    optimizer makes beside the gradients; the holes are those of all insides that pass.
+    optimizer makes beside the gradients; glibc uses little of one segment's inside for the next.
+
+    Args:
+        backbone: the network; a copy of it runs on the CPU.
+        image_size: height, width in pixels.
+        batch_size: images of one forward.
+        update: bytes of the weights that are trained.
+        on_gpu: its allocator is not glibc, so checkpointing is not counted with glibc's holes (not yet run on a GPU).
     """
     network = copy.deepcopy(backbone).cpu().train()
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
 
     def count(images: int) -> tuple[int, int]:
-        """Bytes that are alive at a time, and holes."""
+        """Bytes that are alive at a time, and holes, but for those of the weights."""
         kept, insides, alive = Kept(own), [0], list[Tensor]()  # alive: so that no address is used twice
 
         def run_segment(segment: nn.Module, x: Tensor) -> Tensor:
@@ -214,10 +229,13 @@ def activation_bytes(backbone: nn.Module, image_size: tuple[int, int], batch_siz
             network(blank)
         outside = sum(kept.sizes.values())
         largest = max(tensor.untyped_storage().nbytes() for tensor in (*alive, *kept.alive))
+        if any(insides) and not on_gpu:
+            return outside + max(insides), int(HOLES_OF_SEGMENTS * sum(insides))
         return outside + max(insides), min(outside + sum(insides), HOLES * largest)
 
     live, holes = (two + (four - two) * (batch_size - 2) // 2 for two, four in zip(count(2), count(4), strict=True))
-    return max(live, update) + holes
+    gaps = HOLES_OF_WEIGHTS * update if isinstance(network, Backbone) and network.gradient_checkpointing else 0
+    return max(live, update) + holes + (0 if on_gpu else gaps)
 
 
 class Kept:

@@ -101,6 +101,8 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     unread = cfg.without_effect()
     if cfg.row_idle in ("keep", "decay") and cfg.optimizer == "sgd" and not row_rule(cfg, ranks.world_size).momentum:
         unread.append("row_idle")  # there is no momentum to keep
+    if cfg.gradient_compression and ranks.world_size == 1 and not cfg.freeze_backbone:
+        unread.append("gradient_compression")  # nothing travels
     return [*lines, *(f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in unread)]
 
 

@@ -24,6 +24,7 @@ from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
+from training.ddp import join_ranks, settle_buckets, share_buffers
 from training.ema import Ema
 from training.loss_scale import LossScale
 from training.network import make_network
@@ -37,7 +38,7 @@ from training.sigterm import StopRequest
 from training.verdict import Evidence, gather_evidence, step_if_good
 from training.verification import Verification
 from utils.device import to_device
-from utils.distributed import Ranks, all_gather_objects, broadcast_, broadcast_object, together
+from utils.distributed import Ranks, all_gather_objects, broadcast_object, together
 from utils.log import log, warn_once
 from utils.manifest import DamagedError
 from utils.progress import collective
@@ -66,7 +67,7 @@ class TrainingRun:
         self.augment = Augmentation(cfg.augmentation(), cfg.seed)
         self.backbone = make_network(cfg, ranks)
         self.ema = Ema(self.backbone, cfg.average_decay())  # its network is verified and written to model.pt
-        self.model = self._join_ranks(self.backbone)
+        self.model = join_ranks(self.backbone, cfg, self.device)
         self.classifier = self._make_classifier()
         self.total_steps = steps_per_epoch * cfg.num_epoch
         self.rate = schedule_of(cfg, ranks.world_size, steps_per_epoch)
@@ -94,14 +95,6 @@ class TrainingRun:
         self.stop.is_excused = lambda: self.saver.holds_up
         self._wants_save, self._saved_at = False, (-1, -1)  # (epoch, step) of the last save
         self._saved_s = time.monotonic()
-
-    def _join_ranks(self, backbone: nn.Module) -> nn.Module:
-        if self.world_size == 1 or self.cfg.freeze_backbone:
-            return backbone
-        device_ids = [self.device.index] if self.device.type == "cuda" else None
-        model = DistributedDataParallel(backbone, device_ids, gradient_as_bucket_view=True, bucket_cap_mb=16)
-        model.broadcast_buffers = False  # in forward; the argument's name depends on the version of torch
-        return model
 
     def _make_classifier(self) -> PartialFCMHS:
         cfg = self.cfg
@@ -235,8 +228,7 @@ class TrainingRun:
 
     def verify(self, verification: Verification) -> None:
         """Run the verification sets on rank 0's running statistics, the ones that model.pt holds; keep the best."""
-        for buffer in self.ema.network.buffers():
-            broadcast_(buffer)
+        share_buffers(self.ema.network)
         figures = verification(self.ema.network, self.step)
         metric = self.cfg.keep_best
         if metric is None or self.step == 0 or not figures:
@@ -265,13 +257,16 @@ class TrainingRun:
                 self.save(model=not self.cfg.save_all_states)
 
     def save(self, model: bool = False) -> None:
-        """Begin to write a checkpoint, if the config wants them, and model.pt. Collectives: the saver's.
+        """Begin to write a checkpoint, if the config wants them, and model.pt; all ranks go on with its buffers.
 
         Nothing happens where the last checkpoint is of this very position and no model is asked for.
+        Collectives: those of :func:`share_buffers`, and the saver's.
         """
         self.settle()
         if self._saved_at == (self.epoch, self.step) and not model:
             return
+        share_buffers(self.backbone)
+        share_buffers(self.ema.network)
         backbone = self.backbone.state_dict()
         training = self._state(backbone) if self.cfg.save_all_states else None
         if training is not None or model:
@@ -351,7 +346,7 @@ class TrainingRun:
         if "logged" in state:
             self.loss_sum.copy_(state["logged"]["loss_sum"])
             self.loss_steps.copy_(state["logged"]["steps"])
-        self._settle_buckets()
+        settle_buckets(self.model, self.statistics, self.cfg, self.device)
         if len(state["rng"]) == self.world_size:
             checkpoint.set_rng_state(state["rng"][self.rank], self.device)
             self.damaged.restore(state.get("damaged", [(0, 0)] * self.world_size)[self.rank])
@@ -363,21 +358,6 @@ class TrainingRun:
         best = broadcast_object(checkpoint.read_best(self.output) if self.is_main else None)
         if best is not None and best.step <= self.step and best.metric == self.cfg.keep_best:
             self.saver.best = best
-
-    def _settle_buckets(self) -> None:
-        """Let DDP lay out its gradient buckets as it has them after a first step.
-
-        It lays them out anew in the order in which the first gradients come. With more than two ranks the sums'
-        rounding depends on that layout, so without this a resumed run would differ from an uninterrupted one.
-        """
-        if not isinstance(self.model, DistributedDataParallel):
-            return
-        self.statistics.keep()
-        images = torch.zeros((self.cfg.batch_size, *self.cfg.image_size, 3), dtype=torch.uint8, device=self.device)
-        (self.model(to_network_input(images)).float().sum() * 0).backward()
-        self.statistics.put_back()
-        for parameter in self.model.parameters():
-            parameter.grad = None
 
     def close(self) -> None:
         """Let go of files and threads."""

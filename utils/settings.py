@@ -97,6 +97,8 @@ class Config:
     lr_gamma: float  # step: that factor
     fp16: bool  # float16 with loss scaling
     bf16: bool  # bfloat16
+    gradient_compression: Literal["bf16", "fp16"] | None  # between ranks the backbone's gradients travel as this,
+    # half the bytes, for slow networks: bf16 keeps 8 bits of a number; fp16 11, but nothing above 65504 or below 6e-8
     max_nonfinite: int  # steps in a row without a finite gradient before the run stops
 
     # Run
@@ -226,7 +228,14 @@ class Config:
         if self.freeze_backbone:
             unread += [
                 key
-                for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing", "ema_decay")
+                for key in (
+                    "sync_bn",
+                    "dropout",
+                    "freeze_bn",
+                    "gradient_checkpointing",
+                    "gradient_compression",
+                    "ema_decay",
+                )
                 if getattr(self, key)
             ]
             if not self.decay_norms_and_biases:

@@ -50,8 +50,9 @@ print(json.dumps({"plan": plan.total, "peak": peak}))
         ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000", "freeze_backbone=True"],
         ["network=vit_t", "batch_size=24", "num_image=960", "num_classes=1000"],
         ["network=r18", "batch_size=24", "num_image=960", "num_classes=1000", "gradient_checkpointing=True"],
+        ["network=vit_t", "batch_size=24", "num_image=960", "num_classes=1000", "gradient_checkpointing=True"],
     ],
-    ids=["classifier", "adamw", "mbf", "file", "frozen", "vit", "checkpointing"],
+    ids=["classifier", "adamw", "mbf", "file", "frozen", "vit", "checkpointing", "checkpointing-vit"],
 )
 def test_plan_is_within_ten_percent_of_measured_peaks(tmp_path, overrides):
     def command(number):
@@ -128,6 +129,15 @@ def test_activations_grow_with_the_batch_and_leave_the_network_alone():
     eight, sixteen = (activation_bytes(network, (112, 112), n) for n in (8, 16))
     assert sixteen == pytest.approx(2 * eight, rel=0.02)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_holes_between_segments_are_counted_for_a_cpu_alone():
+    with_it, without = (
+        get_model("vit_t", 32, gradient_checkpointing=checkpointing) for checkpointing in (True, False)
+    )
+    on_cpu, on_gpu = (activation_bytes(with_it, (112, 112), 64, 1000, device) for device in (False, True))
+    never = [activation_bytes(without, (112, 112), 64, 1000, device) for device in (False, True)]
+    assert on_gpu < on_cpu < never[0] == never[1]
 
 
 def test_command(capsys):
