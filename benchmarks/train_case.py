@@ -27,7 +27,7 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks.machine import peak_mib
 from benchmarks.step_parts import PARTS, REST, Clock, Ranges, Timeline
-from benchmarks.train_forms import Ours, Reference, open_config
+from benchmarks.train_forms import FLOAT32, Ours, Reference, open_config
 from training.memory import plan_of
 from utils.distributed import Ranks, barrier, broadcast_object, close_ranks, init_ranks
 from utils.settings import Config
@@ -38,7 +38,6 @@ Form = Literal["ours", "reference"]
 MIB = 2**20
 TRACED_STEPS = 3
 PRECISIONS = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-REFERENCE_OVERRIDES = ("fp16=False", "bf16=False")  # its products are float32's
 
 
 def measure(
@@ -74,13 +73,14 @@ def measure(
         ValueError, OSError: what a user may have got wrong in the config, as ``train.py`` says it.
     """
     if form == "reference":
-        overrides = (*overrides, *REFERENCE_OVERRIDES)
+        overrides = (*overrides, *FLOAT32)
     if ranks is None:
         cfg = open_config(config, overrides, Path())
         ranks = init_ranks(cfg.device, cfg.timeout_s)
     with _folder_of_all(ranks) as folder:
         cfg = open_config(config, overrides, folder / "run")
         if ranks.device.type == "cuda":
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(ranks.device)
         rig = Ours(cfg, ranks) if form == "ours" else Reference(cfg, ranks)
         try:

@@ -40,6 +40,7 @@ from utils.log import init_logging
 from utils.settings import Config
 
 KEPT = 8  # batches that the reference's form holds ready, and trains on in turn
+FLOAT32 = ("fp16=False", "bf16=False")
 PLAIN_MARGINS = ("arcface", "cosface", "combined")  # functions of the cosine alone
 
 
@@ -233,11 +234,17 @@ def _check_reference(cfg: Config) -> None:
             )
 
 
-def full_softmax(config: str, overrides: Sequence[str]) -> list[str]:
-    """Overrides that make of a config what computes the same numbers as the reference's form: float32, no heads."""
-    cfg = get_config(config, overrides)
-    classes = "auto" if cfg.num_classes == "auto" else str(cfg.class_count())
-    return [*overrides, f"num_classes={classes}", "head_size=None", "negative_rate=None", "sample_rate=1.0"]
+def equal_overrides(cfg: Config) -> list[str] | None:
+    """What makes of a config a run that computes the reference's numbers: float32, a softmax over all classes.
+
+    None where there is no such run, because PartialFC's classes are drawn at random.
+    """
+    if cfg.head_layout()[2] is not None:
+        return None
+    classes = "auto" if cfg.num_classes == "auto" else cfg.class_count()
+    heads = [f"num_classes={classes}", "head_size=None", "negative_rate=None", "sample_rate=1.0", "head_scope=batch"]
+    rows = ["row_lr=1.0", "row_momentum=None", "row_idle=None"]
+    return [*FLOAT32, *heads, *rows]
 
 
 def open_config(config: str, overrides: Sequence[str], output: Path) -> Config:
@@ -252,4 +259,5 @@ def open_config(config: str, overrides: Sequence[str], output: Path) -> Config:
         using_wandb=False,
         val_targets=(),
         keep_best=None,
+        init_centres=None,
     )
