@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from benchmarks.launch import run_script
 from benchmarks.machine import usable_cores
 from benchmarks.records import read_records, write_records
 from benchmarks.train_case import Form, Record
-from benchmarks.train_forms import FLOAT32, equal_overrides
+from benchmarks.train_forms import FLOAT32, check_reference, equal_overrides
 from benchmarks.train_tables import checkpointing_table, loss_lines, parts_table, speed_table
 from utils.config import get_config
 from utils.settings import Config
@@ -129,7 +130,7 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     """What the command line asks for.
 
     Raises:
-        ValueError, FileNotFoundError: a config or setting that is none.
+        ValueError, FileNotFoundError: a config or setting that is none, or that the reference's form cannot have.
     """
     cases = []
     for config, base in _configs(args):
@@ -164,6 +165,7 @@ def _arms(args: argparse.Namespace, cfg: Config, is_first: bool) -> list[tuple[s
     arms = arms or [("ours", "ours", ())]
     if args.no_reference:
         return arms
+    check_reference(cfg)
     arms.insert(0, ("reference", "reference", ()))
     equal = equal_overrides(cfg)
     if is_first and equal is not None:
@@ -187,9 +189,9 @@ def show(records: Sequence[Record]) -> None:
         print(f"\ngradient checkpointing\n{checkpointing_table(pairs)}")
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text}")
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
     return int(text)
 
 
@@ -210,7 +212,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--read", type=Path, nargs="+", metavar="FILE.jsonl", help="show earlier records, measure nothing")
     p.add_argument("--steps", type=_count, help="timed steps at most, default 20")
     p.add_argument("--warm-steps", type=_count, help="before the clock starts, default 3")
-    p.add_argument("--part-steps", type=int, help="of the pass by parts, default 5; 0: none")
+    p.add_argument("--part-steps", type=partial(_count, least=0), help="of the pass by parts, default 5; 0: none")
     p.add_argument("--rounds", type=_count, help="over all forms, default 3")
     p.add_argument("--budget-s", type=float, help="of a case's timed steps, default 60; three are made at least")
     args = p.parse_intermixed_args(argv)

@@ -31,6 +31,7 @@ from benchmarks.train_forms import FLOAT32, Ours, Reference, open_config
 from training.memory import plan_of
 from utils.distributed import Ranks, barrier, broadcast_object, close_ranks, init_ranks
 from utils.settings import Config
+from utils.text import plain
 
 Record = dict[str, Any]
 Form = Literal["ours", "reference"]
@@ -67,11 +68,13 @@ def measure(
         ranks: this process among its peers; None: joins those that the environment describes, and stays joined.
 
     Returns:
-        What ``benchmarks/README.md`` lists; the figures of this rank.
+        What ``benchmarks/README.md`` lists; the figures of this rank, and on rank 0 what is planned.
 
     Raises:
-        ValueError, OSError: what a user may have got wrong in the config, as ``train.py`` says it.
+        ValueError, OSError: what a user may have got wrong in the config, as ``train.py`` says it; no warm step.
     """
+    if warm_steps < 1 or steps < 1:
+        raise ValueError(f"steps and warm_steps must be at least 1, got {steps} and {warm_steps}")
     if form == "reference":
         overrides = (*overrides, *FLOAT32)
     if ranks is None:
@@ -89,7 +92,7 @@ def measure(
                 _write_trace(rig, ranks, Path(trace))
         finally:
             rig.close()
-        if form == "ours":
+        if form == "ours" and ranks.is_main:
             record |= _planned(rig.cfg, ranks)
     return {"form": form, "config": config, "overrides": list(overrides)} | record
 
@@ -218,7 +221,10 @@ def _device_name(device: torch.device) -> str:
 def main() -> None:
     """Measure the case that the command line describes; rank 0 prints the record."""
     case = json.loads(sys.argv[1])
-    record = measure(**case)
+    try:
+        record = measure(**case)
+    except (ValueError, OSError) as error:
+        sys.exit(f"bench_train.py: {plain(str(error))}")
     close_ranks()
     print(json.dumps(record))
 

@@ -145,7 +145,7 @@ class Reference:
     amp_dtype: torch.dtype | None = None
 
     def __init__(self, cfg: Config, ranks: Ranks) -> None:
-        _check_reference(cfg)
+        check_reference(cfg)
         data, cfg = open_data(cfg, ranks)
         self.cfg, self.device, self._steps = cfg, ranks.device, 0
         if self.device.type == "cuda":
@@ -217,7 +217,8 @@ class Reference:
         self._batches = []
 
 
-def _check_reference(cfg: Config) -> None:
+def check_reference(cfg: Config) -> None:
+    """Raise ValueError for a setting that the reference's form has no counterpart of."""
     loss = "combined" if cfg.margin_list is not None else cfg.loss
     wrong = [
         ("loss", cfg.loss, f"one of {', '.join(PLAIN_MARGINS)}", loss not in PLAIN_MARGINS),

@@ -148,8 +148,8 @@ def test_partial_fc_is_compared_with_partial_fc():
 
 def _on_two_ranks(rank, world_size):
     ranks = Ranks(rank, world_size, rank, torch.device("cpu"))
-    options = {"ranks": ranks, "steps": 1, "warm_steps": 2}
-    return [train_case.measure(TINY, EQUAL, form=form, **options, part_steps=2) for form in ("ours", "reference")]
+    options = {"ranks": ranks, "steps": 1, "warm_steps": 1}
+    return [train_case.measure(TINY, EQUAL, form=form, **options, part_steps=1) for form in ("ours", "reference")]
 
 
 @pytest.mark.distributed
@@ -228,4 +228,8 @@ def test_networks_ranks_and_precisions_are_crossed():
 def test_a_mistake_is_one_line_before_anything_is_measured(in_this_process):
     with pytest.raises(SystemExit, match=r"bench_train.py: unknown setting 'batchsize'; did you mean 'batch_size'"):
         bench_train.main(["--config", TINY, "batchsize=4"])
+    with pytest.raises(SystemExit, match=r"bench_train.py: the reference's form needs loss = .* got 'adaface'"):
+        bench_train.main(["--config", TINY, "loss=adaface"])
     assert in_this_process == []
+    with pytest.raises(ValueError, match="steps and warm_steps must be at least 1, got 1 and 0"):
+        measure(warm_steps=0)
