@@ -30,7 +30,11 @@ class RowOptimizer(Optimizer):
 
     One parameter group, whose parameters are the selected rows; ``param_groups[0]["lr"]`` is read at each step.
 
-    Subclasses define :meth:`update` and, if the steps between visits matter, :meth:`catch_up`.
+    Subclasses define :meth:`update` and, if the steps between visits matter, :meth:`idle_factors` and
+    :meth:`catch_up`.
+
+    As torch's fused optimizers it takes ``found_inf``, an attribute set for one :meth:`step`: a scalar on the device
+    that is not 0 if the step does not count. The rows then keep their values, and :meth:`learn` must tell the host.
 
     Args:
         shard: whose rows are updated.
@@ -53,7 +57,7 @@ class RowOptimizer(Optimizer):
         for name in states:
             shard.storage.arrays.add(name)
         if counts_idle:
-            shard.count_idle_steps(self.catch_up)
+            shard.count_idle_steps(self.idle_factors, self.catch_up)
 
     def update(self, rows: Rows, grad_SD: Tensor, classes_S: Tensor) -> None:
         """Change the centres and their state, ``rows``, in place.
@@ -65,12 +69,21 @@ class RowOptimizer(Optimizer):
         """
         raise NotImplementedError
 
-    def catch_up(self, rows: Rows, idle_S: Tensor) -> None:
+    def idle_factors(self, idle_S: Tensor, without_last: bool = False) -> Tensor:
+        """What :meth:`catch_up` needs to bring rows to the present, (S, ...) float64 on the host.
+
+        Args:
+            idle_S: (S,) int64 on the host, optimizer steps since the last one that updated the row.
+            without_last: as if the last step had not been.
+        """
+        raise NotImplementedError
+
+    def catch_up(self, rows: Rows, factors: Tensor) -> None:
         """Bring rows that were just fetched to the present, in place.
 
         Args:
             rows: (S, D) for each array.
-            idle_S: (S,) int64 on the host, optimizer steps since the last one that updated the row.
+            factors: from :meth:`idle_factors`, on the rows' device.
         """
         raise NotImplementedError
 
@@ -79,12 +92,28 @@ class RowOptimizer(Optimizer):
         """Update the rows selected since the last :meth:`zero_grad`. No collective."""
         assert closure is None, "a closure would select other rows"
         self.shard.steps += 1
+        self.shard.doubt = getattr(self, "found_inf", None)
+        self.shard.storage.forget_last()
         pending = [p for p in self.shard.pending if p.leaf_SD.grad is not None]
         if not pending:
             return
         heads_h, classes_S, rows, grad_SD = _joined(pending)
+        bad: Tensor | None = getattr(self, "found_inf", None)
+        before = {} if bad is None else {name: value.clone() for name, value in rows.items()}
         self.update(rows, grad_SD, classes_S)
+        if bad is not None:
+            for name, value in rows.items():
+                value.copy_(torch.where(bad > 0, before[name], value))
         self.shard.storage.store(heads_h, rows, self.shard.steps)
+
+    def learn(self, is_bad: bool) -> None:
+        """Whether the last step, which was given a ``found_inf``, did not count: then it is as if it had not been."""
+        if self.shard.doubt is None:
+            return
+        self.shard.doubt = None
+        if is_bad:
+            self.shard.steps -= 1
+            self.shard.storage.take_back()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the selected rows and their gradients."""
@@ -140,6 +169,7 @@ class RowSGD(RowOptimizer):
         _check_idle(idle, get_args(Idle))
         self.idle = idle
         self._carry_T22 = torch.empty((0, 2, 2), dtype=torch.float64)  # see _extended_course
+        self._carry_before_T22 = self._carry_T22  # a step ago
         super().__init__(
             shard,
             {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov},
@@ -151,7 +181,13 @@ class RowSGD(RowOptimizer):
         """See :meth:`RowOptimizer.step`."""
         super().step(closure)
         if self.idle == "dense":
-            self._carry_T22 = self._extended_course()
+            self._carry_before_T22, self._carry_T22 = self._carry_T22, self._extended_course()
+
+    def learn(self, is_bad: bool) -> None:
+        """See :meth:`RowOptimizer.learn`."""
+        if is_bad and self.shard.doubt is not None:
+            self._carry_T22 = self._carry_before_T22
+        super().learn(is_bad)
 
     def update(self, rows: Rows, grad_SD: Tensor, classes_S: Tensor) -> None:
         """See :meth:`RowOptimizer.update`."""
@@ -164,27 +200,28 @@ class RowSGD(RowOptimizer):
             update_SD = grad_SD.add_(buffer_SD, alpha=group["momentum"]) if group["nesterov"] else buffer_SD
         weight_SD.add_(update_SD, alpha=-group["lr"])
 
-    def catch_up(self, rows: Rows, idle_S: Tensor) -> None:
+    def idle_factors(self, idle_S: Tensor, without_last: bool = False) -> Tensor:
+        """See :meth:`RowOptimizer.idle_factors`: powers (S, 1) of the momentum, or the matrices (S, 2, 2)."""
+        if self.idle == "decay":
+            return torch.pow(self.param_groups[0]["momentum"], idle_S.double()).unsqueeze(1)
+        course_T22 = self._carry_before_T22 if without_last else self._carry_T22
+        here = torch.eye(2, dtype=torch.float64).unsqueeze(0)
+        return torch.cat((course_T22, here))[(len(course_T22) - idle_S).clamp(min=0)]
+
+    def catch_up(self, rows: Rows, factors: Tensor) -> None:
         """See :meth:`RowOptimizer.catch_up`."""
         weight_SD, buffer_SD = rows[CENTRES], rows.get(MOMENTUM)
         if self.idle == "decay":
             if buffer_SD is not None:
-                buffer_SD.mul_(_powers(self.param_groups[0]["momentum"], idle_S, buffer_SD))
+                buffer_SD.mul_(factors)
             return
-        carry_S22 = to_device(self._carry_from(idle_S).to(weight_SD.dtype), weight_SD.device)
-        (ww, wm), (mw, mm) = carry_S22.permute(1, 2, 0).unsqueeze(-1)
+        (ww, wm), (mw, mm) = factors.permute(1, 2, 0).unsqueeze(-1)
         if buffer_SD is None:
             weight_SD.mul_(ww)
             return
         before_SD = weight_SD.clone()
         weight_SD.mul_(ww).addcmul_(buffer_SD, wm)
         buffer_SD.mul_(mm).addcmul_(before_SD, mw)
-
-    def _carry_from(self, idle_S: Tensor) -> Tensor:
-        """The (S, 2, 2) matrices that bring (centre, momentum) of rows to the present."""
-        here = torch.eye(2, dtype=torch.float64).unsqueeze(0)
-        carry = torch.cat((self._carry_T22, here))
-        return carry[(len(self._carry_T22) - idle_S).clamp(min=0)]
 
     def _extended_course(self) -> Tensor:
         """``_carry_T22`` after one more step: its i-th matrix is the product of those of steps i to the last.
@@ -268,20 +305,20 @@ class RowAdamW(RowOptimizer):
         weight_SD.mul_(1 - group["lr"] * group["weight_decay"])
         weight_SD.sub_(average_SD.div(root_SD).mul_(group["lr"] / correction1_S1))
 
-    def catch_up(self, rows: Rows, idle_S: Tensor) -> None:
+    def idle_factors(self, idle_S: Tensor, without_last: bool = False) -> Tensor:
+        """See :meth:`RowOptimizer.idle_factors`: powers of both factors of decay, (S, 2)."""
+        beta_2 = torch.tensor(self.param_groups[0]["betas"], dtype=torch.float64)
+        return torch.pow(beta_2, idle_S.unsqueeze(1))
+
+    def catch_up(self, rows: Rows, factors: Tensor) -> None:
         """See :meth:`RowOptimizer.catch_up`."""
-        for name, beta in zip(("exp_avg", "exp_avg_sq"), self.param_groups[0]["betas"], strict=True):
-            rows[name].mul_(_powers(beta, idle_S, rows[name]))
+        for name, factor_S in zip(("exp_avg", "exp_avg_sq"), factors.unbind(1), strict=True):
+            rows[name].mul_(factor_S.unsqueeze(1))
 
 
 def _check_idle(idle: str, allowed: tuple[str, ...]) -> None:
     if idle not in allowed:
         raise ValueError(f"idle must be one of {', '.join(map(repr, allowed))}, got {idle!r}")
-
-
-def _powers(base: float, exponent_S: Tensor, like: Tensor) -> Tensor:
-    """``base ** exponent``, (S, 1), on the device and in the type of ``like``."""
-    return to_device((base ** exponent_S.double()).to(like.dtype).unsqueeze(1), like.device)
 
 
 def _joined(pending: list[Pending]) -> tuple[Tensor, Tensor, Rows, Tensor]:

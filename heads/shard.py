@@ -111,6 +111,8 @@ class HeadShard:
         )
         self.iteration = 0  # training forwards so far
         self.steps = 0  # optimizer steps so far
+        self.doubt: Tensor | None = None  # whether the last step does not count, where only the device knows so far
+        self._idle_factors: Callable[[Tensor, bool], Tensor] | None = None
         self._catch_up: Callable[[Rows, Tensor], None] | None = None
         self.pending: list[Pending] = []  # forwards since the last zero_grad
         self.leaves: list[Tensor] = []  # their leaf_SD, as an optimizer's list of parameters
@@ -186,18 +188,31 @@ class HeadShard:
         selection = self.select(all_gather_rows(local_labels.cpu(), "labels"), self.iteration)
         return selection, self._present(selection.classes_S, self.storage.take(self.storage.fetch(selection.heads_h)))
 
-    def count_idle_steps(self, catch_up: Callable[[Rows, Tensor], None]) -> None:
-        """Note each head's last step; call ``catch_up(rows, idle_S)`` on rows fetched, see ``RowOptimizer``."""
+    def count_idle_steps(
+        self, idle_factors: Callable[[Tensor, bool], Tensor], catch_up: Callable[[Rows, Tensor], None]
+    ) -> None:
+        """Note each head's last step, and bring rows fetched to the present by these; see ``RowOptimizer``."""
         self.storage.count(LAST_STEP)
-        self._catch_up = catch_up
+        self._idle_factors, self._catch_up = idle_factors, catch_up
 
     def _present(self, classes_S: Tensor, rows: Rows) -> Rows:
         """Fetched rows after the steps in which their heads were idle."""
-        if self._catch_up is not None and len(classes_S):
-            places_S = self.layout.places_of(classes_S // self.layout.head_size)
-            with torch.no_grad():
-                self._catch_up(rows, self.steps - self.storage.counts[LAST_STEP][places_S].long())
+        if self._catch_up is None or self._idle_factors is None or not len(classes_S):
+            return rows
+        places_S = self.layout.places_of(classes_S // self.layout.head_size)
+        last_S = self.storage.counts[LAST_STEP][places_S].long()
+        factors = self._to_rows(self._idle_factors(self.steps - last_S, False))
+        if self.doubt is not None:
+            last_S = self.storage.last_steps_before(places_S)
+            others = self._to_rows(self._idle_factors(self.steps - 1 - last_S, True))
+            factors = torch.where(self.doubt > 0, others, factors)
+        with torch.no_grad():
+            self._catch_up(rows, factors)
         return rows
+
+    def _to_rows(self, factors: Tensor) -> Tensor:
+        """On the device and in the type of the rows."""
+        return to_device(factors.to(self.dtype), self.device)
 
     def expect_update(self, selection: Selection, rows: Rows) -> Tensor:
         """Make the centres (S, D) of a training forward a leaf of autograd, and keep it for the optimizer."""
@@ -304,5 +319,6 @@ class HeadShard:
                     "settings that it was trained with"
                 )
         self.forget_prefetched()
+        self.doubt = None
         self.iteration = saved["iteration"]
         self.steps = saved.get("steps", saved["iteration"])  # older checkpoints counted forwards alone

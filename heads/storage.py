@@ -88,6 +88,7 @@ class HeadStorage:
         self._worker = None if place == "device" else single_threaded_worker(device, "heads")
         # Not yet run on a GPU: rows travel on a stream of their own, and the background thread waits for it.
         self._stream = torch.cuda.Stream(device) if self._worker and device.type == "cuda" else None
+        self._last: tuple[Tensor, dict[str, Tensor]] | None = None  # places and counts before the last update
         self._writing: list[Future[None]] = []
         self._fetches: list[Fetch] = []  # asked for and not taken yet
         self.arrays.add(CENTRES)
@@ -155,6 +156,7 @@ class HeadStorage:
         """
         self._check_writes()
         places_h = self.layout.places_of(heads_h)
+        self._last = places_h, {name: count[places_h] for name, count in self.counts.items()}
         self.visits[places_h] += 1
         if LAST_STEP in self.counts:
             self.counts[LAST_STEP][places_h] = step
@@ -167,6 +169,27 @@ class HeadStorage:
         self._writing.append(self._worker.submit(self._write, heads_h, values, made))
         if len(self._writing) > WRITES_AT_ONCE:  # a disk that falls behind must not fill the memory
             self._writing[0].exception()
+
+    def forget_last(self) -> None:
+        """Let the last update stand."""
+        self._last = None
+
+    def take_back(self) -> None:
+        """Set the counts back to those before the last update, which has left every value as it was."""
+        if self._last is not None:
+            places_h, counts = self._last
+            for name, count_h in counts.items():
+                self.counts[name][places_h] = count_h
+            self._last = None
+
+    def last_steps_before(self, places_S: Tensor) -> Tensor:
+        """``LAST_STEP`` at some places as it was before the last update, (S,) int64."""
+        last_S = self.counts[LAST_STEP][places_S].long()
+        if self._last is None or not len(self._last[0]):
+            return last_S
+        places_h, counts = self._last
+        i_S = torch.searchsorted(places_h, places_S).clamp(max=len(places_h) - 1)
+        return torch.where(places_h[i_S] == places_S, counts[LAST_STEP][i_S].long(), last_S)
 
     def restore(self, heads_h: Tensor, values: Rows, counts: dict[str, Tensor]) -> None:
         """Write values as :meth:`store` does, but set the heads' counts, (h,) each."""

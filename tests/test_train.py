@@ -15,6 +15,7 @@ import train
 from backbones import get_model
 from paths import ROOT
 from tiny_runs import TINY, metrics, run, weights
+from training.loss_scale import LossScale
 from utils.config import get_config
 from utils.distributed import Ranks
 
@@ -108,7 +109,7 @@ def test_non_finite_steps_are_skipped_and_counted(tmp_path):
 def test_fp16_overflow_lowers_the_scale_and_goes_on(tmp_path):
     cfg = get_config(TINY, [f"output={tmp_path}", "fp16=True", "max_nonfinite=1"])
     state, loader = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
-    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=100)
+    state.scaler = LossScale(torch.device("cpu"), init_scale=2.0**40, growth_interval=100)
     batches = train.epoch_batches(state, loader, train.Speedometer())
     state.train_step(batches)
     assert state.skipped == 1

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from backbones import get_model
 from backbones.base import to_network_input
 from data.augment import Augmentation
 from dataset import Batch
@@ -25,15 +24,15 @@ from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
 from training.data import DamagedSamples
-from training.frozen_bn import freeze_batch_norm
+from training.loss_scale import LossScale
+from training.network import make_network
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
 from training.run_lock import FolderLock
 from training.running_statistics import RunningStatistics
 from training.saving import Saver
 from training.schedule import schedule_of
 from training.sigterm import StopRequest
-from training.start import start_from
-from training.sync_bn import synchronise_batch_norm
+from training.verdict import Evidence, gather_evidence, step_if_good
 from training.verification import Verification
 from utils.device import to_device
 from utils.distributed import Ranks, all_gather_objects, broadcast_, broadcast_object, together
@@ -63,7 +62,7 @@ class TrainingRun:
         self.device = ranks.device
         self.amp_dtype = cfg.amp_dtype()
         self.augment = Augmentation(cfg.augmentation(), cfg.seed)
-        self.backbone = self._make_backbone()
+        self.backbone = make_network(cfg, ranks)
         self.model = self._join_ranks(self.backbone)
         self.classifier = self._make_classifier()
         self.total_steps = steps_per_epoch * cfg.num_epoch
@@ -75,10 +74,12 @@ class TrainingRun:
         if self.optimizer is not None:
             self.factors[self.optimizer] = 1.0
         self.optimizers = list(self.factors)
-        self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
+        self.scaler = LossScale(self.device, cfg.fp16)
         self.epoch = self.step = self.step_in_epoch = 0
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
-        self.was_skipped = False  # the last step
+        self.was_skipped = False  # the last step whose verdict is known
+        self.learns_late = self.device.type != "cpu"  # a step later, so that the host never waits for the device
+        self._unsettled: Evidence | None = None  # of the last step, until its verdict is known
         self.loss_sum = torch.zeros((), device=self.device)  # over the steps since the last log line
         self.loss_steps = torch.zeros((), device=self.device)  # those of a finite loss
         self.damaged = DamagedSamples()
@@ -89,29 +90,6 @@ class TrainingRun:
         self.stop.is_excused = lambda: self.saver.holds_up
         self._wants_save, self._saved_at = False, (-1, -1)  # (epoch, step) of the last save
         self._saved_s = time.monotonic()
-
-    def _make_backbone(self) -> nn.Module:
-        """The network with its first weights, the same on any number of ranks."""
-        cfg = self.cfg
-        torch.manual_seed(cfg.seed)
-        backbone = get_model(**cfg.network_options())
-        if cfg.init_backbone is not None:
-            path = Path(cfg.init_backbone)
-            fit = together(lambda: start_from(backbone, path))
-            log.info("init_backbone: %.1f %% of the tensors taken from %s", 100 * fit.share, path)
-            if warning := fit.warning():
-                log.warning("init_backbone: %s", warning)
-            if fit.left_out:
-                log.info("init_backbone: left out what else is in the file: %s", fit.left_out)
-        if cfg.freeze_backbone:
-            backbone.eval().requires_grad_(False)
-        elif cfg.freeze_bn:
-            if not freeze_batch_norm(backbone, with_affine=cfg.freeze_bn is True):
-                log.warning("freeze_bn = %r has no effect: %s has no batch normalisation", cfg.freeze_bn, cfg.network)
-        elif cfg.sync_bn:
-            backbone = synchronise_batch_norm(backbone, self.device)
-        torch.manual_seed(cfg.seed + self.rank)  # dropout differs between ranks
-        return backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _join_ranks(self, backbone: nn.Module) -> nn.Module:
         if self.world_size == 1 or self.cfg.freeze_backbone:
@@ -179,58 +157,67 @@ class TrainingRun:
 
     def _update(self, loss: Tensor) -> None:
         """Clip and step, if the gradients are finite on every rank; else all ranks skip the step together."""
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.backbone.parameters(), self.cfg.clip_grad_norm or float("inf"))
-        rows = torch.stack([leaf.grad.sum() for leaf in self.classifier.shard.leaves if leaf.grad is not None]).sum()
-        bad = ~(norm + rows + loss + self.statistics.largest()).isfinite()
+        grads = {name: p.grad for name, p in self.backbone.named_parameters() if p.grad is not None}
+        row_grads = [leaf.grad for leaf in self.classifier.shard.leaves if leaf.grad is not None]
+        self.scaler.unscale_([*grads.values(), *row_grads])
+        evidence = gather_evidence(
+            self.step,
+            self.rate(self.steps_done),
+            self.scaler.factor,
+            loss,
+            grads,
+            row_grads,
+            self.statistics.largest(),
+            self.statistics.non_finite,
+        )
+        if self.cfg.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.backbone.parameters(), self.cfg.clip_grad_norm, evidence.norm)
         if self.is_main and 0 < self.cfg.checkpoint_minutes * 60 <= time.monotonic() - self._saved_s:
             self.stop.ask_save()
-        self.was_skipped = self.stop.agree(bad, self.saver.is_writing)
-        if not self.was_skipped:
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-            self.scaler.update()
-            self.skipped_in_a_row = 0
-            return
-        self._skip(self._non_finite(loss))
+        self.settle()  # the step before
+        bad = self.stop.ask(evidence.is_bad(), self.saver.is_writing)
+        self._unsettled = evidence
+        step_if_good(self.optimizers, bad, self.learns_late)
+        self.statistics.put_back(bad)
+        self.scaler.update(bad)
+        if not self.learns_late:
+            self.settle()
 
-    def _skip(self, what: str) -> None:
-        """Undo what the step's forward has left, and say what was wrong; the same on every rank."""
-        self.statistics.put_back()
+    def settle(self) -> None:
+        """Learn whether the last step counts, if that is not known yet; the same on every rank.
+
+        Raises:
+            FloatingPointError: too many in a row do not.
+        """
+        evidence, self._unsettled = self._unsettled, None
+        if evidence is None:
+            return
+        self.was_skipped = self.stop.learn()
+        self.row_optimizer.learn(self.was_skipped)
+        if self.was_skipped:
+            self._note_skip(evidence)
+        else:
+            self.skipped_in_a_row = 0
+
+    def _note_skip(self, evidence: Evidence) -> None:
+        """Count a skipped step and say what was wrong; the same on every rank."""
         self.skipped += 1
-        scale, rate = self.scaler.get_scale(), self.rate(self.steps_done)
-        where = next((f"{one} on rank {rank}" for rank, one in enumerate(all_gather_objects(what)) if one), "a sum")
-        if self.cfg.fp16:
-            self.scaler.update(scale * self.scaler.get_backoff_factor())
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})  # as torch does
+        scale, words = float(evidence.scale), all_gather_objects(evidence.in_words())
+        where = next((f"{one} on rank {rank}" for rank, one in enumerate(words) if one), "a sum")
         if scale > 1 and self.cfg.fp16:  # an overflow of the scaled loss, which a lower scale fixes
-            log.info("step %d skipped on all ranks: %s overflowed at loss scale %g", self.step, where, scale)
+            log.info("step %d skipped on all ranks: %s overflowed at loss scale %g", evidence.step, where, scale)
             return
         self.skipped_in_a_row += 1
-        warn_once(
-            "step %d skipped on all ranks: %s is not finite (lr %g, loss scale %g)", self.step, where, rate, scale
-        )
+        text = "step %d skipped on all ranks: %s is not finite (lr %g, loss scale %g)"
+        warn_once(text, evidence.step, where, evidence.rate, scale)
         if self.skipped_in_a_row >= self.cfg.max_nonfinite:
             self.saver.finish()
             raise FloatingPointError(
-                f"{self.skipped_in_a_row} steps in a row up to step {self.step} without finite gradients; the last: "
-                f"{where}, lr {rate:g}, loss scale {scale:g}. Lower lr, lengthen the warm-up, or use bf16 in place "
-                f"of fp16; if it is always the same rank, look at its data. The last checkpoint is "
+                f"{self.skipped_in_a_row} steps in a row up to step {evidence.step} without finite gradients; the "
+                f"last: {where}, lr {evidence.rate:g}, loss scale {scale:g}. Lower lr, lengthen the warm-up, or use "
+                f"bf16 in place of fp16; if it is always the same rank, look at its data. The last checkpoint is "
                 f"{self.saver.last()}"
             )
-
-    def _non_finite(self, loss: Tensor) -> str:
-        """What is not finite on this rank, "" if all is."""
-        if not loss.isfinite():
-            return "the loss"
-        for name, parameter in self.backbone.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                return f"the gradient of {name}"
-        if any(leaf.grad is not None and not leaf.grad.isfinite().all() for leaf in self.classifier.shard.leaves):
-            return "the gradient of the classifier's rows"
-        statistic = self.statistics.non_finite()
-        return f"the running statistic {statistic}" if statistic else ""
 
     def is_due(self, every: int) -> bool:
         """Whether something due every so many steps is due now; 0: never."""
@@ -267,21 +254,24 @@ class TrainingRun:
         if self.stop.save_agreed and not self._wants_save:
             log.info("step %d: SIGUSR1 or checkpoint_minutes asks for a checkpoint", self.step)
         self._wants_save |= self.is_due(self.cfg.checkpoint_steps) or self.stop.save_agreed
-        is_free = not self.saver.is_pending and not self.was_skipped
-        if self._wants_save and is_free and self.step_in_epoch < self.steps_per_epoch:
-            self.save(model=not self.cfg.save_all_states)
+        if self._wants_save and not self.saver.is_pending and self.step_in_epoch < self.steps_per_epoch:
+            self.settle()
+            if not self.was_skipped:
+                self.save(model=not self.cfg.save_all_states)
 
     def save(self, model: bool = False) -> None:
         """Begin to write a checkpoint, if the config wants them, and model.pt. Collectives: the saver's.
 
         Nothing happens where the last checkpoint is of this very position and no model is asked for.
         """
+        self.settle()
         if self._saved_at == (self.epoch, self.step) and not model:
             return
         backbone = self.backbone.state_dict()
         training = self._state(backbone) if self.cfg.save_all_states else None
         if training is not None or model:
             self.saver.begin(self.step, training, backbone if model else None)
+            self.stop.writing_agreed = True  # until a message says otherwise
         self._wants_save, self._saved_at, self._saved_s = False, (self.epoch, self.step), time.monotonic()
 
     def _state(self, backbone: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import list_checkpoints
-from utils.device import to_device
+from utils.device import OnItsWay, to_device
 from utils.distributed import all_reduce_sum_, get_rank, get_world_size
 from utils.fate import end_stopped_peers, tell_launcher
 
@@ -44,11 +44,11 @@ class StopRequest:
         checkpoints: where the run's checkpoints lie; the last is named when a process ends without saving.
 
     Attributes:
-        agreed: whether any rank had been asked to end when :meth:`agree` or :meth:`settle` was last called; the
-            same on every rank.
-        save_agreed: whether any rank was asked to save and go on between the last two calls of :meth:`agree`; the
-            same on every rank.
-        writing_agreed: whether any rank still wrote a checkpoint in the last call of :meth:`agree`.
+        agreed: whether any rank had been asked to end, as the last :meth:`learn` or :meth:`settle` says; the same on
+            every rank.
+        save_agreed: whether any rank was asked to save and go on between the last two messages; the same on every
+            rank.
+        writing_agreed: whether any rank still wrote a checkpoint at the last message.
     """
 
     def __init__(self, checkpoints: Path | None = None) -> None:
@@ -56,6 +56,7 @@ class StopRequest:
         self._checkpoints = checkpoints
         self.cause: str | None = None  # what this process was asked by, in words
         self._asked = self._save_asked = False
+        self._coming: OnItsWay | None = None
         self._settled, self._left = threading.Event(), threading.Event()
         self.is_excused: Callable[[], bool] = lambda: False  # while the run waits for a checkpoint to be written
         self._before: dict[int, Any] = {}
@@ -165,19 +166,29 @@ class StopRequest:
         """Ask all ranks to save and go on, as SIGUSR1 does."""
         self._save_asked = True
 
-    def agree(self, bad: Tensor, is_writing: bool = False) -> bool:
-        """Whether ``bad`` (a scalar bool) holds on any rank; updates the attributes with the same message.
+    def ask(self, bad: Tensor, is_writing: bool = False) -> Tensor:
+        """Begin to agree whether ``bad`` (a scalar bool) holds on any rank: 0.0 or 1.0, a scalar on its device.
 
-        Collective: one all-reduce of four numbers, and a wait for its result.
+        What else travels with the message is known after :meth:`learn`. Collective: one all-reduce of four numbers.
         """
         save_asked, self._save_asked = self._save_asked, False
         asked = torch.tensor((float(self._asked), float(save_asked), float(is_writing)))
-        flags = torch.cat((bad.float().reshape(1), to_device(asked, bad.device)))
-        any_bad, any_asked, self.save_agreed, self.writing_agreed = (
-            bool(flag) for flag in all_reduce_sum_(flags, "the step's flags").tolist()
-        )
+        flags = all_reduce_sum_(torch.cat((bad.float().reshape(1), to_device(asked, bad.device))), "the step's flags")
+        self._coming = OnItsWay(flags)
+        return flags[0].clamp(max=1)
+
+    def learn(self) -> bool:
+        """What :meth:`ask` has found, and the attributes with it; waits for the message, once for each call of it."""
+        assert self._coming is not None
+        any_bad, any_asked, self.save_agreed, self.writing_agreed = (bool(flag) for flag in self._coming.read())
+        self._coming = None
         self.settle(any_asked)
         return any_bad
+
+    def agree(self, bad: Tensor, is_writing: bool = False) -> bool:
+        """:meth:`ask` and :meth:`learn` in one."""
+        self.ask(bad, is_writing)
+        return self.learn()
 
     def settle(self, any_asked: bool) -> None:
         """Note whether any rank has been asked to end, as all ranks have agreed by another message."""

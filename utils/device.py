@@ -76,6 +76,26 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=True)
 
 
+class OnItsWay:
+    """A small tensor on its way to the host, which does not wait for the device until it reads it.
+
+    Args:
+        x: any tensor; what it holds may change after this.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        is_cuda = x.device.type == "cuda"
+        self._host = torch.empty(x.shape, dtype=x.dtype, pin_memory=is_cuda)
+        self._host.copy_(x.detach(), non_blocking=True)
+        self._arrived = torch.cuda.current_stream(x.device).record_event() if is_cuda else None
+
+    def read(self) -> Tensor:
+        """Its values; waits until the device has come as far as it had work when this was made."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
+
+
 def single_threaded_worker(device: torch.device, name: str) -> ThreadPoolExecutor:
     """One background thread in which torch uses no further ones; a second team would get in training's way.
 

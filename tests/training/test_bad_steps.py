@@ -6,6 +6,7 @@ import torch
 import train
 from ranks import run_ranks
 from tiny_runs import TINY
+from training.loss_scale import LossScale
 from utils.config import get_config
 from utils.distributed import Ranks
 
@@ -51,7 +52,7 @@ def test_a_skipped_step_leaves_the_running_statistics_alone(tmp_path, options):
 
 def test_an_fp16_overflow_in_one_forward_leaves_a_sound_model(tmp_path):
     state, batches = start(tmp_path, "fp16=True")
-    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    state.scaler = LossScale(torch.device("cpu"), init_scale=2.0**16)
     state.train_step(batches)
     poison = state.backbone.register_forward_pre_hook(lambda module, given: (given[0] * 1e30,))
     state.train_step(batches)

@@ -12,6 +12,7 @@ import train
 from ranks import launch_ranks, run_ranks
 from tiny_runs import TINY
 from training import checkpoint, memory
+from training.loss_scale import LossScale
 from utils import distributed
 from utils.config import get_config
 from utils.distributed import Ranks
@@ -154,7 +155,7 @@ def test_after_an_overflow_the_scale_waits_the_whole_interval_again(tmp_path):
     """torch's own scaler starts its count of steps without an overflow anew; so does a run."""
     cfg = get_config(TINY, [f"output={tmp_path}", "fp16=True"])
     run, data = train.prepare(cfg, ALONE)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=4)
+    run.scaler = LossScale(torch.device("cpu"), init_scale=2.0**4, growth_interval=4)
     batches = train.epoch_batches(run, data, train.Speedometer())
     for _ in range(3):
         run.train_step(batches)
