@@ -32,7 +32,8 @@ PARTS = (
     "classifier_backward",  # from the loss to the gradient of the embeddings
     "backward",  # of the network, with what of the all-reduce runs beside it
     "all_reduce",  # from the last gradient on: what of the all-reduce is waited for
-    "clip",  # the gradients' norm
+    "check",  # of the gradients: their norm, whether they are finite; clipping
+    "agree",  # on whether the step counts; waits for the slowest rank
     "optimizer",  # of the network; in the reference's form of the classifier as well
     "row_optimizer",  # of the classifier's rows
 )
@@ -184,8 +185,8 @@ def watching(
             _watch_last_gradient(stack, watch, model)
         backward = watched(watch, "classifier_backward", torch.autograd.backward)
         stack.enter_context(patch.object(torch.autograd, "backward", backward))
-        clip = watched(watch, "clip", nn.utils.clip_grad_norm_)
-        stack.enter_context(patch.object(nn.utils, "clip_grad_norm_", clip))
+        for name in ("clip_grad_norm_", "clip_grads_with_norm_"):
+            stack.enter_context(patch.object(nn.utils, name, watched(watch, "check", getattr(nn.utils, name))))
         for optimizer in optimizers:
             part = "row_optimizer" if isinstance(optimizer, RowOptimizer) else "optimizer"
             hook(optimizer.register_step_pre_hook(lambda *_, part=part: watch.begin(part)))

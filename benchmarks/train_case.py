@@ -115,7 +115,7 @@ def _measured(
     cfg, clock = rig.cfg, Clock(ranks.device)
     warm_ms, losses, _ = _timed(rig, clock, warm_steps)
     steps = broadcast_object(min(steps, max(3, int(budget_s * 1e3 / min(warm_ms)))))
-    skipped = rig.skipped
+    skipped = rig.skipped()
     step_ms, later_losses, cpu_ms = _timed(rig, clock, steps)
     total_batch = cfg.total_batch(ranks.world_size)
     record: Record = {
@@ -131,7 +131,7 @@ def _measured(
         "device": _device_name(ranks.device),
         "torch": torch.__version__,
         "steps": steps,
-        "skipped": rig.skipped - skipped,
+        "skipped": rig.skipped() - skipped,
         "step_ms": float(np.median(step_ms)),
         "step_ms_p10": float(np.percentile(step_ms, 10)),
         "step_ms_p90": float(np.percentile(step_ms, 90)),
@@ -223,7 +223,7 @@ def main() -> None:
     case = json.loads(sys.argv[1])
     try:
         record = measure(**case)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"bench_train.py: {plain(str(error))}")
     close_ranks()
     print(json.dumps(record))

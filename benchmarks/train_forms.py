@@ -67,9 +67,9 @@ class Ours:
             yield from train.epoch_batches(self.run, self._data, Speedometer())
             self.run.step_in_epoch = 0
 
-    @property
     def skipped(self) -> int:
-        """Steps without finite gradients so far."""
+        """Steps without finite gradients so far, the last one included; waits for the device."""
+        self.run.settle()
         return self.run.skipped
 
     @property
@@ -95,6 +95,10 @@ class Ours:
             put(training.run, "to_network_input", "augment")
             put(run, "augment", "augment")
             put(run.classifier.shard, "prefetch", "classifier")
+            put(training.run, "gather_evidence", "check")
+            put(run.scaler, "unscale_", "check")
+            put(run.stop, "ask", "agree")
+            put(run.stop, "learn", "agree")
             stack.enter_context(patch.object(self._data, "watch", watch))
             stack.enter_context(watching(watch, run.model, run.classifier, run.optimizers))
             yield
@@ -141,7 +145,6 @@ class Reference:
         ValueError: a setting that this form has no counterpart of.
     """
 
-    skipped = 0  # it never looks whether gradients are finite
     amp_dtype: torch.dtype | None = None
 
     def __init__(self, cfg: Config, ranks: Ranks) -> None:
@@ -207,6 +210,10 @@ class Reference:
         self._steps += 1
         loss.item()
         return loss.detach()
+
+    def skipped(self) -> int:
+        """None: it never looks whether gradients are finite."""
+        return 0
 
     def watching(self, watch: Watch) -> AbstractContextManager[None]:
         """Have a watch told of the parts of each step."""

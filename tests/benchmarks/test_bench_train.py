@@ -77,14 +77,14 @@ def test_a_parts_time_is_without_that_of_parts_within():
     line = Timeline(clock)
     line.begin("classifier_backward")  # at 1
     line.become("backward")  # at 3
-    line.begin("clip")  # at 7
+    line.begin("check")  # at 7
     line.end()  # at 15
     line.end()  # at 31
     parts = line.part_ms(2)  # at 63
     assert {name: ms for name, ms in parts.items() if ms} == {
         "classifier_backward": 1.0,
         "backward": (4 + 16) / 2,
-        "clip": 4.0,
+        "check": 4.0,
         "rest": (1 + 32) / 2,
     }
 
