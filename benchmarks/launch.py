@@ -14,6 +14,8 @@ from typing import Any, cast
 def run_script(script: str | Path, text: str, ranks: int, threads: int) -> dict[str, Any]:
     """Start ``script text`` once for each rank; the JSON object in the last line that rank 0 prints.
 
+    What rank 0 prints before it, such as warnings, goes to stderr.
+
     Args:
         script: a Python file.
         text: its argument.
@@ -47,4 +49,6 @@ def run_script(script: str | Path, text: str, ranks: int, threads: int) -> dict[
     codes = [p.returncode for p in processes]
     if any(codes):
         raise RuntimeError(f"exit codes {codes}")
-    return cast(dict[str, Any], json.loads(outputs[0].splitlines()[-1]))
+    *before, last = outputs[0].splitlines()
+    print(*before, sep="\n", end="\n" * bool(before), file=sys.stderr)  # warnings
+    return cast(dict[str, Any], json.loads(last))

@@ -192,7 +192,7 @@ def _write_trace(rig: Ours | Reference, ranks: Ranks, path: Path) -> None:
         for _ in range(TRACED_STEPS):
             rig.step()
         return
-    with profile(activities=activities) as profiler, rig.watching(Ranges()):
+    with profile(activities=activities, acc_events=True) as profiler, rig.watching(Ranges()):
         for _ in range(TRACED_STEPS):
             with torch.profiler.record_function("step"):
                 rig.step()

@@ -9,6 +9,7 @@ images are ready on the device, in float32, augmented and normalised, which the 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ from training.schedule import schedule_of
 from utils.config import get_config
 from utils.device import to_device
 from utils.distributed import Ranks
-from utils.log import init_logging
+from utils.log import init_logging, log
 from utils.settings import Config
 
 KEPT = 8  # batches that the reference's form holds ready, and trains on in turn
@@ -53,6 +54,7 @@ class Ours:
     """
 
     def __init__(self, cfg: Config, ranks: Ranks) -> None:
+        log.addFilter(_is_warning)
         self.run, data = train.prepare(cfg, ranks)
         self.cfg, self._is_main = self.run.cfg, ranks.is_main
         self._data = _WatchedData(data)
@@ -109,6 +111,11 @@ class Ours:
         self.run.saver.abandon()
         self.run.close()
         init_logging(self._is_main)  # lets go of the file in the run's folder
+        log.removeFilter(_is_warning)
+
+
+def _is_warning(line: logging.LogRecord) -> bool:
+    return line.levelno >= logging.WARNING
 
 
 class _WatchedData(RunData):
