@@ -55,7 +55,11 @@ class Ours:
 
     def __init__(self, cfg: Config, ranks: Ranks) -> None:
         log.addFilter(_is_warning)
-        self.run, data = train.prepare(cfg, ranks)
+        try:
+            self.run, data = train.prepare(cfg, ranks)
+        except BaseException:
+            log.removeFilter(_is_warning)
+            raise
         self.cfg, self._is_main = self.run.cfg, ranks.is_main
         self._data = _WatchedData(data)
         self._batches = self._all_batches()

@@ -16,6 +16,7 @@ from paths import ROOT
 from ranks import run_ranks
 from utils.config import get_config
 from utils.distributed import Ranks
+from utils.log import log
 
 TINY = str(ROOT / "tests" / "tiny.py")
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
@@ -201,6 +202,18 @@ def test_writes_records_tables_and_a_trace(in_this_process, tmp_path, capsys):
     assert "rtiny: ms of a step by parts" in printed
     capsys.readouterr()
     assert bench_train.main(["--read", str(out), str(out)]) == records * 2  # shown twice, without a clash of names
+
+
+def test_a_process_of_its_own_prints_its_record_last_or_one_line_of_error(monkeypatch, capsys):
+    case = {"config": TINY, "overrides": ["batch_size=4"], "steps": 1, "warm_steps": 1, "part_steps": 0}
+    monkeypatch.setattr("sys.argv", ["train_case.py", json.dumps(case)])
+    train_case.main()
+    (line,) = capsys.readouterr().out.splitlines()  # no line of the run's own log
+    assert json.loads(line)["batch_size"] == 4
+    monkeypatch.setattr("sys.argv", ["train_case.py", json.dumps(case | {"overrides": ["num_image=3"]})])
+    with pytest.raises(SystemExit, match=r"^bench_train.py: an epoch of 3 images has no global batch"):
+        train_case.main()
+    assert not log.filters
 
 
 def test_checkpointing_has_a_table_of_its_own(in_this_process, capsys):
