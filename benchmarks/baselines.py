@@ -129,7 +129,7 @@ class DensePartialFC(FullSoftmax):
         """See :meth:`FullSoftmax.choose`."""
         positives = positives_P.unique()
         wanted = max(int(self.sample_rate * len(self.weight)), len(positives))
-        priority = torch.rand(len(self.weight))
+        priority = torch.rand(len(self.weight), device=self.weight.device)
         priority[positives] = 1.0  # above every drawn number
         return priority.topk(wanted, sorted=False).indices.sort().values
 
@@ -160,7 +160,9 @@ class DenseMHS(FullSoftmax):
     def choose(self, positives_P: Tensor) -> Tensor | None:
         """See :meth:`FullSoftmax.choose`."""
         heads_h = (positives_P // self.head_size).unique()
-        rows_S: Tensor = (heads_h.unsqueeze(1) * self.head_size + torch.arange(self.head_size)).flatten()
+        rows_S: Tensor = (
+            heads_h.unsqueeze(1) * self.head_size + torch.arange(self.head_size, device=heads_h.device)
+        ).flatten()
         return rows_S[rows_S < len(self.weight)]
 
 

@@ -16,9 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +31,7 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks import classifier_case
 from benchmarks.classifier_case import METHODS, SAMPLE_RATE, STORAGES, Case, Record, Storage
+from benchmarks.launch import run_script
 from benchmarks.machine import usable_cores
 from benchmarks.records import read_records, write_records
 
@@ -44,34 +42,9 @@ def run_case(case: Case) -> Record:
     Raises:
         RuntimeError: a process failed; its own message is on stderr.
     """
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, usable_cores() // case.ranks))}
-    if case.ranks > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment |= {"WORLD_SIZE": str(case.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        environment |= {"GLOO_SOCKET_IFNAME": "lo"}
     with tempfile.TemporaryDirectory(prefix="bench_heads_", dir=case.folder or None) as folder:
         text = json.dumps(asdict(replace(case, folder=folder)))
-        command = [sys.executable, classifier_case.__file__, text]
-        processes = [
-            subprocess.Popen(
-                command,
-                env=environment | ({"RANK": str(r), "LOCAL_RANK": str(r)} if case.ranks > 1 else {}),
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for r in range(case.ranks)
-        ]
-        try:
-            outputs = [p.communicate()[0] for p in processes]
-        finally:
-            for p in processes:
-                p.kill()
-    codes = [p.returncode for p in processes]
-    if any(codes):
-        raise RuntimeError(f"exit codes {codes}")
-    return cast(Record, json.loads(outputs[0].splitlines()[-1]))
+        return run_script(classifier_case.__file__, text, case.ranks, max(1, usable_cores() // case.ranks))
 
 
 def merge(rounds: Sequence[Record]) -> Record:
