@@ -186,8 +186,8 @@ def _classifier(rows: Sequence[Record], peaks: Record | None) -> str:
     head = ["heads", "identities", "batch", "type", "step ms", "p10", "p50", "p90", "floor ms", "x floor"]
     text = (
         "The classifier alone. Floor: three products on the selected rows at the measured peak, and these rows once "
-        "read and once written at the measured bandwidth. Waits: for rows, share of the time; for the device, calls a "
-        "step."
+        "read and once written at the measured bandwidth. Waits: for rows, share of the time; for the device, a "
+        "step, in calls."
     )
     return _titled("The classifier's step", text, _table([*head, "wait for rows", "waits for device"], body))
 
