@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -95,9 +96,9 @@ def _suite(suite: Record | None) -> str:
         return "## Tests\nNot run in this call.\n"
     counts = ", ".join(f"{number} {word.lower()}" for word, number in sorted(suite["counts"].items()))
     bad = {name: verdict for name, verdict in suite["tests"].items() if verdict.startswith(("FAILED", "ERROR"))}
-    skipped = {name: verdict for name, verdict in suite["tests"].items() if verdict.startswith("SKIPPED")}
+    skipped = Counter(verdict for verdict in suite["tests"].values() if verdict.startswith("SKIPPED"))
     body = _table(["failed", ""], bad.items()) + ("\n" if bad and skipped else "")
-    body += _table(["skipped", ""], skipped.items())
+    body += _table(["skipped", "tests"], skipped.items())
     outputs = [f"\n```\n{file['output'][-2500:]}\n```\n" for file in suite["files"].values() if "output" in file]
     return f"## Tests\n{counts or 'none'} in {suite['took_s']:.0f} s.\n\n{body}{''.join(outputs)}"
 

@@ -64,7 +64,7 @@ def _run_file(file: Path, limit_s: float, tell: Callable[[str], None]) -> dict[s
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "250"},
         )
         hung = False
         try:

@@ -61,7 +61,7 @@ def test_a_stopped_run_resumes_as_if_nothing_had_been(tmp_path, monkeypatch, pla
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_stopped_run_in_half_precision_resumes(tmp_path, monkeypatch, precision):
-    options = [DEVICE, f"{precision}=True", "lr=0.01"]
+    options = [DEVICE, f"{precision}=True", "lr=0.001"]
     losses, wanted, *_ = stopped_and_whole(tmp_path, monkeypatch, *options)
     assert list(losses) == list(wanted)
     assert list(losses.values()) == pytest.approx(list(wanted.values()), rel=5e-2)
@@ -70,8 +70,8 @@ def test_a_stopped_run_in_half_precision_resumes(tmp_path, monkeypatch, precisio
 @pytest.mark.distributed
 @pytest.mark.parametrize("module", ["torch.distributed.run", "torch.distributed.launch"])
 def test_one_rank_under_a_launcher_is_a_run_alone(tmp_path, module):
-    alone = run(tmp_path / "alone", DEVICE, "lr=0.01")
-    run_launched("train.py", 1, TINY, f"output={tmp_path / 'one'}", DEVICE, "lr=0.01", device="", module=module)
+    alone = run(tmp_path / "alone", DEVICE, "lr=0.001")
+    run_launched("train.py", 1, TINY, f"output={tmp_path / 'one'}", DEVICE, "lr=0.001", device="", module=module)
     found = metrics(tmp_path / "one")
     assert list(found) == list(alone)
     assert list(found.values()) == pytest.approx(list(alone.values()), rel=2e-2)
@@ -93,8 +93,8 @@ def test_all_gpus_train_as_one(tmp_path, options):
 @pytest.mark.distributed
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this machine has one GPU")
 def test_two_gpus_give_the_losses_of_one(tmp_path):
-    one = run(tmp_path / "one", DEVICE, "lr=0.01", "batch_size=16", "sync_bn=False", "augment=None")
-    options = ["lr=0.01", "batch_size=8", "sync_bn=True", "augment=None"]
+    one = run(tmp_path / "one", DEVICE, "lr=0.001", "batch_size=16", "sync_bn=False", "augment=None")
+    options = ["lr=0.001", "batch_size=8", "sync_bn=True", "augment=None"]
     run_launched("train.py", 2, TINY, f"output={tmp_path / 'two'}", DEVICE, *options, device="", limit_s=150)
     two = metrics(tmp_path / "two")
     assert list(two) == list(one)
