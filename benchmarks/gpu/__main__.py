@@ -51,7 +51,7 @@ class Session:
     def __init__(self, options: argparse.Namespace, rows: Sequence[Row]) -> None:
         self.options, self.rows = options, list(rows)
         self.begin_s = time.monotonic()
-        self.budget_s = options.minutes * 60
+        self.budget_s = float(options.minutes * 60)
         self.found: dict[str, Any] = {
             "is_gpu": options.device != "cpu",
             "command": shlex.join(["python", "-m", "benchmarks.gpu", *options.argv]),

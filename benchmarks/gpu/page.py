@@ -27,7 +27,7 @@ def floor_ms(record: Record, peaks: Record | None) -> float | None:
     if flop is None:
         return None
     precision = record.get("precision", "float32")
-    if is_training and precision == "float32" and record.get("tf32_convolutions"):
+    if is_training and precision == "float32" and record.get("tf32_convolutions") is not False:
         precision = "tf32"
     products_ms = float(flop) / float(peaks[f"{precision}_tflop_per_s"]) / 1e9
     moved = float(record.get("floor_bytes", 0.0))
@@ -224,7 +224,7 @@ def _input(rows: Sequence[Record]) -> str:
 
 
 def _is_plain(row: Record) -> bool:
-    return row["kind"] == "training" and row["table"] == "step"
+    return bool(row["kind"] == "training" and row["table"] == "step")
 
 
 def _waits(rows: Sequence[Record]) -> str:

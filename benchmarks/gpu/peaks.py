@@ -42,14 +42,14 @@ def measure_peaks(device: torch.device, size: int, repeats: int) -> dict[str, An
 
 
 def _matmul_ms(device: torch.device, size: int, dtype: torch.dtype, tf32: bool, repeats: int) -> float:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         return _best_ms(lambda: torch.mm(a, b, out=out), device, repeats)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
 
 
 def _best_ms(do: Callable[[], object], device: torch.device, repeats: int) -> float:

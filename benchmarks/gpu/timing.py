@@ -36,7 +36,7 @@ class Clock:
         """Note that the device has come here; the host goes on at once."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
-            event.record()  # type: ignore[no-untyped-call]
+            event.record()
             self._events.append(event)
         else:
             self._times.append(time.perf_counter())

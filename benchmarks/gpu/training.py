@@ -31,7 +31,7 @@ from utils.settings import Config
 IDENTITIES = 20_000  # that labels come from, as in bench_classifier.py
 PRECISIONS = {"fp16": ("fp16=True",), "bf16": ("bf16=True",), "float32": ()}
 STEPS_PER_EPOCH = 100_000  # so that none ends, and the rate stays
-WARM_STEPS = 6
+WARM_STEPS = 10
 
 
 def can_compile() -> bool:
@@ -139,12 +139,20 @@ def _measure(run: TrainingRun, cfg: Config, case: dict[str, Any], device: torch.
     found["skipped_steps"] = run.skipped
     loss = run.mean_loss()
     found["mean_loss"] = loss if np.isfinite(loss) else None
-    found["tf32_products"] = torch.backends.cuda.matmul.allow_tf32
-    found["tf32_convolutions"] = torch.backends.cudnn.allow_tf32
+    found["float32_products"] = torch.get_float32_matmul_precision()
+    found["tf32_convolutions"] = _tf32_convolutions()
     found["flop_per_step"] = step_flop(cfg)
     if case.get("parts"):
         found.update(_parts(run, cfg, device, found["step_ms"], budget_s / 2, most))
     return found
+
+
+def _tf32_convolutions() -> bool | None:
+    """Whether cuDNN may round float32 to TF32; None where torch does not tell."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # set by its newer interface, which does not go with this one
+        return None
 
 
 def step_flop(cfg: Config) -> float | None:
