@@ -136,6 +136,7 @@ def _measure(run: TrainingRun, cfg: Config, case: dict[str, Any], device: torch.
         for _ in range(waited_steps):
             run.train_step(batches)
     found.update(waits.per_step(waited_steps))
+    run.settle()
     found["skipped_steps"] = run.skipped
     loss = run.mean_loss()
     found["mean_loss"] = loss if np.isfinite(loss) else None
