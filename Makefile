@@ -10,11 +10,12 @@ PY = $(VENV)/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest
 CORE_PACKAGES = -r requirement.txt -r requirement-opencv.txt pytest pytest-xdist hypothesis scikit-learn
 DEMO = work_dirs/demo
+GPU_OUT ?= work_dirs/gpu
 TWO_AT_ONCE = -n 2 --dist loadfile
 # Tests of the first choice two at once, then those of the second alone, since they need both cores.
 both-parts = failed=0; $(PYTEST) $(TWO_AT_ONCE) -m "$(1)" || failed=1; $(PYTEST) -m "$(2)" && exit $$failed
 
-.PHONY: demo test test-avx2 faults core-oldest core-2.11 oldest-ready 2.11-ready lint types mxnet clients dali clean
+.PHONY: demo test test-avx2 faults core-oldest core-2.11 oldest-ready 2.11-ready lint types mxnet clients dali gpu clean
 
 demo: $(VENV)/.ready
 	$(PY) -m tools.make_demo_faces $(DEMO)_data
@@ -49,6 +50,10 @@ core-2.11: 2.11-ready
 oldest-ready: $(OLDEST_VENV)/.ready
 
 2.11-ready: $(TORCH211_VENV)/.ready
+
+# Tests and tables of a GPU. It installs nothing: make gpu PY=python3 takes an environment that is there already.
+gpu:
+	$(PY) -m benchmarks.gpu --out $(GPU_OUT) $(GPU)
 
 lint: $(VENV)/.ready-dev
 	$(PY) -m ruff format --check .

@@ -1,0 +1,142 @@
+"""What is measured, the most important first; what does not fit into the time is named and left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+TABLES = ("peaks", "step", "share", "classifier", "batch", "plan", "input", "float32", "compile")
+LIMIT_FACTOR, LEAST_LIMIT_S = 4.0, 60.0  # a row may take so many times its estimate before it is ended
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement."""
+
+    table: str  # of TABLES
+    kind: str  # of worker.KINDS
+    estimate_s: float  # on a good card
+    case: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its table and what tells it from the table's others."""
+        return " ".join([self.table, *(f"{key}={value}" for key, value in self.case.items() if key in _TELLING)])
+
+    @property
+    def limit_s(self) -> float:
+        """When it is given up."""
+        return max(LEAST_LIMIT_S, LIMIT_FACTOR * self.estimate_s)
+
+
+_TELLING = ("network", "precision", "batch", "classes", "storage", "workers", "compile")
+MILLION = 10**6
+
+
+def _step(table: str, network: str, precision: str, batch: int, estimate_s: float, **more: Any) -> Row:
+    case = {"network": network, "precision": precision, "batch": batch, "classes": 2 * MILLION, **more}
+    return Row(table, "training", estimate_s, case)
+
+
+def _classifier(classes: int, storage: str, batch: int, estimate_s: float, **more: Any) -> Row:
+    return Row("classifier", "classifier", estimate_s, dict(classes=classes, storage=storage, batch=batch, **more))
+
+
+def all_rows(cores: int, can_compile: bool) -> list[Row]:
+    """For a GPU; ``cores`` of the host bound the loader's processes."""
+    rows = [
+        Row("peaks", "peaks", 8, {"size": 8192, "repeats": 8}),
+        _step("share", "r100", "bf16", 128, 25, storage="device", parts=True),
+        _step("step", "r50", "bf16", 128, 15),
+        _step("step", "r100", "fp16", 128, 22),
+        _step("step", "r50", "fp16", 128, 15),
+        _step("share", "r100", "bf16", 128, 28, storage="host", classes=100 * MILLION, parts=True),
+        _step("share", "r100", "bf16", 128, 28, storage="file", classes=100 * MILLION, parts=True),
+    ]
+    rows += [
+        _classifier(classes, storage, 128, 5)
+        for classes, storage in (
+            (10 * MILLION, "device"),
+            (100 * MILLION, "host"),
+            (100 * MILLION, "file"),
+            (MILLION, "device"),
+            (100_000, "device"),
+            (100 * MILLION, "device"),
+        )
+    ]
+    rows += [
+        _step("step", "vit_b", "bf16", 128, 14),
+        _step("step", "mbf", "bf16", 128, 12),
+        _step("batch", "r50", "bf16", 512, 18),
+        _step("batch", "r100", "bf16", 256, 20),
+        _step("step", "vit_b", "fp16", 128, 14),
+        _step("step", "mbf", "fp16", 128, 12),
+        Row("plan", "plan", 12, {"network": "r100", "precision": "bf16", "batch": 128, "classes": 2 * MILLION}),
+        Row("plan", "plan", 8, {"network": "r50", "precision": "bf16", "batch": 128, "classes": 2 * MILLION}),
+    ]
+    workers = [n for n in (1, 4, 16, 64) if n < cores] + [cores]
+    rows += [Row("input", "input", 6, {"workers": n, "batch": 128}) for n in workers]
+    rows += [
+        _classifier(10 * MILLION, "device", 1024, 5),
+        _classifier(100 * MILLION, "host", 1024, 8),
+        _classifier(100 * MILLION, "file", 1024, 10),
+        _classifier(10 * MILLION, "device", 128, 5, precision="bf16"),
+        _step("float32", "r50", "float32", 128, 18),
+        _step("float32", "r100", "float32", 128, 25),
+    ]
+    if can_compile:
+        rows += [
+            _step("compile", "r50", "bf16", 128, 70, compile=True),
+            _step("compile", "r100", "bf16", 128, 100, compile=True),
+            _step("compile", "vit_b", "bf16", 128, 70, compile=True),
+            _step("compile", "mbf", "bf16", 128, 70, compile=True),
+        ]
+    rows += [
+        _step("batch", "mbf", "bf16", 512, 15),
+        _step("batch", "vit_b", "bf16", 256, 15),
+        _step("float32", "vit_b", "float32", 128, 18),
+        _step("float32", "mbf", "float32", 128, 14),
+        *(_classifier(classes, storage, 128, 6) for storage in ("host", "file") for classes in _SMALLER),
+        Row("plan", "plan", 12, {"network": "vit_b", "precision": "bf16", "batch": 128, "classes": 2 * MILLION}),
+    ]
+    return rows
+
+
+_SMALLER = (10 * MILLION, MILLION, 100_000)
+
+
+def quick_rows(can_compile: bool) -> list[Row]:
+    """Every kind of row at a size that says nothing, for a look at whether all of it works."""
+    small: dict[str, Any] = {"classes": 600, "budget_s": 0.05, "most_steps": 4, "warm_steps": 1}
+    rows = [Row("peaks", "peaks", 1, {"size": 64, "repeats": 2})]
+    for storage in ("device", "host", "file"):
+        parts = {"storage": storage, "parts": True, **small}
+        rows.append(Row("share", "training", 1, {"network": "rtiny", "precision": "float32", "batch": 4, **parts}))
+        case = {"storage": storage, "batch": 8, "dim": 16, "identities": 64, **small}
+        rows.append(Row("classifier", "classifier", 1, case))
+    rows += [
+        Row("step", "training", 1, {"network": "rtiny", "precision": "bf16", "batch": 4, **small}),
+        Row("step", "training", 1, {"network": "vtiny", "precision": "float32", "batch": 4, **small}),
+        Row("plan", "plan", 1, {"network": "rtiny", "precision": "bf16", "batch": 4, "classes": 600}),
+        Row("input", "input", 1, {"workers": 0, "batch": 16, "faces": 64, "budget_s": 0.05}),
+    ]
+    if can_compile:
+        rows.append(Row("step", "training", 1, {"network": "rtiny", "batch": 4, "compile": False, **small}))
+    return rows
+
+
+def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    """The rows of which a word of ``only`` is the table, or stands in the name; all if there is none.
+
+    Raises:
+        ValueError: a word that chooses nothing.
+    """
+    for word in only:
+        if not any(word == row.table or word in row.name for row in rows):
+            names = "\n  ".join(row.name for row in rows)
+            tables = ", ".join(TABLES)
+            raise ValueError(
+                f"--only {word} chooses nothing; give a table ({tables}) or a part of a name:\n  {names}"
+            )
+    return [row for row in rows if not only or any(word == row.table or word in row.name for word in only)]
