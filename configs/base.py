@@ -64,8 +64,9 @@ config.gradient_acc = 1
 config.num_epoch = 20
 config.warmup_epoch = 0
 config.lr_power = None
-config.fp16 = False
-config.bf16 = False
+config.precision = "auto"
+config.fp16 = None
+config.bf16 = None
 config.max_nonfinite = 10
 
 # Run

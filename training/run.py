@@ -75,7 +75,7 @@ class TrainingRun:
         if self.optimizer is not None:
             self.factors[self.optimizer] = 1.0
         self.optimizers = list(self.factors)
-        self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=cfg.fp16)
+        self.scaler = torch.amp.GradScaler(self.device.type, growth_interval=100, enabled=bool(cfg.fp16))
         self.epoch = self.step = self.step_in_epoch = 0
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
         self.was_skipped = False  # the last step

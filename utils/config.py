@@ -18,6 +18,7 @@ from typing import Any
 
 from utils.config_rules import check_rules
 from utils.config_secrets import refuse_secrets
+from utils.precision import settled_spellings
 from utils.settings import Config
 from utils.typed_values import typed
 
@@ -36,8 +37,14 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ValueError: an unknown key, a wrong type or range, settings that exclude each other, a literal secret.
     """
     file = find_config(path)
-    values = _read_module(ROOT / "configs" / "base.py")
-    values.update(_read_module(file))
+    layers = [_read_module(ROOT / "configs" / "base.py"), _read_module(file), _read_overrides(overrides)]
+    values = {key: value for layer in layers for key, value in layer.items()}
+    values["name"] = file.stem
+    return make_config(values | settled_spellings(layers))
+
+
+def _read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    values = {}
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator:
@@ -45,8 +52,7 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if key.strip() == "name":
             raise ValueError("name is the recipe's file name; suffix_run_name and output can be set")
         values[key.strip()] = _literal(value.strip())
-    values["name"] = file.stem
-    return make_config(values)
+    return values
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
@@ -64,6 +70,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
     missing = [key for key in hints if key not in values]
     if missing:
         raise ValueError(f"configs/base.py must give a value to {', '.join(missing)}")
+    values = {**values, **settled_spellings([values])}
     config = Config(**{key: typed(key, values[key], hint) for key, hint in hints.items()})
     config = dataclasses.replace(
         config,

@@ -68,8 +68,6 @@ def _check_combinations(c: Config) -> None:
         raise ValueError("nesterov needs optimizer = 'sgd' and momentum above 0")
     if c.row_idle == "dense" and c.optimizer != "sgd":
         raise ValueError("row_idle = 'dense' needs optimizer = 'sgd'; AdamW takes 'keep' or 'decay'")
-    if c.fp16 and c.bf16:
-        raise ValueError("fp16 and bf16 exclude each other: set one of them to False")
     if c.dali_aug and c.augment not in (None, "insightface"):
         raise ValueError(f"dali_aug = True means augment = 'insightface', but augment = {c.augment!r}: give only one")
     if isinstance(c.num_classes, tuple) and c.head_size not in (None, c.num_classes[1]):

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from utils.precision import Precision, spellings_of
+
 LossName = Literal["arcface", "cosface", "combined", "adaface", "magface", "curricularface"]
 
 
@@ -62,7 +64,7 @@ class Config:
     head_folder: str | None  # for "file": a folder on a disk of each machine; None: <output>/heads
     sample_rate: float  # PartialFC's share of classes, the batch's own included, in [0, 1]; 0: the batch's own alone;
     # needs head_size None and an integer num_classes
-    classifier_amp: bool  # embeddings travel and meet the centres in fp16's or bf16's type, not in float32
+    classifier_amp: bool  # embeddings travel and meet the centres in the type of precision, not in float32
     init_centres: str | None  # None: random; "class_means" of init_backbone's embeddings; or a run's folder or
     # checkpoint: the centres of its people who are here too
     centres_map: str | None  # for a folder: JSON {"old class or name": new class or name}; None: by their names
@@ -85,8 +87,10 @@ class Config:
     warmup_epoch: float  # epochs of linear rise from 0; 0 or below: none
     lr_power: float | None  # the rate falls as (1 - t) to this power: 1 is insightface's schedule, 2 that of the MHE
     # authors; None: 2 for their num_classes = (H, L), else 1
-    fp16: bool  # float16 with loss scaling
-    bf16: bool  # bfloat16
+    precision: Precision  # of the network's products; "fp16" with loss scaling;
+    # "auto": bf16 where the GPUs or CPUs of all ranks have it in hardware, else float32
+    fp16: bool | None  # older spelling: True is precision = "fp16", False without another is "float32"
+    bf16: bool | None  # older spelling: True is precision = "bf16", False without another is "float32"
     max_nonfinite: int  # steps in a row without a finite gradient before the run stops
 
     # Run
@@ -123,8 +127,13 @@ class Config:
     name: str = ""  # of the recipe's file
 
     def amp_dtype(self) -> torch.dtype | None:
-        """The autocast type, or None for float32 throughout."""
-        return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else None
+        """The autocast type, or None for float32 throughout; "auto" is to be settled before."""
+        assert self.precision != "auto", "training.precision.settle_precision decides what auto is on this machine"
+        return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def with_precision(self, precision: Precision) -> Config:
+        """These settings with another precision, its older spellings included."""
+        return dataclasses.replace(self, **spellings_of(precision))
 
     def network_options(self) -> dict[str, Any]:
         """What decides the backbone, under the names that ``backbones.get_model`` takes."""
@@ -212,7 +221,7 @@ class Config:
             unread.append("sync_bn")
         if self.margin_list is not None and self.margin is not None:
             unread.append("margin")  # margin_list decides
-        if self.classifier_amp and self.amp_dtype() is None:
+        if self.classifier_amp and self.precision == "float32":
             unread.append("classifier_amp")  # there is no other type
         if self.optimizer != "sgd" and self.row_momentum is not None:
             unread.append("row_momentum")
