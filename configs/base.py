@@ -25,6 +25,7 @@ config.embedding_size = 512
 config.dropout = 0.0
 config.sync_bn = False
 config.gradient_checkpointing = None
+config.compile = False
 config.init_backbone = None
 config.freeze_backbone = False
 config.freeze_bn = False

@@ -24,6 +24,7 @@ from heads.checkpoint import load_heads
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
+from training.compiling import compiled_if_asked
 from training.data import DamagedSamples
 from training.frozen_bn import freeze_batch_norm
 from training.optimizers import make_optimizer, make_row_optimizer, row_rule
@@ -111,7 +112,8 @@ class TrainingRun:
         elif cfg.sync_bn:
             backbone = synchronise_batch_norm(backbone, self.device)
         torch.manual_seed(cfg.seed + self.rank)  # dropout differs between ranks
-        return backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        backbone = backbone.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return compiled_if_asked(cfg, backbone)
 
     def _join_ranks(self, backbone: nn.Module) -> nn.Module:
         if self.world_size == 1 or self.cfg.freeze_backbone:

@@ -42,6 +42,9 @@ class Config:
     sync_bn: bool  # batch statistics over all ranks instead of each rank's own
     gradient_checkpointing: bool | None  # compute parts of the network again in backward, to save memory at about a
     # quarter more time; None: as insightface has it, in r2060, vit_b, vit_l and vit_h
+    compile: (
+        bool  # let torch.compile make kernels of the network's training pass; needs a C++ compiler, takes minutes
+    )
     init_backbone: str | None  # a file of weights to start from; None: random weights
     freeze_backbone: bool  # keep these weights and train the classifier alone
     freeze_bn: bool | Literal["statistics"]  # train the backbone, but keep and use its batch norms' running
@@ -215,7 +218,9 @@ class Config:
             unread.append("init_centres")  # the checkpoint's go on
         if self.freeze_backbone:
             unread += [
-                key for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing") if getattr(self, key)
+                key
+                for key in ("sync_bn", "dropout", "freeze_bn", "gradient_checkpointing", "compile")
+                if getattr(self, key)
             ]
         elif self.freeze_bn and self.sync_bn:
             unread.append("sync_bn")
