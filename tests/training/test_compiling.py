@@ -1,9 +1,14 @@
 """compile = True: the training pass is compiled, and nothing else changes."""
 
+import copy
+import shutil
+
 import pytest
 import torch
+from torch import nn
 
 from backbones import get_model
+from backbones.prelu import PReLU
 from tiny_runs import run, weights
 from training.compiling import check_compiler, compile_training_pass
 from utils.config import get_config
@@ -65,3 +70,17 @@ def test_without_a_compiler_one_line_says_what_to_do(monkeypatch):
     with pytest.raises(ValueError, match=r"not work here \(No working C\+\+ compiler found\): install .* g\+\+") as e:
         check_compiler(torch.device("cpu"))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_kernels_give_the_same_gradients():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), PReLU(16), nn.Flatten(), nn.Linear(16 * 36, 5))
+    x, compiled = torch.randn(4, 3, 8, 8), copy.deepcopy(layers)
+    compile_training_pass(compiled)
+    for network in (layers, compiled):
+        network(x).square().sum().backward()
+    for own, other in zip(compiled.parameters(), layers.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad)
+    torch.testing.assert_close(compiled[1].running_var, layers[1].running_var)
