@@ -31,6 +31,7 @@ from training.first_centres import set_first_centres
 from training.identity import Identity
 from training.memory import advice_on_memory
 from training.metrics import MetricsWriter
+from training.precision import settle_precision
 from training.report import Speedometer, StepReport, announce, skipped_text, step_bar
 from training.run import TrainingRun
 from training.run_folder import RunFolder, Start
@@ -93,6 +94,7 @@ def prepare(cfg: Config, ranks: Ranks) -> tuple[TrainingRun, RunData]:
     folder = RunFolder(cfg, ranks)
     start = folder.look()
     prepare_device(ranks.device)
+    cfg = settle_precision(cfg, ranks)
     data, cfg = open_data(cfg, ranks)
     with advice_on_memory(cfg, ranks.world_size):
         run, chosen = make_run(cfg, ranks, folder.path, start, data)

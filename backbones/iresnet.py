@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from backbones.base import INPUT_SHAPE, Backbone
 from backbones.checkpointing import segments
+from backbones.prelu import PReLU
 
 
 class ResidualBlock(nn.Module):
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.prelu = nn.PReLU(channels)
+        self.prelu = PReLU(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.downsample: nn.Module | None = None
@@ -83,7 +84,7 @@ class IResNet(Backbone):
         assert len(layers) == len(widths) == 4
         self.conv1 = nn.Conv2d(3, widths[0], 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.prelu = nn.PReLU(widths[0])
+        self.prelu = PReLU(widths[0])
         self.layer1 = _stage(widths[0], widths[0], layers[0])
         self.layer2 = _stage(widths[0], widths[1], layers[1])
         self.layer3 = _stage(widths[1], widths[2], layers[2])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.base import Backbone
+from backbones.prelu import PReLU
 
 HEAD_CHANNELS = 512
 
@@ -143,7 +144,7 @@ def _conv(
         nn.BatchNorm2d(channels),
     ]
     if activation:
-        modules.append(nn.PReLU(channels))
+        modules.append(PReLU(channels))
     return Stack(*modules)
 
 

@@ -18,6 +18,7 @@ config.scale = 32
 config.head_size = 2
 config.rec = str(Path(__file__).resolve().parent.parent / "work_dirs" / "demo_data" / "train")
 config.batch_size = 32
+config.precision = "float32"  # the recorded figures are of it
 config.lr = 0.05
 config.num_epoch = 10
 config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1

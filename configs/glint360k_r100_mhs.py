@@ -13,7 +13,6 @@ config.network = "r100"
 config.loss = "cosface"
 config.margin = 0.4
 config.head_size = 12
-config.fp16 = True
 config.weight_decay = 1e-4
 config.rec = "/train_tmp/glint360k"
 config.num_classes = 360232

@@ -21,6 +21,7 @@ config.scale = 32
 config.head_size = 12
 config.rec = str(Path(os.environ.get("MHS_DATA", ""), "lfw_train"))
 config.batch_size = 32
+config.precision = "float32"  # the recorded figures are of it
 config.lr = 0.05
 config.num_epoch = 1
 config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1

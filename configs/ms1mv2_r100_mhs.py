@@ -12,7 +12,6 @@ config = edict()
 config.network = "r100"
 config.loss = "arcface"
 config.head_size = 12
-config.fp16 = True
 config.rec = "/train_tmp/faces_emore"
 config.num_classes = 85742
 config.num_image = 5822653

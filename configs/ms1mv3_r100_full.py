@@ -12,7 +12,6 @@ config = edict()
 config.network = "r100"
 config.loss = "arcface"
 config.sample_rate = 1.0
-config.fp16 = True
 config.rec = "/train_tmp/ms1m-retinaface-t1"
 config.num_classes = 93431
 config.num_image = 5179510

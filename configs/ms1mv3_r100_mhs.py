@@ -14,7 +14,6 @@ config = edict()
 config.network = "r100"
 config.loss = "arcface"
 config.num_classes = [13, 7187]
-config.fp16 = True
 config.rec = "/train_tmp/ms1m-retinaface-t1"
 config.num_image = 5179510
 config.num_epoch = 20

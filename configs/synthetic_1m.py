@@ -12,7 +12,6 @@ config = edict()
 config.network = "r50"
 config.loss = "arcface"
 config.head_size = 12
-config.fp16 = True
 config.rec = "synthetic"
 config.num_classes = 1000000
 config.num_image = 1024000

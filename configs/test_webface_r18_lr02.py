@@ -14,7 +14,6 @@ config.network = "r18"
 config.loss = "arcface"
 config.margin = 0.5
 config.num_classes = [881, 12]  # 881 heads of 12 classes
-config.fp16 = True
 config.lr = 0.2
 config.num_epoch = 25
 config.lr_power = 2  # the schedule of the MHE authors; insightface's has 1

@@ -13,7 +13,6 @@ config = edict()
 config.network = "r100"
 config.loss = "cosface"
 config.head_size = 12
-config.fp16 = True
 config.lr = 0.2
 config.rec = "/train_tmp/WebFace42M"
 config.num_classes = 2059906

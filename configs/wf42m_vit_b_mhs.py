@@ -13,7 +13,6 @@ config.network = "vit_b_dp005_mask_005"
 config.loss = "cosface"
 config.margin = 0.4
 config.head_size = 12
-config.fp16 = True
 config.optimizer = "adamw"
 config.lr = 0.001
 config.weight_decay = 0.1

@@ -13,6 +13,7 @@ config.rec = "synthetic"
 config.num_classes = 60
 config.num_image = 96
 config.batch_size = 8
+config.precision = "float32"  # on any machine
 config.lr = 0.05
 config.num_epoch = 1
 config.warmup_epoch = 0.25

@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> MemoryPlan:
     args = parser.parse_intermixed_args(argv)
     try:
         cfg = get_config(args.config, args.overrides)
+        if cfg.precision == "auto":
+            cfg = cfg.with_precision("float32")
+            print("precision = 'auto' is counted as float32, which takes more; give precision=bf16 for a GPU")
         plan = plan_of(cfg, args.ranks)
     except (ValueError, OSError) as error:
         parser.exit(2, f"plan_memory: {plain(str(error))}\n")

@@ -33,6 +33,7 @@ class Identity:
             "loss": cfg.loss if cfg.margin_list is None else "combined",
             "lr_schedule": cfg.lr_schedule,
             "lr_power": cfg.schedule_power(),
+            "precision": cfg.precision,
             "people": data.summary.num_classes,
             "images": data.summary.num_image,
             "images_of_people": data.summary.images_of_people,
@@ -58,6 +59,10 @@ class Identity:
                     f"back, or start a new run with resume=False output=NEW{_from_model(checkpoint, name)}"
                 )
         self._check_schedule(checkpoint, saved)
+        before, now = saved.get("precision", own["precision"]), own["precision"]
+        if before != now:
+            text = "precision: %s was trained in %s, this run goes on in %s; precision=%s goes on as before"
+            warn_once(text, checkpoint, before, now, before)
         way_out = (
             "resume with the data that it was trained on, or start a new run that takes over what fits: resume=False "
             f"output=NEW{_from_model(checkpoint)} init_centres={checkpoint}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -56,12 +56,23 @@ def row_states(cfg: Config, world_size: int) -> int:
     return 2 if cfg.optimizer == "adamw" else int(row_rule(cfg, world_size).momentum > 0)
 
 
+def optimizer_flags(device: torch.device) -> dict[str, Any]:
+    """What makes torch's SGD and AdamW fast on ``device``: on a GPU one kernel updates all weights.
+
+    That kernel also takes the verdict on the gradients, so that the host need not wait for it. On a CPU torch's fused
+    ones save a few percent of a step at most, and quietly mix up numbers where a gradient's memory format is not its
+    weight's.
+    """
+    return {"fused": True} if device.type == "cuda" else {}
+
+
 def make_optimizer(cfg: Config, backbone: nn.Module, lr: float) -> Optimizer:
-    """The backbone's."""
+    """The backbone's, on the device that its weights are on."""
     groups = parameter_groups(backbone, cfg.weight_decay, cfg.decay_norms_and_biases)
+    flags = optimizer_flags(next(backbone.parameters()).device)
     if cfg.optimizer == "adamw":
-        return AdamW(groups, lr, weight_decay=cfg.weight_decay)
-    optimizer = SGD(groups, lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov)
+        return AdamW(groups, lr, weight_decay=cfg.weight_decay, **flags)
+    optimizer = SGD(groups, lr, cfg.momentum, weight_decay=cfg.weight_decay, nesterov=cfg.nesterov, **flags)
     _begin_momentum(optimizer)
     return optimizer
 

@@ -22,9 +22,8 @@ from training.run import TrainingRun
 from training.schedule import rate_text
 from utils.atomic import write_json
 from utils.bars import open_bar
-from utils.device import cpu_computes_bfloat16
 from utils.distributed import Ranks, all_gather_objects
-from utils.log import log, warn_once
+from utils.log import log
 from utils.settings import Config
 from utils.text import clock
 
@@ -39,8 +38,6 @@ def announce(run: TrainingRun, data: RunData, start: Path | None) -> None:
     num_classes = classifier.shard.layout.num_classes
     for line in banner_lines(cfg, ranks, num_classes, cfg.num_image or 0, run.steps_per_epoch):
         log.info(line)
-    if warning := slow_precision(cfg, run.device):
-        warn_once(warning)
     for line in data.describe():
         log.info("data: %s", line)
     scope = {"batch": "all selected heads", "own": "the sample's own head"}[cfg.head_scope]
@@ -104,22 +101,6 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     if cfg.gradient_compression and ranks.world_size == 1 and not cfg.freeze_backbone:
         unread.append("gradient_compression")  # nothing travels
     return [*lines, *(f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in unread)]
-
-
-def slow_precision(cfg: Config, device: torch.device) -> str:
-    """What to do about a precision that costs time on this CPU instead of saving it; "" if it does not."""
-    has_bf16 = cpu_computes_bfloat16()
-    if device.type != "cpu":
-        return ""
-    if cfg.fp16:
-        way = ", or fp16=False bf16=True, for which this CPU has instructions" if has_bf16 else ""
-        return f"float16 on a CPU is usually many times slower than float32: set fp16=False{way}"
-    if cfg.bf16 and has_bf16 is False:
-        return (
-            "bfloat16 on a CPU without instructions for it (avx512_bf16, amx_bf16) is usually slower than float32: "
-            "set bf16=False"
-        )
-    return ""
 
 
 def skipped_text(skipped: int, steps: int) -> str:

@@ -23,6 +23,7 @@ from heads.checkpoint import load_heads
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
 from training import checkpoint
+from training.compiling import compiled_if_asked
 from training.data import DamagedSamples
 from training.ddp import join_ranks, settle_buckets, share_buffers
 from training.ema import Ema
@@ -67,7 +68,7 @@ class TrainingRun:
         self.augment = Augmentation(cfg.augmentation(), cfg.seed)
         self.backbone = make_network(cfg, ranks)
         self.ema = Ema(self.backbone, cfg.average_decay())  # its network is verified and written to model.pt
-        self.model = join_ranks(self.backbone, cfg, self.device)
+        self.model = join_ranks(compiled_if_asked(cfg, self.backbone), cfg, self.device)
         self.classifier = self._make_classifier()
         self.total_steps = steps_per_epoch * cfg.num_epoch
         self.rate = schedule_of(cfg, ranks.world_size, steps_per_epoch)
@@ -78,7 +79,7 @@ class TrainingRun:
         if self.optimizer is not None:
             self.factors[self.optimizer] = 1.0
         self.optimizers = list(self.factors)
-        self.scaler = LossScale(self.device, cfg.fp16)
+        self.scaler = LossScale(self.device, bool(cfg.fp16))
         self.epoch = self.step = self.step_in_epoch = 0
         self.skipped = self.skipped_in_a_row = 0  # steps without a finite gradient
         self.was_skipped = False  # the last step whose verdict is known

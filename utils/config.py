@@ -19,6 +19,7 @@ from typing import Any
 from utils.config_older import in_todays_names
 from utils.config_rules import check_rules
 from utils.config_secrets import refuse_secrets
+from utils.precision import settled_spellings
 from utils.settings import Config
 from utils.typed_values import typed
 
@@ -37,16 +38,21 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ValueError: an unknown key, a wrong type or range, settings that exclude each other, a literal secret.
     """
     file = find_config(path)
-    given = _read_module(file)
+    layers = [_read_module(ROOT / "configs" / "base.py"), _read_module(file), _read_overrides(overrides)]
+    given = in_todays_names({**layers[1], **layers[2]})
+    return make_config({**layers[0], **given, "name": file.stem, **settled_spellings(layers)})
+
+
+def _read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    values = {}
     for text in overrides:
         key, separator, value = text.partition("=")
         if not separator:
             raise ValueError(f"an override is key=value, such as lr=0.05; got {text.partition(':')[0]!r}")
         if key.strip() == "name":
             raise ValueError("name is the recipe's file name; suffix_run_name and output can be set")
-        given[key.strip()] = _literal(value.strip())
-    base = _read_module(ROOT / "configs" / "base.py")
-    return make_config({**base, **in_todays_names(given), "name": file.stem})
+        values[key.strip()] = _literal(value.strip())
+    return values
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
@@ -64,6 +70,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
     missing = [key for key in hints if key not in values]
     if missing:
         raise ValueError(f"configs/base.py must give a value to {', '.join(missing)}")
+    values = {**values, **settled_spellings([values])}
     config = Config(**{key: typed(key, values[key], hint) for key, hint in hints.items()})
     config = dataclasses.replace(
         config,

@@ -85,8 +85,9 @@ def _check_combinations(c: Config) -> None:
         raise ValueError("nesterov needs optimizer = 'sgd' and momentum above 0")
     if c.row_idle == "dense" and c.optimizer != "sgd":
         raise ValueError("row_idle = 'dense' needs optimizer = 'sgd'; AdamW takes 'keep' or 'decay'")
-    if c.fp16 and c.bf16:
-        raise ValueError("fp16 and bf16 exclude each other: set one of them to False")
+    if c.compile and (c.sync_bn or c.gradient_checkpointing):
+        other = "sync_bn" if c.sync_bn else "gradient_checkpointing"
+        raise ValueError(f"compile = True does not go with {other} = True: set one of them to False")
     if c.dali_aug and c.augment not in (None, "insightface"):
         raise ValueError(f"dali_aug = True means augment = 'insightface', but augment = {c.augment!r}: give only one")
     if isinstance(c.num_classes, tuple) and c.head_size not in (None, c.num_classes[1]):

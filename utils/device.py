@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 from collections.abc import Set
@@ -14,6 +15,10 @@ from torch import Tensor
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # in the environment; the first goes before the second
+_LIMITS_BELOW_BF16 = frozenset(
+    ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni")
+)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
@@ -33,8 +38,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def computes_bfloat16(device: torch.device) -> bool | None:
+    """Whether ``device`` has bfloat16 in hardware, so that it is faster than float32; None where nobody says."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return cpu_computes_bfloat16()
+
+
 def cpu_computes_bfloat16() -> bool | None:
-    """Whether this machine's CPU has instructions for bfloat16; None where the system does not say."""
+    """Whether this machine's CPU has instructions for bfloat16, and torch uses them; None if the system is silent."""
+    limit = next((os.environ[name] for name in _LIMITS if name in os.environ), "")
+    if limit.lower() in _LIMITS_BELOW_BF16 or not torch.backends.mkldnn.is_available():
+        return False
     flags = _cpu_flags()
     return bool(flags & _BF16_FLAGS) if flags else None
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from utils.precision import Precision, spellings_of
+
 LossName = Literal["arcface", "cosface", "combined", "adaface", "magface", "curricularface"]
 
 
@@ -41,6 +43,9 @@ class Config:
     sync_bn: bool  # batch statistics over all ranks instead of each rank's own
     gradient_checkpointing: bool | None  # compute parts of the network again in backward, to save memory at about a
     # quarter more time; None: as insightface has it, in r2060, vit_b, vit_l and vit_h
+    compile: (
+        bool  # let torch.compile make kernels of the network's training pass; needs a C++ compiler, takes minutes
+    )
     init_backbone: str | None  # a file of weights to start from; None: random weights
     freeze_backbone: bool  # keep these weights and train the classifier alone
     freeze_bn: bool | Literal["statistics"]  # train the backbone, but keep and use its batch norms' running
@@ -64,7 +69,7 @@ class Config:
     head_cache_gib: float  # for "host" and "file": device memory for the heads updated last, of each rank; 0: none
     sample_rate: float  # PartialFC's share of classes, the batch's own included, in [0, 1]; 0: the batch's own alone;
     # needs head_size None and an integer num_classes
-    classifier_amp: bool  # embeddings travel and meet the centres in fp16's or bf16's type, not in float32
+    classifier_amp: bool  # embeddings travel and meet the centres in the type of precision, not in float32
     init_centres: str | None  # None: random; "class_means" of init_backbone's embeddings; or a run's folder or
     # checkpoint: the centres of its people who are here too
     centres_map: str | None  # for a folder: JSON {"old class or name": new class or name}; None: by their names
@@ -95,8 +100,10 @@ class Config:
     lr_end: float  # poly, cosine: the rate at the end, which lr_batch does not scale
     lr_steps: tuple[float, ...] | None  # step: epochs after which the rate is multiplied by lr_gamma, such as (8, 14)
     lr_gamma: float  # step: that factor
-    fp16: bool  # float16 with loss scaling
-    bf16: bool  # bfloat16
+    precision: Precision  # of the network's products; "fp16" with loss scaling;
+    # "auto": bf16 where the GPUs or CPUs of all ranks have it in hardware, else float32
+    fp16: bool | None  # older spelling: True is precision = "fp16", False without another is "float32"
+    bf16: bool | None  # older spelling: True is precision = "bf16", False without another is "float32"
     gradient_compression: Literal["bf16", "fp16"] | None  # between ranks the backbone's gradients travel as this,
     # half the bytes, for slow networks: bf16 keeps 8 bits of a number; fp16 11, but nothing above 65504 or below 6e-8
     max_nonfinite: int  # steps in a row without a finite gradient before the run stops
@@ -135,8 +142,13 @@ class Config:
     name: str = ""  # of the recipe's file
 
     def amp_dtype(self) -> torch.dtype | None:
-        """The autocast type, or None for float32 throughout."""
-        return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else None
+        """The autocast type, or None for float32 throughout; "auto" is to be settled before."""
+        assert self.precision != "auto", "training.precision.settle_precision decides what auto is on this machine"
+        return {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def with_precision(self, precision: Precision) -> Config:
+        """These settings with another precision, its older spellings included."""
+        return dataclasses.replace(self, **spellings_of(precision))
 
     def network_options(self) -> dict[str, Any]:
         """What decides the backbone, under the names that ``backbones.get_model`` takes."""
@@ -234,6 +246,7 @@ class Config:
                     "freeze_bn",
                     "gradient_checkpointing",
                     "gradient_compression",
+                    "compile",
                     "ema_decay",
                 )
                 if getattr(self, key)
@@ -244,7 +257,7 @@ class Config:
             unread.append("sync_bn")
         if self.margin_list is not None and self.margin is not None:
             unread.append("margin")  # margin_list decides
-        if self.classifier_amp and self.amp_dtype() is None:
+        if self.classifier_amp and self.precision == "float32":
             unread.append("classifier_amp")  # there is no other type
         if self.optimizer != "sgd" and self.row_momentum is not None:
             unread.append("row_momentum")

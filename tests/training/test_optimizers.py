@@ -1,8 +1,10 @@
 """Which optimizers a config asks for."""
 
 import pytest
+import torch
 
-from training.optimizers import row_rule, row_states
+from backbones import get_model
+from training.optimizers import make_optimizer, optimizer_flags, row_rule, row_states
 from utils.config import get_config
 
 
@@ -39,3 +41,10 @@ def test_rule_of_class_centres(overrides, rule):
 def test_state_of_class_centres(overrides, states):
     cfg = get_config("demo", ["num_classes=1000", "batch_size=20", "head_size=4", *overrides])
     assert row_states(cfg, world_size=2) == states
+
+
+def test_weights_are_updated_by_one_kernel_on_a_gpu_and_safely_on_a_cpu():
+    assert optimizer_flags(torch.device("cuda", 1)) == {"fused": True}
+    for name in ("sgd", "adamw"):
+        optimizer = make_optimizer(get_config("demo", [f"optimizer={name}"]), get_model("rtiny", 16), 0.1)
+        assert not optimizer.param_groups[0]["fused"]

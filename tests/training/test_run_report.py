@@ -37,8 +37,8 @@ def test_expected_share_is_the_mean_of_what_is_selected(C, L, rate, sample_rate,
 
 def test_long_heads_are_pointed_out():
     ranks = Ranks(0, 1, 0, torch.device("cpu"))
-    long = banner_lines(get_config("ms1mv3_r100_mhs"), ranks, 93431, 5179510, 100)
-    short = banner_lines(get_config("ms1mv3_r50_mhs"), ranks, 93431, 5179510, 100)
+    long = banner_lines(get_config("ms1mv3_r100_mhs", ["precision=bf16"]), ranks, 93431, 5179510, 100)
+    short = banner_lines(get_config("ms1mv3_r50_mhs", ["precision=bf16"]), ranks, 93431, 5179510, 100)
     assert any("heads save little" in line for line in long)
     assert not any("heads save little" in line for line in short)
     assert "batch: 1 ranks x 128 x accumulation 1 = 128, sgd, weight decay 0.0005" in short
@@ -106,30 +106,6 @@ def test_speedometer(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "device", "has_bf16", "text"),
-    [
-        (
-            ["fp16=True"],
-            "cpu",
-            True,
-            "float16 on a CPU .* set fp16=False, or fp16=False bf16=True, for which this CPU",
-        ),
-        (["fp16=True"], "cpu", False, "float16 on a CPU .* set fp16=False$"),
-        (["fp16=True"], "cpu", None, "float16 on a CPU .* set fp16=False$"),
-        (["bf16=True"], "cpu", False, "bfloat16 on a CPU without instructions .* set bf16=False$"),
-        (["bf16=True"], "cpu", True, "^$"),
-        (["bf16=True"], "cpu", None, "^$"),
-        ([], "cpu", False, "^$"),
-        (["fp16=True"], "cuda", False, "^$"),
-        (["bf16=True"], "cuda", False, "^$"),
-    ],
-)
-def test_a_precision_that_is_slow_on_this_cpu_is_pointed_out(overrides, device, has_bf16, text, monkeypatch):
-    monkeypatch.setattr(ours, "cpu_computes_bfloat16", lambda: has_bf16)
-    assert re.search(text, ours.slow_precision(get_config("demo", overrides), torch.device(device)))
-
-
-@pytest.mark.parametrize(
     ("skipped", "text"),
     [
         (12, "12 of 12 steps were skipped, because their gradients were not finite: nothing was trained."),
@@ -161,9 +137,10 @@ def test_a_run_says_what_it_found_on_the_device(tmp_path, capsys):
 
 def test_a_run_whose_every_step_was_skipped_ends_with_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("training.run.to_network_input", lambda images: to_network_input(images) * torch.nan)
+    monkeypatch.setattr("training.precision.slowdown", lambda dtype, device: 9.0)
     run(tmp_path, "max_nonfinite=99", "fp16=True")
     lines = capsys.readouterr().out.splitlines()
     assert "done: " in lines[-1]
     assert "12 of 12 steps were skipped, because their gradients were not finite: nothing was trained" in lines[-2]
-    assert sum("float16 on a CPU is usually many times slower" in line for line in lines) == 1
+    assert sum("fp16 takes 9.0 times as long as float32" in line for line in lines) == 1
     assert sum("the first step took " in line for line in lines) == 1

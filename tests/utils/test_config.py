@@ -178,7 +178,6 @@ def test_settings_of_another_schedule_are_named(overrides, unread):
         ("batch_size=1", "batch_size must be at least 2"),
         ("batch_size=2.5", "batch_size must be a whole number, got 2.5"),
         ("batch_size=true", "batch_size must be a whole number, got True"),
-        ("fp16=1", r"fp16 must be True or False, got 1 \(int\)"),
         ("loss=softmax", "loss must be 'arcface' or 'cosface' or .* or 'curricularface', got 'softmax'"),
         ("margin_list=(1,2)", "margin_list must be a list of 3 numbers or None"),
         ("num_classes=0", "num_classes must be at least 1"),
@@ -208,7 +207,6 @@ def test_errors_say_what_was_expected_and_what_came(override, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["fp16=True", "bf16=True"], "exclude each other"),
         (["num_classes=[10,4]", "head_size=5"], "means heads of 4 classes, but head_size = 5"),
         (["head_size=None", "negative_rate=0.1"], "negative_rate needs head_size"),
         (["rec=synthetic", "num_classes=auto"], "needs num_classes"),

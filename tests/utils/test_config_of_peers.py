@@ -177,6 +177,7 @@ def test_insightface_base(recipe):
     cfg = get_config(recipe(INSIGHTFACE_BASE))
     assert cfg.margin_list == (1.0, 0.5, 0.0)
     assert cfg.head_layout() == (1, 1.0, None)
+    assert cfg.precision == "float32"  # fp16 = False
     assert cfg.save_all_states is False
     assert cfg.output_dir().name == "ms1mv3_arcface_r50"
 
@@ -262,7 +263,7 @@ def test_the_classifier_computes_in_float32_as_insightface_does(recipe):
     assert get_config(recipe(INSIGHTFACE_FILTER), ["classifier_amp=True"]).classifier_dtype() == torch.float16
 
 
-def test_the_recipe_of_vit_b_differs_from_insightfaces_in_its_classifier_alone(tmp_path):
+def test_the_recipe_of_vit_b_differs_from_insightfaces_in_its_classifier_and_precision(tmp_path):
     (tmp_path / "theirs.py").write_text(INSIGHTFACE_VIT)
     theirs, ours = get_config(tmp_path / "theirs.py").as_dict(), get_config("wf42m_vit_b_mhs").as_dict()
     different = {key for key in theirs if theirs[key] != ours[key]}
@@ -275,4 +276,7 @@ def test_the_recipe_of_vit_b_differs_from_insightfaces_in_its_classifier_alone(t
         "sample_rate",
         "lr_power",
         "val_targets",
+        "precision",  # "auto", which is bf16 on a GPU that has it
+        "fp16",
+        "bf16",
     }

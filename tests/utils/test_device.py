@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils import device
-from utils.device import cpu_computes_bfloat16, prepare_device, to_device
+from utils.device import computes_bfloat16, cpu_computes_bfloat16, prepare_device, to_device
 
 
 class Noted:
@@ -71,4 +71,30 @@ def test_whether_the_cpu_computes_bfloat16_is_read_from_linux(text, has, tmp_pat
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "cpuinfo")
+    for limit in device._LIMITS:
+        monkeypatch.delenv(limit, raising=False)
     assert cpu_computes_bfloat16() is has
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "has"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "AVX2", False),
+        ("DNNL_MAX_CPU_ISA", "avx512_core_vnni", False),
+        ("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", True),
+        ("ONEDNN_MAX_CPU_ISA", "DEFAULT", True),
+    ],
+)
+def test_a_limit_in_the_environment_takes_bfloat16_away(name, limit, has, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512_bf16\n")
+    monkeypatch.setattr(device, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(device, "_LIMITS", (name,))
+    monkeypatch.setenv(name, limit)
+    assert cpu_computes_bfloat16() is has
+
+
+def test_a_gpu_is_asked_whether_it_computes_bfloat16_itself(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or True)
+    assert computes_bfloat16(torch.device("cuda")) is True
+    assert asked == [{"including_emulation": False}]

@@ -1,0 +1,86 @@
+"""compile = True: the training pass is compiled, and nothing else changes."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from backbones import get_model
+from backbones.prelu import PReLU
+from tiny_runs import run, weights
+from training.compiling import check_compiler, compile_training_pass
+from utils.config import get_config
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """torch.compile calls the function as it is, and the calls are noted."""
+    calls = []
+
+    def compile_(function, *, dynamic):
+        assert dynamic is False
+        return lambda x: calls.append(x.shape) or function(x)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return calls
+
+
+def test_training_alone_runs_compiled_and_names_stay(pretended):
+    network = get_model("rtiny", 16)
+    names = list(network.state_dict())
+    compile_training_pass(network)
+    pretended.clear()
+    network.train()(torch.zeros(4, 3, 112, 112))
+    network.eval()(torch.zeros(2, 3, 112, 112))
+    assert pretended == [(4, 3, 112, 112)]
+    assert list(network.state_dict()) == names
+
+
+def test_a_run_compiles_its_backbone_and_leaves_the_same_model(tmp_path, pretended):
+    plain = run(tmp_path / "plain", "num_image=32")
+    assert run(tmp_path / "compiled", "num_image=32", "compile=True") == plain
+    assert pretended.count((8, 3, 112, 112)) == len(plain) == 4
+    before, after = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("other", ["sync_bn", "gradient_checkpointing"])
+def test_settings_that_do_not_go_with_it_are_refused(other):
+    with pytest.raises(ValueError, match=f"compile = True does not go with {other} = True: set one"):
+        get_config("demo", ["compile=True", f"{other}=True"])
+
+
+def test_a_network_that_checkpoints_by_default_says_what_to_set():
+    with pytest.raises(ValueError, match="which this network has by default: set gradient_checkpointing = False"):
+        compile_training_pass(get_model("rtiny", 16, gradient_checkpointing=True))
+
+
+def test_a_frozen_backbone_has_nothing_to_compile():
+    cfg = get_config("demo", ["compile=True", "freeze_backbone=True", "init_backbone=model.pt"])
+    assert cfg.without_effect() == ["compile"]
+
+
+def test_without_a_compiler_one_line_says_what_to_do(monkeypatch):
+    def fails(function, *, dynamic):
+        raise RuntimeError("\nNo working C++ compiler found\nmore lines")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(ValueError, match=r"not work here \(No working C\+\+ compiler found\): install .* g\+\+") as e:
+        check_compiler(torch.device("cpu"))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_kernels_give_the_same_gradients():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), PReLU(16), nn.Flatten(), nn.Linear(16 * 36, 5))
+    x, compiled = torch.randn(4, 3, 8, 8), copy.deepcopy(layers)
+    compile_training_pass(compiled)
+    for network in (layers, compiled):
+        network(x).square().sum().backward()
+    for own, other in zip(compiled.parameters(), layers.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad)
+    torch.testing.assert_close(compiled[1].running_var, layers[1].running_var)
