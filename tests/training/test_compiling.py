@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+import train
 from backbones import get_model
 from backbones.prelu import PReLU
-from tiny_runs import run, weights
+from tiny_runs import TINY, run, weights
 from training.compiling import check_compiler, compile_training_pass
 from utils.config import get_config
+from utils.distributed import Ranks
 
 
 @pytest.fixture
@@ -44,6 +46,21 @@ def test_a_run_compiles_its_backbone_and_leaves_the_same_model(tmp_path, pretend
     assert pretended.count((8, 3, 112, 112)) == len(plain) == 4
     before, after = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_the_average_of_a_compiled_network_is_evaluated_on_its_own_weights(tmp_path, pretended):
+    cfg = get_config(TINY, [f"output={tmp_path}", "compile=True", "ema_decay=0.5", "lr=1"])
+    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    batches = train.epoch_batches(run, data, train.Speedometer())
+    for _ in range(6):
+        run.train_step(batches)
+    x = torch.randn(2, 3, 112, 112)
+    average = get_model(**run.cfg.network_options()).eval()
+    average.load_state_dict(run.ema.tensors)
+    with torch.no_grad():
+        assert torch.allclose(run.ema.network(x), average(x), rtol=1e-4, atol=1e-3)
+        assert not torch.allclose(run.ema.network(x), run.backbone.eval()(x), rtol=1e-2)
+    run.close()
 
 
 @pytest.mark.parametrize("other", ["sync_bn", "gradient_checkpointing"])
