@@ -20,7 +20,7 @@ import torch
 from benchmarks.gpu.page import make_page
 from benchmarks.gpu.rows import TABLES, Row, all_rows, chosen, quick_rows
 from benchmarks.gpu.suite import run_suite
-from benchmarks.gpu.training import can_compile
+from benchmarks.gpu.training import known_settings
 from benchmarks.gpu.worker import Worker, scratch_folder
 from benchmarks.machine import usable_cores
 from utils.atomic import temporary_name
@@ -135,11 +135,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     options.argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if options.device == "cpu" and not options.quick:
+        if options.device == "cpu" and not (options.quick or options.list):
             raise ValueError("--device cpu needs --quick: on a CPU it only shows whether everything works")
-        if options.device != "cpu" and not torch.cuda.is_available():
+        if options.device != "cpu" and not (options.list or torch.cuda.is_available()):
             raise ValueError("torch sees no GPU here; --device cpu --quick walks every path without one")
-        rows = quick_rows(can_compile()) if options.quick else all_rows(usable_cores(), can_compile())
+        rows = quick_rows() if options.quick else all_rows(usable_cores(), known_settings())
         rows = chosen(rows, options.only)
         if options.list:
             print("\n".join(f"{row.estimate_s:4.0f} s  {row.name}" for row in rows))

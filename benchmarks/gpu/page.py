@@ -132,7 +132,7 @@ def _training(rows: Sequence[Record], peaks: Record | None) -> str:
         body.append(
             (
                 row["network"],
-                row.get("precision", "float32") + (", compiled" if row.get("compile") else ""),
+                ", ".join([row.get("precision", "float32"), *_in_words(row)]),
                 row["batch"],
                 f"{row.get('storage', 'device')}, {row['classes']:,}",
                 row["images_per_s"],
@@ -152,11 +152,16 @@ def _training(rows: Sequence[Record], peaks: Record | None) -> str:
     return _titled("Images a second", text, _table(head, body))
 
 
+def _in_words(row: Record) -> list[str]:
+    """The further settings of a row."""
+    return [f"{name}={value}" for name, value in row.get("settings", {}).items()]
+
+
 def _shares(rows: Sequence[Record]) -> str:
     body = [
         (
             row["network"],
-            row.get("storage", "device"),
+            ", ".join([row.get("storage", "device"), *_in_words(row)]),
             row["classes"],
             row["step_ms"],
             row["backbone_ms"],
@@ -197,7 +202,7 @@ def _memory(rows: Sequence[Record]) -> str:
     plans = {_of(row): row for row in rows if row["kind"] == "plan"}
     body = []
     for row in rows:
-        if row["kind"] == "training" and "allocated_mib" in row and not row.get("compile"):
+        if row["kind"] == "training" and "allocated_mib" in row and not row.get("settings"):
             plan = plans.get(_of(row), {}).get("planned_device_mib")
             ratio = row["allocated_mib"] / plan if plan else None
             what = (row["network"], row.get("precision", "float32"), row["batch"], row.get("storage", "device"))

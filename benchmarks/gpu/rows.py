@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,13 @@ class Row:
     @property
     def name(self) -> str:
         """Its table and what tells it from the table's others."""
-        return " ".join([self.table, *(f"{key}={value}" for key, value in self.case.items() if key in _TELLING)])
+        telling = [(key, value) for key, value in self.case.items() if key in _TELLING]
+        return " ".join([self.table, *(f"{key}={value}" for key, value in [*telling, *self.settings.items()])])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the recipe, beside those that have a name of their own here."""
+        return dict(self.case.get("settings", {}))
 
     @property
     def limit_s(self) -> float:
@@ -30,7 +36,7 @@ class Row:
         return max(LEAST_LIMIT_S, LIMIT_FACTOR * self.estimate_s)
 
 
-_TELLING = ("network", "precision", "batch", "classes", "storage", "workers", "compile")
+_TELLING = ("network", "precision", "batch", "classes", "storage", "workers")
 MILLION = 10**6
 
 
@@ -43,8 +49,8 @@ def _classifier(classes: int, storage: str, batch: int, estimate_s: float, **mor
     return Row("classifier", "classifier", estimate_s, dict(classes=classes, storage=storage, batch=batch, **more))
 
 
-def all_rows(cores: int, can_compile: bool) -> list[Row]:
-    """For a GPU; ``cores`` of the host bound the loader's processes."""
+def all_rows(cores: int, settings: Set[str]) -> list[Row]:
+    """For a GPU; ``cores`` of the host bound the loader's processes; rows of other ``settings`` do not exist."""
     rows = [
         Row("peaks", "peaks", 8, {"size": 8192, "repeats": 8}),
         _step("share", "r100", "bf16", 128, 25, storage="device", parts=True),
@@ -70,6 +76,7 @@ def all_rows(cores: int, can_compile: bool) -> list[Row]:
         _step("step", "mbf", "bf16", 128, 12),
         _step("batch", "r50", "bf16", 512, 18),
         _step("batch", "r100", "bf16", 256, 20),
+        _step("step", "vit_b", "bf16", 128, 12, settings=_KEPT),
         _step("step", "vit_b", "fp16", 128, 14),
         _step("step", "mbf", "fp16", 128, 12),
         Row("plan", "plan", 12, {"network": "r100", "precision": "bf16", "batch": 128, "classes": 2 * MILLION}),
@@ -85,13 +92,13 @@ def all_rows(cores: int, can_compile: bool) -> list[Row]:
         _step("float32", "r50", "float32", 128, 18),
         _step("float32", "r100", "float32", 128, 25),
     ]
-    if can_compile:
-        rows += [
-            _step("compile", "r50", "bf16", 128, 70, compile=True),
-            _step("compile", "r100", "bf16", 128, 100, compile=True),
-            _step("compile", "vit_b", "bf16", 128, 70, compile=True),
-            _step("compile", "mbf", "bf16", 128, 70, compile=True),
-        ]
+    rows += [
+        _step("compile", "r50", "bf16", 128, 70, settings={"compile": True}),
+        _step("share", "r100", "bf16", 128, 28, **_CACHED),
+        _step("compile", "r100", "bf16", 128, 100, settings={"compile": True}),
+        _step("compile", "vit_b", "bf16", 128, 60, settings={"compile": True, **_KEPT}),
+        _step("compile", "mbf", "bf16", 128, 60, settings={"compile": True}),
+    ]
     rows += [
         _step("batch", "mbf", "bf16", 512, 15),
         _step("batch", "vit_b", "bf16", 256, 15),
@@ -100,13 +107,15 @@ def all_rows(cores: int, can_compile: bool) -> list[Row]:
         *(_classifier(classes, storage, 128, 6) for storage in ("host", "file") for classes in _SMALLER),
         Row("plan", "plan", 12, {"network": "vit_b", "precision": "bf16", "batch": 128, "classes": 2 * MILLION}),
     ]
-    return rows
+    return [row for row in rows if row.settings.keys() <= settings]
 
 
 _SMALLER = (10 * MILLION, MILLION, 100_000)
+_KEPT = {"gradient_checkpointing": False}  # vit_b computes parts again unless told not to
+_CACHED = {"storage": "host", "classes": 100 * MILLION, "parts": True, "settings": {"head_cache_gib": 4.0}}
 
 
-def quick_rows(can_compile: bool) -> list[Row]:
+def quick_rows() -> list[Row]:
     """Every kind of row at a size that says nothing, for a look at whether all of it works."""
     small: dict[str, Any] = {"classes": 600, "budget_s": 0.05, "most_steps": 4, "warm_steps": 1}
     rows = [Row("peaks", "peaks", 1, {"size": 64, "repeats": 2})]
@@ -117,17 +126,17 @@ def quick_rows(can_compile: bool) -> list[Row]:
         rows.append(Row("classifier", "classifier", 1, case))
     rows += [
         Row("step", "training", 1, {"network": "rtiny", "precision": "bf16", "batch": 4, **small}),
-        Row("step", "training", 1, {"network": "vtiny", "precision": "float32", "batch": 4, **small}),
+        Row("step", "training", 1, {"network": "vtiny", "batch": 4, "settings": {"seed": 1}, **small}),
         Row("plan", "plan", 1, {"network": "rtiny", "precision": "bf16", "batch": 4, "classes": 600}),
         Row("input", "input", 1, {"workers": 0, "batch": 16, "faces": 64, "budget_s": 0.05}),
     ]
-    if can_compile:
-        rows.append(Row("step", "training", 1, {"network": "rtiny", "batch": 4, "compile": False, **small}))
     return rows
 
 
 def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
     """The rows of which a word of ``only`` is the table, or stands in the name; all if there is none.
+
+    The peaks are always among them: the floors come from these.
 
     Raises:
         ValueError: a word that chooses nothing.
@@ -139,4 +148,5 @@ def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
             raise ValueError(
                 f"--only {word} chooses nothing; give a table ({tables}) or a part of a name:\n  {names}"
             )
-    return [row for row in rows if not only or any(word == row.table or word in row.name for word in only)]
+    words = [*only, "peaks"]
+    return [row for row in rows if not only or any(word == row.table or word in row.name for word in words)]

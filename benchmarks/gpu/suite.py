@@ -23,6 +23,7 @@ _VERDICT = re.compile(
     r"^(?P<test>tests/gpu/\S+?::.+?) (?P<verdict>PASSED|FAILED|SKIPPED|ERROR|XFAIL|XPASS)\b(?P<why>.*)$"
 )
 _BEGUN = re.compile(r"^(tests/gpu/\S+?::\S+)", re.M)
+_ONE_HOST = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # all ranks are here: no name service is needed
 _TAIL = 6000  # characters of a failed file's output that are kept
 
 
@@ -64,7 +65,7 @@ def _run_file(file: Path, limit_s: float, tell: Callable[[str], None]) -> dict[s
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "250"},
+            env={**_ONE_HOST, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "250"},
         )
         hung = False
         try:

@@ -34,14 +34,14 @@ STEPS_PER_EPOCH = 100_000  # so that none ends, and the rate stays
 WARM_STEPS = 10
 
 
-def can_compile() -> bool:
-    """Whether this version of the project has the setting."""
-    return "compile" in {field.name for field in dataclasses.fields(Config)}
+def known_settings() -> set[str]:
+    """The settings that recipes have."""
+    return {field.name for field in dataclasses.fields(Config)}
 
 
 def config_of(case: dict[str, Any], device: torch.device, folder: Path) -> Config:
     """The recipe of a case: the project's defaults, and what the case says."""
-    precision, names = case.get("precision", "float32"), {field.name for field in dataclasses.fields(Config)}
+    precision = case.get("precision", "float32")
     options = [
         f"network={case['network']}",
         f"batch_size={case['batch']}",
@@ -55,12 +55,11 @@ def config_of(case: dict[str, Any], device: torch.device, folder: Path) -> Confi
         "num_workers=0",
         "lr=0.001",
         *PRECISIONS[precision],
+        *(f"{name}={value}" for name, value in case.get("settings", {}).items()),
     ]
-    if "precision" in names and precision == "float32":
-        options.append("precision=float32")
-    if case.get("compile"):
-        options.append("compile=True")
-    return get_config(ROOT / "configs" / "base.py", [*options, *case.get("overrides", ())])
+    if "precision" in known_settings() and precision == "float32":
+        options.append("precision=float32")  # not what a machine chooses
+    return get_config(ROOT / "configs" / "base.py", options)
 
 
 def make_run(cfg: Config, device: torch.device) -> TrainingRun:
@@ -104,8 +103,8 @@ def measure_training(case: dict[str, Any], device: torch.device, folder: Path) -
 
     Args:
         case: ``network``, ``precision`` ("fp16", "bf16" or "float32") and ``batch``; it may have ``classes``,
-            ``storage``, ``head_size``, ``compile``, ``overrides`` of the recipe, ``budget_s``, and ``parts``:
-            whether backbone and classifier are also timed alone.
+            ``storage``, ``head_size``, further ``settings`` of the recipe, ``budget_s``, and ``parts``: whether
+            backbone and classifier are also timed alone.
         device: that trains.
         folder: for heads in files.
     """

@@ -13,6 +13,7 @@ from benchmarks.gpu import suite
 from benchmarks.gpu.page import floor_ms, make_page
 from benchmarks.gpu.rows import all_rows, chosen, quick_rows
 from benchmarks.gpu.timing import counting_waits
+from benchmarks.gpu.training import config_of, known_settings
 from benchmarks.gpu.worker import KINDS, Worker, measure
 from heads import storage as head_storage
 from pretend_device import NAME, BackgroundAtOnce, PretendDevice
@@ -48,6 +49,8 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     assert "torch sees no GPU here; --device cpu --quick walks every path" in capsys.readouterr().err
     assert command.main(["--out", str(tmp_path), "--device", "cpu"]) == 2
     assert "--device cpu needs --quick" in capsys.readouterr().err
+    assert command.main(["--out", str(tmp_path), "--only", "share", "--list"]) == 0
+    assert "25 s  share network=r100 precision=bf16 batch=128 classes=2000000" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -56,7 +59,7 @@ def test_rows_without_time_are_named(tmp_path, monkeypatch):
     assert command.main(["--device", "cpu", "--quick", "--skip-tests", "--minutes", "0", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert not found["rows"]
-    assert len(found["left_out"]) == len(quick_rows(False))
+    assert len(found["left_out"]) == len(quick_rows())
     assert "0 s were left" in (tmp_path / "gpu.md").read_text()
 
 
@@ -78,14 +81,29 @@ def test_a_row_that_hangs_or_dies_ends_its_process_alone(tmp_path):
 
 
 def test_rows_are_chosen_by_table_or_name():
-    rows = all_rows(16, True)
+    rows = all_rows(16, known_settings() | {"compile"})
     assert [row.table for row in rows[:2]] == ["peaks", "share"]
-    assert {row.table for row in chosen(rows, ["share", "compile"])} == {"share", "compile"}
-    assert all("r100" in row.name for row in chosen(rows, ["r100"]))
+    assert {row.table for row in chosen(rows, ["share", "compile"])} == {"peaks", "share", "compile"}
+    assert all("r100" in row.name for row in chosen(rows, ["r100"])[1:])
     assert len({row.name for row in rows}) == len(rows)
-    assert not any(row.case.get("compile") for row in all_rows(16, False))
+    assert {row.kind for row in rows} == KINDS.keys() - {"facts"}
     with pytest.raises(ValueError, match="--only r101 chooses nothing; give a table"):
         chosen(rows, ["r101"])
+
+
+def test_rows_of_settings_that_do_not_exist_are_left_out():
+    assert not [row for row in all_rows(16, {"gradient_checkpointing"}) if row.table == "compile"]
+    assert [row for row in all_rows(16, {"compile"}) if row.table == "compile"]
+
+
+def test_every_row_is_a_recipe_that_the_project_takes(tmp_path):
+    for row in all_rows(16, known_settings()):
+        if row.kind in ("training", "plan"):
+            cfg = config_of(row.case, CPU, tmp_path)
+            assert (cfg.network, cfg.batch_size) == (row.case["network"], row.case["batch"])
+            assert cfg.amp_dtype() == {"fp16": torch.float16, "bf16": torch.bfloat16}.get(row.case["precision"])
+            assert cfg.class_count() == row.case["classes"]
+            assert all(getattr(cfg, name) == value for name, value in row.settings.items())
 
 
 def test_floors_are_operations_and_bytes_over_what_was_measured():
