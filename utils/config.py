@@ -40,6 +40,7 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     layers = [_read_module(ROOT / "configs" / "base.py"), _read_module(file), _read_overrides(overrides)]
     values = {key: value for layer in layers for key, value in layer.items()}
     values["name"] = file.stem
+    refuse_secrets(values)  # before any message shows a value
     return make_config(values | settled_spellings(layers))
 
 
