@@ -59,10 +59,7 @@ class Identity:
                     f"back, or start a new run with resume=False output=NEW{_from_model(checkpoint, name)}"
                 )
         self._check_schedule(checkpoint, saved)
-        before, now = saved.get("precision", own["precision"]), own["precision"]
-        if before != now:
-            text = "precision: %s was trained in %s, this run goes on in %s; precision=%s goes on as before"
-            warn_once(text, checkpoint, before, now, before)
+        self._check_precision(checkpoint, saved.get("precision"))
         way_out = (
             "resume with the data that it was trained on, or start a new run that takes over what fits: resume=False "
             f"output=NEW{_from_model(checkpoint)} init_centres={checkpoint}"
@@ -109,6 +106,16 @@ class Identity:
                 "open; that of this run falls with power %g. lr_power=%g goes on as they did"
             )
             warn_once(text, checkpoint, _OLD_POWER, own, _OLD_POWER)
+
+    def _check_precision(self, checkpoint: Path, noted: str | None) -> None:
+        """Warn where the network's number format is another than before; it may be."""
+        now = self.facts["precision"]
+        if noted is not None and noted != now:
+            text = "precision: %s was trained in %s, this run goes on in %s; precision=%s goes on as before"
+            warn_once(text, checkpoint, noted, now, noted)
+        elif noted is None and now == "bf16":
+            text = "precision: %s does not note its own, which was float32 in older versions unless fp16 or bf16 was "
+            warn_once(text + "set; this run goes on in bf16", checkpoint)
 
     def _moved(self, checkpoint: Path) -> str:
         """Who has another class number than before; "" if nobody has, or if the run's classes.json does not tell."""

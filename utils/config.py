@@ -40,7 +40,9 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     file = find_config(path)
     layers = [_read_module(ROOT / "configs" / "base.py"), _read_module(file), _read_overrides(overrides)]
     given = in_todays_names({**layers[1], **layers[2]})
-    return make_config({**layers[0], **given, "name": file.stem, **settled_spellings(layers)})
+    values = {**layers[0], **given, "name": file.stem}
+    refuse_secrets(values)  # before any message shows a value
+    return make_config(values | settled_spellings(layers))
 
 
 def _read_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -43,9 +43,7 @@ class Config:
     sync_bn: bool  # batch statistics over all ranks instead of each rank's own
     gradient_checkpointing: bool | None  # compute parts of the network again in backward, to save memory at about a
     # quarter more time; None: as insightface has it, in r2060, vit_b, vit_l and vit_h
-    compile: (
-        bool  # let torch.compile make kernels of the network's training pass; needs a C++ compiler, takes minutes
-    )
+    compile: bool  # torch.compile makes kernels of the network's training pass; needs a C++ compiler, and minutes
     init_backbone: str | None  # a file of weights to start from; None: random weights
     freeze_backbone: bool  # keep these weights and train the classifier alone
     freeze_bn: bool | Literal["statistics"]  # train the backbone, but keep and use its batch norms' running

@@ -56,7 +56,7 @@ def run_suite(limit_s: float, tell: Callable[[str], None], files: Sequence[Path]
 def _run_file(file: Path, limit_s: float, tell: Callable[[str], None]) -> dict[str, Any]:
     begin_s = time.monotonic()
     # -W default: a warning that a version of torch or NCCL is new to give is to be read, not to hide what works.
-    options = ["-v", "--tb=short", "-p", "no:cacheprovider", "-W", "default", "--color=no"]
+    options = ["-v", "--tb=short", "-p", "no:cacheprovider", "-W", "default", "--color=no", "--show-capture=no"]
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "pytest", *options, str(file)],

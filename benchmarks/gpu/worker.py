@@ -75,6 +75,7 @@ def serve() -> None:
         job = json.loads(line)
         device = torch.device(job["device"])
         if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)  # torch asks for a number
             torch.cuda.set_device(device)
         answer = measure(job["kind"], job["case"], device, Path(job["folder"]))
         print("\n" + _MARK + json.dumps(answer), flush=True)

@@ -11,6 +11,7 @@ import torch
 from ranks import run_ranks
 from tiny_runs import run
 from training import precision as ours
+from training.identity import Identity
 from training.precision import Found, choose_precision, settle_precision, slowdown
 from utils.config import get_config
 from utils.distributed import Ranks
@@ -121,8 +122,27 @@ def test_a_run_trains_in_it_and_its_config_json_says_so(tmp_path, monkeypatch, h
     assert ("bfloat16, classifier in float32" in log) == has
 
 
-def test_resuming_in_another_precision_is_a_warning(tmp_path, capsys):
-    run(tmp_path)
+@pytest.mark.parametrize(
+    ("noted", "precision", "text"),
+    [
+        (True, "bf16", "was trained in float32, this run goes on in bf16; precision=float32 goes on as before"),
+        (True, "float32", ""),
+        (
+            False,
+            "bf16",
+            "does not note its own, which was float32 in older versions unless fp16 or bf16 was set; this",
+        ),
+        (False, "float32", ""),
+    ],
+)
+def test_resuming_in_another_precision_is_a_warning(tmp_path, capsys, monkeypatch, noted, precision, text):
+    run(tmp_path, "num_image=16", "warmup_epoch=0")
     capsys.readouterr()
-    assert len(run(tmp_path, "num_epoch=2", "bf16=True", "resume=True")) == 24
-    assert "was trained in float32, this run goes on in bf16; precision=float32 goes on as" in capsys.readouterr().out
+    check = Identity.check
+    kept = lambda saved: {name: value for name, value in saved.items() if noted or name != "precision"}
+    monkeypatch.setattr(Identity, "check", lambda self, path, saved: check(self, path, kept(saved)))
+    overrides = ["num_image=16", "warmup_epoch=0", "num_epoch=2", f"precision={precision}", "resume=True"]
+    assert len(run(tmp_path, *overrides)) == 4
+    printed = capsys.readouterr().out
+    assert text in printed
+    assert (" goes on in " in printed) == bool(text)
