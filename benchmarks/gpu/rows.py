@@ -75,7 +75,7 @@ def all_rows(cores: int, settings: Set[str]) -> list[Row]:
         _step("step", "vit_b", "bf16", 128, 14),
         _step("step", "mbf", "bf16", 128, 12),
         _step("batch", "r50", "bf16", 512, 18),
-        _step("batch", "r100", "bf16", 256, 20),
+        _step("share", "r100", "bf16", 256, 20, storage="device", parts=True),
         _step("step", "vit_b", "bf16", 128, 12, settings=_KEPT),
         _step("step", "vit_b", "fp16", 128, 14),
         _step("step", "mbf", "fp16", 128, 12),
