@@ -20,41 +20,48 @@ class LateCentres:
     """
 
     def __init__(self, centres_SD: Tensor) -> None:
-        self.centres_SD = centres_SD.detach()
-        self.parts: tuple[Tensor, Tensor, Tensor] | None = None  # what the gradient is made of, once it is known
-        self.token: Tensor = _CentresGradient.apply(centres_SD, self)
+        self.parts = _Parts(centres_SD.detach())
+        self.token: Tensor = _CentresGradient.apply(centres_SD, self.parts)  # stands for the centres in autograd
+
+
+class _Parts:
+    """What the centres' gradient is made of. Autograd keeps it, so it must hold on to no tensor of autograd's."""
+
+    def __init__(self, centres_SD: Tensor) -> None:
+        self.centres_SD = centres_SD
+        self.known: tuple[Tensor, Tensor, Tensor] | None = None
 
     def gradient(self) -> Tensor:
         """(S, D): (x / |w|) - w cos / |w|^2, summed into one pass over the centres."""
-        assert self.parts is not None
-        (scaled_NS, x_ND, along_S1), self.parts = self.parts, None
+        assert self.known is not None
+        (scaled_NS, x_ND, along_S1), self.known = self.known, None
         grad_SD = (scaled_NS.T @ x_ND).to(self.centres_SD.dtype)
         return grad_SD.addcmul_(self.centres_SD, along_S1, value=-1)
 
 
 class _CentresGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, centres_SD: Tensor, late: LateCentres) -> Tensor:
-        ctx.late = late
+    def forward(ctx: Any, centres_SD: Tensor, parts: _Parts) -> Tensor:
+        ctx.parts = parts
         return centres_SD.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.late.gradient(), None
+        return ctx.parts.gradient(), None
 
 
 class _Cosines(torch.autograd.Function):
     """cos = x w^T / |w|."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, token: Tensor, late: LateCentres) -> Tensor:
-        centres_SD = late.centres_SD
+    def forward(ctx: Any, x_ND: Tensor, token: Tensor, parts: _Parts) -> Tensor:
+        centres_SD = parts.centres_SD
         length_S = torch.linalg.vector_norm(centres_SD, dim=1)
         inverse_S = length_S.clamp(min=torch.finfo(centres_SD.dtype).tiny ** 0.5).reciprocal_()
         short_SD = centres_SD.to(x_ND.dtype)
         cosines_NS = (x_ND @ short_SD.T).to(centres_SD.dtype).mul_(inverse_S)
         ctx.save_for_backward(x_ND, short_SD, inverse_S, cosines_NS)
-        ctx.late = late
+        ctx.parts = parts
         return cosines_NS
 
     @staticmethod
@@ -65,7 +72,7 @@ class _Cosines(torch.autograd.Function):
         token = None
         if ctx.needs_input_grad[1]:
             along_S1 = ((grad_NS * cosines_NS).sum(0) * inverse_S.square()).unsqueeze(1)
-            ctx.late.parts, token = (scaled_NS, x_ND, along_S1), inverse_S.new_zeros(())
+            ctx.parts.known, token = (scaled_NS, x_ND, along_S1), inverse_S.new_zeros(())
         return grad_x_ND, token, None
 
 
@@ -80,7 +87,7 @@ def cosines(x_ND: Tensor, centres: Tensor | LateCentres) -> Tensor:
         (N, S) in the type of the centres. A centre of length 0 has cosine 0 with everything.
     """
     late = centres if isinstance(centres, LateCentres) else LateCentres(centres)
-    return _Cosines.apply(x_ND, late.token, late)  # type: ignore[no-any-return]
+    return _Cosines.apply(x_ND, late.token, late.parts)  # type: ignore[no-any-return]
 
 
 def add_angle(cosine: Tensor, cos_m: float | Tensor, sin_m: float | Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The classifier in one process: selection, the dense reference, contracts, degenerate cases, sparse updates."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heads.optim import RowSGD
 from heads.shard import INITIAL_STD
-from losses import ArcFace, CosFace
+from losses import ArcFace, CosFace, MagFace
 from partial_fc_mhs import PartialFCMHS
 
 pytestmark = pytest.mark.numeric
@@ -241,3 +244,26 @@ def test_refuses_bad_settings(options, message):
 def test_refuses_embeddings_of_another_size():
     with pytest.raises(ValueError, match=r"must be \(B, 8\), got \(6, 9\)"):
         make_classifier()(torch.zeros(6, 9), torch.zeros(6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("margin", [ArcFace, MagFace])
+def test_a_step_leaves_nothing_to_the_garbage_collector(margin):
+    """Tensors that wait for it fill the memory."""
+    classifier = PartialFCMHS(margin(), 8, 100, head_size=3)
+    optimizer = RowSGD(classifier.shard, 0.1)
+
+    def step():
+        x = torch.randn(4, 8, requires_grad=True)
+        classifier(x, torch.tensor([1, 50, 50, 99])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            step()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -68,6 +68,7 @@ class TrainingRun:
         self.augment = Augmentation(cfg.augmentation(), cfg.seed)
         self.backbone = make_network(cfg, ranks)
         self.ema = Ema(self.backbone, cfg.average_decay())  # its network is verified and written to model.pt
+        self._parameters = dict(self.backbone.named_parameters())  # to walk the network in each step takes its time
         self.model = join_ranks(compiled_if_asked(cfg, self.backbone), cfg, self.device)
         self.classifier = self._make_classifier()
         self.total_steps = steps_per_epoch * cfg.num_epoch
@@ -155,7 +156,7 @@ class TrainingRun:
 
     def _update(self, loss: Tensor) -> None:
         """Clip and step, if the gradients are finite on every rank; else all ranks skip the step together."""
-        grads = {name: p.grad for name, p in self.backbone.named_parameters() if p.grad is not None}
+        grads = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         row_grads = [leaf.grad for leaf in self.classifier.shard.leaves if leaf.grad is not None]
         self.scaler.unscale_([*grads.values(), *row_grads])
         evidence = gather_evidence(
@@ -169,7 +170,7 @@ class TrainingRun:
             self.statistics.non_finite,
         )
         if self.cfg.clip_grad_norm:
-            nn.utils.clip_grads_with_norm_(self.backbone.parameters(), self.cfg.clip_grad_norm, evidence.norm)
+            nn.utils.clip_grads_with_norm_(self._parameters.values(), self.cfg.clip_grad_norm, evidence.norm)
         if self.is_main and 0 < self.cfg.checkpoint_minutes * 60 <= time.monotonic() - self._saved_s:
             self.stop.ask_save()
         self.settle()  # the step before

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from heads.optim import RowSGD
-from losses import ArcFace
+from losses import ArcFace, MagFace, cosine
 from partial_fc_mhs import PartialFCMHS
 from ranks import run_ranks
-from utils.distributed import all_gather_objects
+from utils.distributed import RowExchange, all_gather_objects
 
 pytestmark = [pytest.mark.distributed, pytest.mark.numeric]
 G, D, STEPS = 12, 8, 3
@@ -180,3 +180,33 @@ def test_a_bad_label_on_one_rank_is_an_error_on_all():
     with pytest.raises(AssertionError) as report:
         run_ranks(one_rank_with_a_bad_label, 2)
     assert str(report.value).count("found 0 to 100") == 2
+
+
+def order_of_backward(rank, world_size, margin):
+    """What happens in backward, in its order."""
+    calls = []
+
+    def noting(kind, name):
+        original = getattr(kind, name)
+
+        def noted(*args):
+            calls.append(name)
+            return original(*args)
+
+        setattr(kind, name, noted)
+
+    noting(RowExchange, "send")
+    noting(RowExchange, "arrive")
+    noting(cosine._Parts, "gradient")
+    classifier = PartialFCMHS(margin(), D, 29, head_size=3)
+    network = torch.nn.Linear(4, D)
+    handle = network.weight.register_hook(lambda grad: calls.append("network"))
+    classifier(network(torch.randn(6, 4)), torch.arange(6) * 2 + 10 * rank).backward()
+    handle.remove()
+    return calls
+
+
+@pytest.mark.parametrize("margin", [ArcFace, MagFace])
+def test_the_centres_gradient_is_computed_while_that_of_the_embeddings_travels(margin):
+    for calls in run_ranks(order_of_backward, 2, margin):
+        assert calls == ["send", "gradient", "arrive", "network"]
