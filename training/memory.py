@@ -204,7 +204,7 @@ def activation_bytes(
         image_size: height, width in pixels.
         batch_size: images of one forward.
         update: bytes of the weights that are trained.
-        on_gpu: its allocator is not glibc, so checkpointing is not counted with glibc's holes (not yet run on a GPU).
+        on_gpu: its allocator is not glibc, so checkpointing is not counted with glibc's holes.
     """
     network = copy.deepcopy(backbone).cpu().train()
     own = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}

@@ -22,7 +22,7 @@ Each fault is injected into a tiny run (two ranks, one loader process each, star
 the run is watched until no process of it is left. Then it is resumed, and its end is held against the same run
 without a fault. `make faults` plays all of them, writes `docs/results/faults.jsonl` and makes this page;
 `tests/faults/` defines them. **A figure other than the wished one is a defect that is known**; the list below the
-tables says which. Everything ran on CPUs with gloo; what NCCL does was not yet run on a GPU.
+tables says which. Everything ran on CPUs with gloo; what NCCL does between GPUs was not yet run.
 
 How to read the tables:
 
