@@ -55,10 +55,16 @@ def load_numbered_state(optimizer: Optimizer | None, backbone: nn.Module, saved:
     if optimizer is None or not saved:
         return
     numbers = _numbers(optimizer, backbone)
+
+    def known(number: int) -> dict[str, Any]:
+        return {name: value for name, value in saved["state"].get(number, {}).items() if value is not None}
+
     if surplus := saved["state"].keys() - set(numbers):
         raise ValueError(f"the optimizer's state is of {len(surplus)} parameters more than the network has")
-    state = {place: saved["state"][number] for place, number in enumerate(numbers) if number in saved["state"]}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    own = optimizer.state_dict()  # its state stays where nothing was saved, as of a run without momentum
+    state = {place: {**own["state"].get(place, {}), **known(number)} for place, number in enumerate(numbers)}
+    state = {place: values for place, values in state.items() if values}
+    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
 
 
 def _numbers(optimizer: Optimizer, backbone: nn.Module) -> list[int]:

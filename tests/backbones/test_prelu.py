@@ -6,6 +6,8 @@ from torch import nn
 
 from backbones.prelu import PReLU
 
+pytestmark = pytest.mark.numeric
+
 
 def both(x, amp_dtype=None, slope=0.25):
     """Output and gradients of our PReLU and of torch's, for the same weights."""

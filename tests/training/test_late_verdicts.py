@@ -7,12 +7,15 @@ import train
 from pretend_device import NAME, PretendDevice
 from ranks import run_ranks
 from tiny_runs import TINY
+from tiny_runs import run as tiny_run
 from training.loss_scale import LossScale
 from training.running_statistics import RunningStatistics
 from training.sigterm import StopRequest
 from training.verdict import gather_evidence, step_if_good
 from utils.config import get_config
 from utils.distributed import Ranks
+
+pytestmark = pytest.mark.numeric
 
 BAD = (0, 3, 4, 7)  # steps that do not count; the first among them, before there is any momentum
 STEPS = 9
@@ -191,6 +194,22 @@ def test_a_first_step_that_does_not_count_leaves_no_momentum(tmp_path):
         parameter.grad = torch.full_like(parameter, torch.nan)
     step_if_good([run.optimizer], torch.tensor(1.0), on_device=True)
     assert all(not state["momentum_buffer"].any() for state in run.optimizer.state.values())
+    run.close()
+
+
+def test_momentum_that_begins_with_a_resume_is_whole_after_a_first_bad_step(tmp_path):
+    """The checkpoint of a run without momentum has none to give."""
+    tiny_run(tmp_path, "num_epoch=1", "momentum=0", "max_nonfinite=3")
+    cfg = get_config(TINY, [f"output={tmp_path}", "num_epoch=3", "resume=True"])
+    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    learn_late(run)
+    hook = run.backbone.register_forward_pre_hook(lambda module, given: (given[0] * torch.nan,))
+    run.train_step(train.epoch_batches(run, data, train.Speedometer()))
+    hook.remove()
+    run.settle()
+    buffers = [state["momentum_buffer"] for state in run.optimizer.state.values()]
+    assert len(buffers) == len(list(run.backbone.parameters()))
+    assert not any(buffer.any() for buffer in buffers)
     run.close()
 
 
