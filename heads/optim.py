@@ -92,6 +92,7 @@ class RowOptimizer(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the rows selected since the last :meth:`zero_grad`. No collective."""
         assert closure is None, "a closure would select other rows"
+        assert self.shard.doubt is None, "learn() whether the step before counts, before the next one"
         self.shard.steps += 1
         self.shard.doubt = getattr(self, "found_inf", None)
         self.shard.storage.forget_last()
@@ -104,7 +105,7 @@ class RowOptimizer(Optimizer):
         self.update(rows, grad_SD, classes_S)
         if bad is not None:
             for name, value in rows.items():
-                value.copy_(torch.where(bad > 0, before[name], value))
+                torch.where(bad > 0, before[name], value, out=value)
         self.shard.storage.store(heads_h, rows, self.shard.steps)
 
     def learn(self, is_bad: bool) -> None:
@@ -182,6 +183,7 @@ class RowSGD(RowOptimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """See :meth:`RowOptimizer.step`."""
+        assert self.idle != "dense" or not hasattr(self, "found_inf"), "the number of idle steps must be known"
         super().step(closure)
         if self.idle == "dense":
             self._carry_T22 = self._extended_course()

@@ -201,6 +201,7 @@ class HeadStorage:
             self.cache.drop(heads_h)
         for name, count_h in counts.items():
             self.counts[name][self.layout.places_of(heads_h)] = count_h
+        self.forget_last()
 
     def _change(self, heads_h: Tensor, values: Rows, step: int) -> None:
         self._check_writes()
@@ -240,7 +241,7 @@ class HeadStorage:
     def last_steps_before(self, places_S: Tensor, step: int) -> Tensor:
         """``LAST_STEP`` at some places, (S,) int64, as :meth:`take_back` would leave it."""
         last_S = self.counts[LAST_STEP][places_S].long()
-        return last_S if self._last is None else last_S.where(~torch.isin(places_S, self._last[0]), step)
+        return last_S.where(last_S != step + 1, step)  # the last update's step is the one after
 
     def flush(self) -> None:
         """Wait until everything is written.

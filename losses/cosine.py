@@ -29,14 +29,14 @@ class _Parts:
 
     def __init__(self, centres_SD: Tensor) -> None:
         self.centres_SD = centres_SD
-        self.known: tuple[Tensor, Tensor, Tensor] | None = None
+        self.known: list[tuple[Tensor, Tensor, Tensor]] = []  # of each product with them
 
     def gradient(self) -> Tensor:
         """(S, D): (x / |w|) - w cos / |w|^2, summed into one pass over the centres."""
-        assert self.known is not None
-        (scaled_NS, x_ND, along_S1), self.known = self.known, None
-        grad_SD = (scaled_NS.T @ x_ND).to(self.centres_SD.dtype)
-        return grad_SD.addcmul_(self.centres_SD, along_S1, value=-1)
+        known, self.known = self.known, []
+        grad_SD = sum((scaled_NS.T @ x_ND for scaled_NS, x_ND, _ in known[1:]), known[0][0].T @ known[0][1])
+        along_S1 = sum((along_S1 for *_, along_S1 in known[1:]), known[0][2])
+        return grad_SD.to(self.centres_SD.dtype).addcmul_(self.centres_SD, along_S1, value=-1)
 
 
 class _CentresGradient(torch.autograd.Function):
@@ -72,7 +72,8 @@ class _Cosines(torch.autograd.Function):
         token = None
         if ctx.needs_input_grad[1]:
             along_S1 = ((grad_NS * cosines_NS).sum(0) * inverse_S.square()).unsqueeze(1)
-            ctx.parts.known, token = (scaled_NS, x_ND, along_S1), inverse_S.new_zeros(())
+            ctx.parts.known.append((scaled_NS, x_ND, along_S1))
+            token = inverse_S.new_zeros(())
         return grad_x_ND, token, None
 
 

@@ -109,7 +109,8 @@ def plan_memory(
     union = min(rows, S * gradient_acc)  # the forwards' rows joined for the optimizer
     joined = (2 + row_states) * union * row if gradient_acc > 1 else 0
     temporaries = 2 * union * row if optimizer == "adamw" else 0  # root of the average, and the update
-    update = waiting + held + grad + joined + temporaries
+    masked = (1 + row_states) * union * row if on_gpu else 0  # the rows as they were, for a step that does not count
+    update = waiting + held + grad + joined + temporaries + masked
     block = min(S, HASHED_AT_ONCE)
     first_visit = waiting + S * row + 5 * block * row  # int64 hashes, angles, radii of one block
     travelling = 0 if head_storage == "device" else held  # the next step's rows

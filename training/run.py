@@ -273,7 +273,7 @@ class TrainingRun:
         training = self._state(backbone) if self.cfg.save_all_states else None
         if training is not None or model:
             self.saver.begin(self.step, training, backbone if model else None, self.ema.tensors if model else None)
-            self.stop.writing_agreed = True  # until a message says otherwise
+            self.stop.writing_agreed, self.stop.save_agreed = True, False  # until a message says otherwise
         self._wants_save, self._saved_at, self._saved_s = False, (self.epoch, self.step), time.monotonic()
 
     def _state(self, backbone: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class StopRequest:
     Attributes:
         agreed: whether any rank had been asked to end, as the last :meth:`learn` or :meth:`settle` says; the same on
             every rank.
-        save_agreed: whether any rank was asked to save and go on between the last two messages; the same on every
+        save_agreed: whether any rank was asked to save and go on, as the last :meth:`learn` says; the same on every
             rank.
         writing_agreed: whether any rank still wrote a checkpoint at the last message.
     """
@@ -57,6 +57,7 @@ class StopRequest:
         self.cause: str | None = None  # what this process was asked by, in words
         self._asked = self._save_asked = False
         self._coming: OnItsWay | None = None
+        self._learned_s = 0.0  # when a message was last read, by time.monotonic()
         self._settled, self._left = threading.Event(), threading.Event()
         self.is_excused: Callable[[], bool] = lambda: False  # while the run waits for a checkpoint to be written
         self._before: dict[int, Any] = {}
@@ -125,6 +126,8 @@ class StopRequest:
             if self._settled.is_set() and not has_agreed:
                 has_agreed, deadline_s = True, time.monotonic() + _SAVING_S
                 why = f"{_SAVING_S:g} s after {self.cause} it has not saved: the disk does not answer"
+            if not has_agreed:  # on a GPU a request is learned two messages later: who still reads them does not hang
+                deadline_s = max(deadline_s, self._learned_s + _PATIENCE_S)
             if self.is_excused():
                 deadline_s = max(deadline_s, time.monotonic() + _PATIENCE_S)
             elif time.monotonic() > deadline_s:
@@ -181,7 +184,7 @@ class StopRequest:
         """What :meth:`ask` has found, and the attributes with it; waits for the message, once for each call of it."""
         assert self._coming is not None
         any_bad, any_asked, self.save_agreed, self.writing_agreed = (bool(flag) for flag in self._coming.read())
-        self._coming = None
+        self._coming, self._learned_s = None, time.monotonic()
         self.settle(any_asked)
         return any_bad
 

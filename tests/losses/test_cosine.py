@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import cosines
+from losses import LateCentres, cosines
 
 pytestmark = pytest.mark.numeric
 
@@ -59,3 +59,14 @@ def test_no_columns():
     assert out.shape == (5, 0)
     assert w.grad.shape == (0, 7)
     assert not x.grad.any()
+
+
+def test_late_centres_may_be_used_twice():
+    g = torch.Generator().manual_seed(3)
+    x = F.normalize(torch.randn(5, 4, dtype=torch.float64, generator=g))
+    w = torch.randn(6, 4, dtype=torch.float64, generator=g, requires_grad=True)
+    late = LateCentres(w)
+    (ours,) = torch.autograd.grad((cosines(x[:2], late) ** 2).sum() + cosines(x[2:], late).sin().sum(), w)
+    plain = x @ F.normalize(w).T
+    (want,) = torch.autograd.grad((plain[:2] ** 2).sum() + plain[2:].sin().sum(), w)
+    torch.testing.assert_close(ours, want)

@@ -29,7 +29,10 @@ COURSES = {
     "fp16": ["fp16=True"],
     "two forwards": [*KEPT, "gradient_acc=2", "batch_size=4"],
     "a margin with averages": ["loss=curricularface"],
+    "AdaFace": ["loss=adaface"],
     "an average of the weights": ["ema_decay=0.5"],
+    "a cache of heads": [*KEPT, "head_storage=host", "head_cache_gib=2e-5"],
+    "drawn heads and batch norm of all ranks": ["row_momentum=0", "negative_rate=0.3", "sync_bn=True"],
 }
 WITH_IDLE_STEPS = {  # rows are brought to the present in a bad step already, which rounds once more
     "momentum that decays": DECAYS,
@@ -127,6 +130,67 @@ def test_on_two_ranks_of_which_one_is_bad(tmp_path):
 
 def on_ranks(rank, world_size, output, options, late):
     return course(output, options, late, rank, world_size)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_rows_alone_can_make_a_step_bad(tmp_path, capsys, late):
+    cfg = get_config(TINY, [f"output={tmp_path}"])
+    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    learn_late(run).learns_late = late
+    original = run.classifier.shard.expect_update
+
+    def poisoned(selection, rows):
+        leaf = original(selection, rows)
+        leaf.register_hook(lambda grad: grad * torch.nan)
+        return leaf
+
+    run.classifier.shard.expect_update = poisoned
+    before = run.classifier.shard.centres(torch.arange(5)).clone()
+    run.train_step(train.epoch_batches(run, data, train.Speedometer()))
+    run.settle()
+    assert run.was_skipped
+    assert "the gradient of the classifier's rows on rank 0 is not finite" in capsys.readouterr().out
+    assert torch.equal(run.classifier.shard.centres(torch.arange(5)), before)
+    run.close()
+
+
+@pytest.mark.parametrize("asks", ["minutes", "SIGUSR1"])
+def test_a_request_to_save_gives_one_checkpoint(tmp_path, asks):
+    cfg = get_config(TINY, [f"output={tmp_path}", "keep_checkpoints=9", "checkpoint_steps=100"])
+    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    learn_late(run)
+    saved = []
+    original = run.saver.begin
+    run.saver.begin = lambda step, *state: (saved.append(step), original(step, *state))
+    batches = train.epoch_batches(run, data, train.Speedometer())
+    for step in range(9):
+        if step == 2:
+            run.stop.ask_save()
+        if asks == "minutes" and step in (3, 4):  # rank 0 asks until a save has begun
+            run.stop.ask_save() if not saved else None
+        run.train_step(batches)
+        run.save_if_due()
+    assert len(saved) == 1
+    run.close()
+
+
+def test_a_last_step_that_does_not_count_is_known_before_the_epoch_is_saved(tmp_path):
+    cfg = get_config(TINY, [f"output={tmp_path}", "num_epoch=1", "checkpoint_steps=0"])
+    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
+    learn_late(run)
+    batches = train.epoch_batches(run, data, train.Speedometer())
+    for _ in range(run.steps_per_epoch - 1):
+        run.train_step(batches)
+    run.settle()
+    visits, steps = run.classifier.shard.visits.clone(), run.classifier.shard.steps
+    run.backbone.register_forward_pre_hook(lambda module, given: (given[0] * torch.nan,))
+    run.train_step(batches)
+    run.end_epoch()
+    run.saver.finish()
+    saved = torch.load(tmp_path / "checkpoints" / f"step_{run.step}" / "training.pt", weights_only=False)
+    assert (saved["skipped"], saved["head"]["steps"]) == (1, steps)
+    assert torch.equal(run.classifier.shard.visits, visits)
+    run.close()
 
 
 def test_too_many_bad_steps_end_a_run_a_step_later_and_name_the_last(tmp_path):
