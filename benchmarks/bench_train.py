@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,27 +27,25 @@ import torch
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-
+from backbones import get_model
 from benchmarks import train_case
 from benchmarks.launch import run_script
 from benchmarks.machine import usable_cores
 from benchmarks.records import read_records, write_records
 from benchmarks.train_case import Form, Record
-from benchmarks.train_forms import FLOAT32, check_reference, equal_overrides
+from benchmarks.train_forms import FLOAT32, check_reference, equal_overrides, laid_over
 from benchmarks.train_tables import checkpointing_table, loss_lines, parts_table, speed_table
 from utils.config import get_config
 from utils.settings import Config
+from utils.text import plain
 
 SYNTHETIC = ("rec=synthetic", "num_classes=10000", "num_image=100000", "head_size=12")  # of --network
-PRECISION_OVERRIDES = {
-    "float32": FLOAT32,
-    "bf16": ("fp16=False", "bf16=True"),
-    "fp16": ("fp16=True", "bf16=False"),
-}
+PRECISION_OVERRIDES = {"float32": FLOAT32, "bf16": ("precision=bf16",), "fp16": ("precision=fp16",)}
 LOSS_STEPS = 3  # compared with the reference's form
 MEASURED = ("step_ms", "step_ms_p10", "step_ms_p90", "mean_step_ms", "imgs_per_s", "cpu_ms", "watched_step_ms")
 MEASURED_TOO = ("rest_share", "all_reduce_span_ms")
 PEAKS = ("peak_mib", "cuda_peak_mib")
+SHOWN = ("arm", "form", "network", "precision", "ranks", "parts_ms", "first_losses", *MEASURED, *MEASURED_TOO, *PEAKS)
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,12 @@ def merge(rounds: Sequence[Record]) -> Record:
 
 def measure_all(
     cases: Sequence[Case], args: argparse.Namespace, keep: Callable[[list[Record]], None]
-) -> list[Record]:
-    """Measure in rounds; in each, the forms of one network and number of ranks follow each other."""
+) -> tuple[list[Record], list[Case]]:
+    """Measure in rounds; in each, the forms of one network and number of ranks follow each other.
+
+    Returns:
+        A record of each case that gave one, and the cases of which a round failed.
+    """
     found: dict[Case, list[Record]] = {}
     records: list[Record] = []
     failed: set[Case] = set()
@@ -123,23 +126,26 @@ def measure_all(
             print(f"round {number + 1}: {case}: {record['imgs_per_s']:.1f} images/s", flush=True)
             records = [merge(found[c]) for c in cases if c in found]
             keep(records)
-    return records
+    return records, [case for case in cases if case in failed]
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
     """What the command line asks for.
 
     Raises:
-        ValueError, FileNotFoundError: a config or setting that is none, or that the reference's form cannot have.
+        ValueError, FileNotFoundError: a config, setting or network that is none, or that the reference's form cannot
+            have.
     """
     cases = []
     for config, base in _configs(args):
         overrides = (*base, *args.overrides)
         cfg = get_config(config, overrides)  # a mistake shows before anything is measured
+        with torch.device("meta"):  # so does one in the network's name
+            get_model(**get_config(config, laid_over(overrides, FLOAT32)).network_options())
         for ranks in args.ranks:
             threads = args.threads or max(1, usable_cores() // ranks)
             for arm, form, more in _arms(args, cfg, ranks == args.ranks[0]):
-                cases.append(Case(arm, form, config, (*overrides, *more), ranks, threads))
+                cases.append(Case(arm, form, config, tuple(laid_over(overrides, more)), ranks, threads))
     return cases
 
 
@@ -154,15 +160,15 @@ def _configs(args: argparse.Namespace) -> list[tuple[str, tuple[str, ...]]]:
 
 def _arms(args: argparse.Namespace, cfg: Config, is_first: bool) -> list[tuple[str, Form, Sequence[str]]]:
     """Name, form and further overrides of what is compared."""
+    ours: list[tuple[str, tuple[str, ...]]] = [(f" {name}", PRECISION_OVERRIDES[name]) for name in args.precision]
+    ours = ours or [("", ())]
     if args.checkpointing:
         return [
-            ("kept", "ours", ["gradient_checkpointing=False"]),
-            ("checkpointed", "ours", ["gradient_checkpointing=True"]),
+            (f"{arm}{name}", "ours", [*precision, f"gradient_checkpointing={arm == 'checkpointed'}"])
+            for name, precision in ours
+            for arm in ("kept", "checkpointed")
         ]
-    arms: list[tuple[str, Form, Sequence[str]]] = [
-        (f"ours {name}", "ours", PRECISION_OVERRIDES[name]) for name in args.precision
-    ]
-    arms = arms or [("ours", "ours", ())]
+    arms: list[tuple[str, Form, Sequence[str]]] = [(f"ours{name}", "ours", precision) for name, precision in ours]
     if args.no_reference:
         return arms
     check_reference(cfg)
@@ -175,8 +181,8 @@ def _arms(args: argparse.Namespace, cfg: Config, is_first: bool) -> list[tuple[s
 
 def show(records: Sequence[Record]) -> None:
     """Print the tables of what was measured."""
-    timed = [r for r in records if r["arm"] not in ("equal", "kept", "checkpointed")]
-    pairs = [r for r in records if r["arm"] in ("kept", "checkpointed")]
+    pairs = [r for r in records if r["arm"].startswith(("kept", "checkpointed"))]
+    timed = [r for r in records if r["arm"] != "equal" and r not in pairs]
     if timed:
         print(f"\n{speed_table(timed)}")
     by_parts = [r for r in timed if r["parts_ms"] is not None]
@@ -193,6 +199,46 @@ def _count(text: str, least: int = 1) -> int:
     if not text.isdigit() or int(text) < least:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds, a number of at least 0, got {text}")
+    return seconds
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raise ValueError for a file that cannot be written, before anything is measured for it."""
+    for option, path in (("--profile", args.profile), ("--out", args.out)):
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            was_there = path.exists()
+            with path.open("a"):
+                pass
+            if not was_there:
+                path.unlink()
+        except OSError as error:
+            raise ValueError(f"{option} {path} cannot be written ({error.strerror}): give another file") from None
+
+
+def _read(paths: Sequence[Path]) -> list[Record]:
+    try:
+        records = read_records(paths, SHOWN)
+    except OSError as error:
+        raise ValueError(
+            f"--read {error.filename} cannot be read ({error.strerror}): give files that --out has written"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"--read {error}") from None
+    if not records:
+        raise ValueError(f"--read {' '.join(map(str, paths))}: no record there: give files that --out has written")
+    return records
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -214,7 +260,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--warm-steps", type=_count, help="before the clock starts, default 3")
     p.add_argument("--part-steps", type=partial(_count, least=0), help="of the pass by parts, default 5; 0: none")
     p.add_argument("--rounds", type=_count, help="over all forms, default 3")
-    p.add_argument("--budget-s", type=float, help="of a case's timed steps, default 60; three are made at least")
+    p.add_argument("--budget-s", type=_seconds, help="of a case's timed steps, default 60; three are made at least")
     args = p.parse_intermixed_args(argv)
     if args.config is not None and args.network is not None:
         p.error("--config names the network; give network=NAME behind it in place of --network")
@@ -228,22 +274,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Record]:
-    """Measure what the command line asks for, print the tables, write files; the records."""
+    """Measure what the command line asks for, print the tables, write files; the records.
+
+    Raises:
+        SystemExit: a mistake, before anything is measured; or a case has failed, after the tables of the others.
+    """
     args = parse(argv)
 
     def keep(records: list[Record]) -> None:
         if args.out is not None:
             write_records(args.out, records)
 
-    if args.read is not None:
-        records = read_records(args.read)
-    else:
-        try:
-            cases = cases_of(args)
-        except (ValueError, OSError) as error:
-            raise SystemExit(f"bench_train.py: {error}") from None
-        records = measure_all(cases, args, keep)
+    try:
+        if args.read is not None:
+            records = _read(args.read)
+            show(records)
+            return records
+        cases = cases_of(args)
+        _check_files(args)
+    except (TypeError, ValueError, OSError) as error:
+        raise SystemExit(f"bench_train.py: {plain(str(error))}") from None
+    records, failed = measure_all(cases, args, keep)
     show(records)
+    if failed:
+        raise SystemExit(f"bench_train.py: {len(failed)} of {len(cases)} failed: {'; '.join(map(str, failed))}")
     return records
 
 

@@ -27,7 +27,7 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks.machine import peak_mib
 from benchmarks.step_parts import PARTS, REST, Clock, Ranges, Timeline
-from benchmarks.train_forms import FLOAT32, Ours, Reference, open_config
+from benchmarks.train_forms import FLOAT32, Ours, Reference, laid_over, open_config
 from training.memory import plan_of
 from utils.distributed import Ranks, barrier, broadcast_object, close_ranks, init_ranks
 from utils.settings import Config
@@ -76,7 +76,7 @@ def measure(
     if warm_steps < 1 or steps < 1:
         raise ValueError(f"steps and warm_steps must be at least 1, got {steps} and {warm_steps}")
     if form == "reference":
-        overrides = (*overrides, *FLOAT32)
+        overrides = laid_over(overrides, FLOAT32)
     if ranks is None:
         cfg = open_config(config, overrides, Path())
         ranks = init_ranks(cfg.device, cfg.timeout_s)

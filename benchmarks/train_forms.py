@@ -41,7 +41,8 @@ from utils.log import init_logging, log
 from utils.settings import Config
 
 KEPT = 8  # batches that the reference's form holds ready, and trains on in turn
-FLOAT32 = ("fp16=False", "bf16=False")
+FLOAT32 = ("precision=float32",)
+_PRECISIONS = ("precision", "fp16", "bf16")  # spellings of one setting
 PLAIN_MARGINS = ("arcface", "cosface", "combined")  # functions of the cosine alone
 
 
@@ -235,6 +236,16 @@ class Reference:
         self._batches = []
 
 
+def laid_over(overrides: Sequence[str], more: Sequence[str]) -> list[str]:
+    """``more`` behind ``overrides``; of the latter no spelling of the precision is left where ``more`` names one."""
+    has_precision = any(_key(text) == "precision" for text in more)
+    return [*(text for text in overrides if not (has_precision and _key(text) in _PRECISIONS)), *more]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip()
+
+
 def check_reference(cfg: Config) -> None:
     """Raise ValueError for a setting that the reference's form has no counterpart of."""
     loss = "combined" if cfg.margin_list is not None else cfg.loss
@@ -256,7 +267,8 @@ def check_reference(cfg: Config) -> None:
 def equal_overrides(cfg: Config) -> list[str] | None:
     """What makes of a config a run that computes the reference's numbers: float32, a softmax over all classes.
 
-    None where there is no such run, because PartialFC's classes are drawn at random.
+    It is to be laid over the config's overrides (:func:`laid_over`). None where there is no such run, because
+    PartialFC's classes are drawn at random.
     """
     if cfg.head_layout()[2] is not None:
         return None

@@ -70,14 +70,23 @@ def loss_lines(records: Sequence[Record]) -> list[str]:
 def checkpointing_table(records: Sequence[Record]) -> PrettyTable:
     """Peaks with and without gradient checkpointing, their plans, and what it costs in time."""
     out = PrettyTable(
-        ["network", "images", "peak MiB without (plan)", "peak MiB with (plan)", "step time", "processor time"]
+        [
+            "network",
+            "precision",
+            "images",
+            "peak MiB without (plan)",
+            "peak MiB with (plan)",
+            "step time",
+            "processor time",
+        ]
     )
     out.align = "r"
-    for kept in (r for r in records if r["arm"] == "kept"):
-        less = next((r for r in records if r["arm"] == "checkpointed" and _place(r) == _place(kept)), None)
+    for kept in (r for r in records if r["arm"].startswith("kept")):
+        arm = kept["arm"].replace("kept", "checkpointed")
+        less = next((r for r in records if r["arm"] == arm and _place(r) == _place(kept)), None)
         if less is None:
             continue
-        row = [kept["network"], kept["batch_size"], _peak(kept), _peak(less)]
+        row = [kept["network"], kept["precision"], kept["batch_size"], _peak(kept), _peak(less)]
         row += [f"x {less['step_ms'] / kept['step_ms']:.2f}", f"x {less['cpu_ms'] / kept['cpu_ms']:.2f}"]
         out.add_row(row)
     return out

@@ -98,9 +98,11 @@ def banner_lines(cfg: Config, ranks: Ranks, num_classes: int, num_image: int, st
     unread = cfg.without_effect()
     if cfg.row_idle in ("keep", "decay") and cfg.optimizer == "sgd" and not row_rule(cfg, ranks.world_size).momentum:
         unread.append("row_idle")  # there is no momentum to keep
+    notes = [f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in unread]
     if cfg.gradient_compression and ranks.world_size == 1 and not cfg.freeze_backbone:
-        unread.append("gradient_compression")  # nothing travels
-    return [*lines, *(f"note: {name} = {getattr(cfg, name)!r} has no effect" for name in unread)]
+        text = f"note: gradient_compression = {cfg.gradient_compression!r} has no effect"
+        notes.append(f"{text}: one rank alone sends no gradients")
+    return [*lines, *notes]
 
 
 def skipped_text(skipped: int, steps: int) -> str:

@@ -39,9 +39,9 @@ def get_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = find_config(path)
     layers = [_read_module(ROOT / "configs" / "base.py"), _read_module(file), _read_overrides(overrides)]
-    given = in_todays_names({**layers[1], **layers[2]})
-    values = {**layers[0], **given, "name": file.stem}
-    refuse_secrets(values)  # before any message shows a value
+    given = {**layers[1], **layers[2]}
+    refuse_secrets({**layers[0], **given})  # before any message shows a value
+    values = {**layers[0], **in_todays_names(given), "name": file.stem}
     return make_config(values | settled_spellings(layers))
 
 

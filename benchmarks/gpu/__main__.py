@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import shlex
 import sys
 import time
@@ -27,6 +29,8 @@ from utils.atomic import temporary_name
 from utils.text import complain
 
 TESTS_SHARE = 0.4  # of the time, that tests may take
+LEAST_S = 20.0  # that a row which fitted is given: a process that starts anew needs some of them
+_DEVICE = re.compile(r"cpu|cuda(:(?P<index>\d+))?")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder for gpu.json and gpu.md, made if missing")
     p.add_argument("--minutes", type=float, default=8.0, help="for all together; rows that do not fit are left out")
     p.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"tables ({', '.join(TABLES)}) or names")
     p.add_argument("--skip-tests", action="store_true", help="tables alone")
@@ -45,8 +49,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-class Session:
-    """One call: what it has found so far, and its files."""
+class Call:
+    """One call of the command: what it has found so far, and its files."""
 
     def __init__(self, options: argparse.Namespace, rows: Sequence[Row]) -> None:
         self.options, self.rows = options, list(rows)
@@ -108,10 +112,14 @@ class Session:
             self.found["left_out"].append({"name": row.name, "table": row.table, "left_out": why})
             return
         begin_s = time.monotonic()
-        answer = worker.ask(row.kind, row.case, min(row.limit_s, max(self.left_s, 20.0)))
+        limit_s = min(row.limit_s, max(self.left_s, LEAST_S))
+        answer = worker.ask(row.kind, row.case, limit_s)
         took_s = time.monotonic() - begin_s
         record = {**answer, "table": row.table, "kind": row.kind, "name": row.name, "row_s": took_s}
-        self.found["rows"].append(record)
+        if record.pop("is_late", False) and limit_s < row.limit_s:  # no fault of the row's
+            del record["error"]
+            record["left_out"] = f"cut after {took_s:.0f} s: the time was over"
+        self.found["left_out" if "left_out" in record else "rows"].append(record)
         tell(f"{row.name}: {_in_short(record)} ({took_s:.0f} s)")
         self.keep()
 
@@ -130,35 +138,65 @@ def tell(text: str) -> None:
     print(text, flush=True)
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Raise ValueError for arguments that this machine, or anyone, cannot follow; --list needs no GPU."""
+    device, count = options.device, torch.cuda.device_count()
+    match = _DEVICE.fullmatch(device)
+    if match is None:
+        raise ValueError(f"--device must be cuda, cuda:N or cpu, got {device}")
+    if options.skip_tests and options.skip_tables:
+        raise ValueError("--skip-tests and --skip-tables together leave nothing to do: give one of them")
+    if not 0 < options.minutes < math.inf:
+        raise ValueError(f"--minutes must be a number above 0, got {options.minutes:g}")
+    if options.list:
+        return
+    if options.out is None:
+        raise ValueError("--out is missing: give a folder for gpu.json and gpu.md, or --list to see the rows alone")
+    if device == "cpu":
+        if not options.quick:
+            raise ValueError("--device cpu needs --quick: on a CPU it only shows whether everything works")
+    elif not torch.cuda.is_available():
+        raise ValueError("torch sees no GPU here; --device cpu --quick walks every path without one")
+    elif int(match["index"] or 0) >= count:
+        known = ", ".join(f"cuda:{index}" for index in range(count))
+        raise ValueError(f"--device {device} is not among those that torch sees: {known}")
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"--out must be a folder, and a file is in its place, got {out}: give another, it is made if missing"
+        ) from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0, 1 if a test or a row failed, 2 for what the user can fix."""
     options = parse(argv)
     options.argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if options.device == "cpu" and not (options.quick or options.list):
-            raise ValueError("--device cpu needs --quick: on a CPU it only shows whether everything works")
-        if options.device != "cpu" and not (options.list or torch.cuda.is_available()):
-            raise ValueError("torch sees no GPU here; --device cpu --quick walks every path without one")
+        _check(options)
         rows = quick_rows() if options.quick else all_rows(usable_cores(), known_settings())
         rows = chosen(rows, options.only)
         if options.list:
             print("\n".join(f"{row.estimate_s:4.0f} s  {row.name}" for row in rows))
             return 0
-        options.out.mkdir(parents=True, exist_ok=True)
+        _make_folder(options.out)
+        call = Call(options, rows)
+        call.keep()
     except (ValueError, OSError) as error:
         complain("benchmarks.gpu", error)
         return 2
-    session = Session(options, rows)
-    session.keep()
     if not options.skip_tests:
-        session.run_tests()
+        call.run_tests()
     if not options.skip_tables:
-        session.run_tables()
-    session.keep()
-    failed = [row["name"] for row in session.found["rows"] if "error" in row]
-    suite = session.found.get("suite", {"tests": {}})
+        call.run_tables()
+    call.keep()
+    failed = [row["name"] for row in call.found["rows"] if "error" in row]
+    suite = call.found.get("suite", {"tests": {}})
     failed += [name for name, verdict in suite["tests"].items() if verdict.startswith(("FAILED", "ERROR"))]
-    tell(f"{options.out / 'gpu.md'} and {options.out / 'gpu.json'}, {session.found['took_s']:.0f} s")
+    tell(f"{options.out / 'gpu.md'} and {options.out / 'gpu.json'}, {call.found['took_s']:.0f} s")
     for name in failed:
         tell(f"FAILED: {name}")
     return 1 if failed else 0

@@ -96,7 +96,10 @@ class Worker:
         self._said: deque[str] = deque(maxlen=40)
 
     def ask(self, kind: str, case: dict[str, Any], limit_s: float) -> Answer:
-        """Have one row measured; a row that takes longer than its limit, or that ends the process, is an error."""
+        """Have one row measured; a row that takes longer than its limit, or that ends the process, is an error.
+
+        ``is_late`` says that it was the limit.
+        """
         if self._process is None:
             self._start()
         assert self._process is not None
@@ -107,7 +110,7 @@ class Worker:
             self._process.stdin.flush()
             answer = self._answer(limit_s)
         except queue.Empty:
-            answer = {**case, "error": f"no answer within {limit_s:.0f} s", "is_broken": True}
+            answer = {**case, "error": f"no answer within {limit_s:.0f} s", "is_broken": True, "is_late": True}
         except OSError as error:
             answer = {**case, "error": f"the measuring process has ended: {error}", "is_broken": True}
         if answer.pop("is_broken", False):

@@ -204,6 +204,50 @@ def test_writes_records_tables_and_a_trace(in_this_process, tmp_path, capsys):
     assert bench_train.main(["--read", str(out), str(out)]) == records * 2  # shown twice, without a clash of names
 
 
+def test_a_case_that_failed_is_told_at_the_end(monkeypatch, tmp_path, record, capsys):
+    def run(script, text, ranks, threads):
+        if json.loads(text)["form"] == "reference":
+            raise RuntimeError("exit codes [1]")
+        return dict(record)
+
+    monkeypatch.setattr(bench_train, "run_script", run)
+    out = tmp_path / "train.jsonl"
+    with pytest.raises(SystemExit, match=r"bench_train.py: 1 of 3 failed: .*tiny.py, reference, 1 x 1 threads$"):
+        bench_train.main(["--config", TINY, "--threads", "1", "--rounds", "1", "--out", str(out)])
+    assert len(out.read_text().splitlines()) == 2
+    assert "rtiny: ms of a step by parts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--read {}/none.jsonl", r"--read \S+none.jsonl cannot be read \(No such file.*\): give files that --out"),
+        ("--read {}", r"cannot be read \(Is a directory\)"),
+        ("--read {}/empty.jsonl", "no record there: give files that --out has written"),
+        ("--read {}/broken.jsonl", r"broken.jsonl, line 2: expected a record, a JSON object, got '\{{\"arm\": 1'"),
+        ("--read {}/other.jsonl", "other.jsonl, line 1: expected a record of this benchmark, got one without 'arm'"),
+        ("--profile {}", r"--profile \S+ cannot be written \(Is a directory\): give another file"),
+        ("--profile {}/empty.jsonl/trace.json", r"--profile \S+ cannot be written \(.*\): give another file"),
+        ("--out {}", r"--out \S+ cannot be written \(Is a directory\)"),
+    ],
+)
+def test_a_file_that_is_of_no_use_is_one_line_before_anything_is_measured(in_this_process, tmp_path, line, said):
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "other.jsonl").write_text('{"x": 1}\n')
+    keys = json.dumps(dict.fromkeys(bench_train.SHOWN))
+    (tmp_path / "broken.jsonl").write_text(keys + '\n{"arm": 1\n')
+    with pytest.raises(SystemExit, match=f"^bench_train.py: .*{said.format()}"):
+        bench_train.main(["--quick", *line.format(tmp_path).split()])
+    assert in_this_process == []
+
+
+@pytest.mark.parametrize("budget", ["-1", "nan", "inf", "soon"])
+def test_a_budget_is_a_number_of_seconds(budget, capsys):
+    with pytest.raises(SystemExit):
+        bench_train.parse([f"--budget-s={budget}"])
+    assert f"argument --budget-s: expected seconds, a number of at least 0, got {budget}" in capsys.readouterr().err
+
+
 def test_a_process_of_its_own_prints_its_record_last_or_one_line_of_error(monkeypatch, capsys):
     case = {"config": TINY, "overrides": ["batch_size=4"], "steps": 1, "warm_steps": 1, "part_steps": 0}
     monkeypatch.setattr("sys.argv", ["train_case.py", json.dumps(case)])
@@ -226,6 +270,30 @@ def test_checkpointing_has_a_table_of_its_own(in_this_process, capsys):
     assert f"{records[1]['peak_mib']:,.0f} ({records[1]['plan_mib']:,.0f})" in printed
 
 
+def test_checkpointing_is_compared_in_each_precision(in_this_process, capsys):
+    line = f"--config {TINY} --checkpointing --precision float32 bf16 --steps 1 --warm-steps 1 --rounds 1 --threads 1"
+    records = bench_train.main([*line.split(), "batch_size=4"])
+    pairs = [(precision, checkpointed) for precision in ("float32", "bf16") for checkpointed in (False, True)]
+    assert [(r["precision"], r["gradient_checkpointing"]) for r in records] == pairs
+    rows = [line.split()[1:4:2] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows[-2:] == [["rtiny", "float32"], ["rtiny", "bf16"]]
+
+
+@pytest.mark.parametrize("users", ["fp16=True", "bf16=True", "precision=bf16", "fp16=False", "precision=float32"])
+def test_the_users_precision_changes_ours_alone(users):
+    cases = bench_train.cases_of(bench_train.parse(["--config", TINY, "lr=0.001", users]))
+    ours, equal = (get_config(TINY, case.overrides) for case in cases[1:])
+    assert ours.precision == get_config(TINY, [users]).precision
+    assert (equal.precision, equal.lr) == ("float32", 0.001)
+    (case,) = bench_train.cases_of(bench_train.parse(["--config", TINY, users, "--precision", "fp16", "--no-ref"]))
+    assert get_config(TINY, case.overrides).precision == "fp16"
+
+
+def test_the_reference_is_float32_whatever_the_user_sets():
+    record = measure("precision=bf16", form="reference")
+    assert (record["overrides"], record["precision"]) == (["precision=float32"], "float32")
+
+
 def test_networks_ranks_and_precisions_are_crossed():
     line = "--quick --network rtiny mbf --ranks 1 2 --threads 1 --precision float32 bf16"
     cases = bench_train.cases_of(bench_train.parse(line.split()))
@@ -243,6 +311,8 @@ def test_a_mistake_is_one_line_before_anything_is_measured(in_this_process):
         bench_train.main(["--config", TINY, "batchsize=4"])
     with pytest.raises(SystemExit, match=r"bench_train.py: the reference's form needs loss = .* got 'adaface'"):
         bench_train.main(["--config", TINY, "loss=adaface"])
+    with pytest.raises(SystemExit, match=r"bench_train.py: unknown network 'r19', did you mean 'r1"):
+        bench_train.main(["--network", "rtiny", "r19"])
     assert in_this_process == []
     with pytest.raises(ValueError, match="steps and warm_steps must be at least 1, got 1 and 0"):
         measure(warm_steps=0)

@@ -1,5 +1,6 @@
 """The command for a GPU, walked through on the CPU, and what its page says of made-up records."""
 
+import importlib
 import json
 from contextlib import nullcontext
 
@@ -49,18 +50,70 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     assert "torch sees no GPU here; --device cpu --quick walks every path" in capsys.readouterr().err
     assert command.main(["--out", str(tmp_path), "--device", "cpu"]) == 2
     assert "--device cpu needs --quick" in capsys.readouterr().err
-    assert command.main(["--out", str(tmp_path), "--only", "share", "--list"]) == 0
+    assert command.main(["--only", "share", "--list"]) == 0
     assert "25 s  share network=r100 precision=bf16 batch=128 classes=2000000" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
 def test_rows_without_time_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Worker, "ask", lambda self, kind, case, limit_s: {"torch": "2"})
-    assert command.main(["--device", "cpu", "--quick", "--skip-tests", "--minutes", "0", "--out", str(tmp_path)]) == 0
+    assert (
+        command.main(["--device", "cpu", "--quick", "--skip-tests", "--minutes", "1e-9", "--out", str(tmp_path)]) == 0
+    )
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert not found["rows"]
     assert len(found["left_out"]) == len(quick_rows())
     assert "0 s were left" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize(("minutes", "table", "status"), [("0.5", "left_out", 0), ("60", "rows", 1)])
+def test_a_row_that_the_time_cuts_is_left_out_and_no_failure(tmp_path, monkeypatch, minutes, table, status):
+    limits = []
+
+    def ask(self, kind, case, limit_s):
+        limits.append(limit_s)
+        return {} if kind == "facts" else {**case, "error": "no answer", "is_late": True}
+
+    monkeypatch.setattr(Worker, "ask", ask)
+    line = ["--device", "cpu", "--quick", "--skip-tests", "--minutes", minutes, "--out", str(tmp_path)]
+    assert command.main(line) == status
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert (len(found[table]), len(found["rows"]) + len(found["left_out"])) == (len(quick_rows()),) * 2
+    assert not any("is_late" in row for row in found[table])
+    assert ("cut after 0 s: the time was over" in (tmp_path / "gpu.md").read_text()) == (status == 0)
+    assert all(20 <= limit_s <= 60 for limit_s in limits[1:])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--device foo --list", "--device must be cuda, cuda:N or cpu, got foo"),
+        ("--device cpu:0 --quick", "--device must be cuda, cuda:N or cpu, got cpu:0"),
+        ("--device cuda:2 --out {}", "--device cuda:2 is not among those that torch sees: cuda:0, cuda:1"),
+        ("--minutes 0 --out {}", "--minutes must be a number above 0, got 0"),
+        ("--minutes nan --out {}", "--minutes must be a number above 0, got nan"),
+        ("--skip-tests --skip-tables --out {}", "together leave nothing to do: give one of them"),
+        ("--device cpu --quick", "--out is missing: give a folder for gpu.json and gpu.md, or --list"),
+        ("--out {}/file", "--out must be a folder, and a file is in its place"),
+        ("--out {}/file/below", "--out must be a folder, and a file is in its place"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(tmp_path, monkeypatch, capsys, line, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    (tmp_path / "file").write_text("")
+    assert command.main(line.format(tmp_path).split()) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert said in told
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["test_gpu_classifier", "test_gpu_runs"])
+def test_the_want_of_a_second_gpu_is_named_only_where_there_is_one(name):
+    tests = vars(importlib.import_module(f"gpu.{name}")).values()
+    marks = [mark for test in tests if callable(test) for mark in getattr(test, "pytestmark", [])]
+    wanting = [mark.args for mark in marks if mark.kwargs.get("reason") == "this machine has one GPU"]
+    assert wanting == [(torch.cuda.device_count() == 1,)] * len(wanting) != []
 
 
 def test_a_row_that_fails_is_an_error_of_its_own(tmp_path):
@@ -72,17 +125,23 @@ def test_a_row_that_fails_is_an_error_of_its_own(tmp_path):
 
 def test_a_row_that_hangs_or_dies_ends_its_process_alone(tmp_path):
     worker = Worker("cpu", tmp_path)
-    assert worker.ask("plan", {"network": "rtiny"}, 0.01)["error"] == "no answer within 0 s"
+    late = worker.ask("plan", {"network": "rtiny"}, 0.01)
+    assert (late["error"], late["is_late"]) == ("no answer within 0 s", True)
     worker._start()
     worker._process.kill()
     worker._process.wait()
-    assert "has ended" in worker.ask("plan", {"network": "rtiny"}, 30)["error"]
+    dead = worker.ask("plan", {"network": "rtiny"}, 30)
+    assert "has ended" in dead["error"]
+    assert "is_late" not in dead
     assert worker._process is None
 
 
 def test_rows_are_chosen_by_table_or_name():
     rows = all_rows(16, known_settings() | {"compile"})
     assert [row.table for row in rows[:2]] == ["peaks", "share"]
+    compiled = [row.case["network"] for row in rows if row.table == "compile"]
+    assert [row.table for row in rows[-len(compiled) :]] == ["compile"] * len(compiled)
+    assert (len(compiled), compiled[-1]) == (4, "r100")
     assert {row.table for row in chosen(rows, ["share", "compile"])} == {"peaks", "share", "compile"}
     assert all("r100" in row.name for row in chosen(rows, ["r100"])[1:])
     assert len({row.name for row in rows}) == len(rows)

@@ -240,8 +240,32 @@ def test_todays_names_go_before_an_older_one(recipe):
     assert (cfg.lr_schedule, cfg.base_lr(8), cfg.without_effect()) == ("cosine", 0.1, ["lr_steps"])
     cfg = get_config(recipe(INSIGHTFACE_STEPS), ["decay_epoch=[2]", "lr_gamma=0.5"])
     assert (cfg.lr_steps, cfg.lr_gamma) == ((2,), 0.5)
-    with pytest.raises(ValueError, match="lr_steps must be a list of numbers or None, got 8"):
-        get_config(recipe(INSIGHTFACE_STEPS), ["decay_epoch=8"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("8", r"must be a list of rising epochs above 0, such as \[8, 14\], got 8: for another schedule"),
+        ("None", "got None: for another schedule leave it as it was and set lr_schedule"),
+        ("[14,8]", r"got \[14, 8\]: "),
+        ("[0]", r"got \[0\]: "),
+    ],
+)
+def test_what_is_wrong_with_an_older_setting_is_said_in_its_own_name(recipe, given, said):
+    with pytest.raises(ValueError, match=f"^decay_epoch .*{said}"):
+        get_config(recipe(INSIGHTFACE_STEPS), [f"decay_epoch={given}"])
+
+
+def test_the_oldest_files_rate_as_a_function_is_said_in_todays_settings(recipe):
+    text = INSIGHTFACE_STEPS.replace("config.decay_epoch = [8, 12, 15, 18]", "config.lr_func = lambda epoch: 0.1")
+    with pytest.raises(ValueError, match=r"^lr_func, in insightface's oldest files .*lr_schedule = 'step'") as caught:
+        get_config(recipe(text))
+    assert "lr_end" not in str(caught.value)
+    today = ["lr_schedule=step", "lr_steps=[19,27]", "lr_batch=512", "num_epoch=34", "warmup_epoch=0"]
+    cfg = get_config(recipe(text.replace("lr_func = lambda epoch: 0.1", "momentum = 0.9")), today)
+    theirs = [0.1 ** len([m for m in (20, 28) if m - 1 <= epoch]) for epoch in range(34)]
+    rate = schedule_of(cfg, 1, 10)
+    assert [rate(10 * epoch) / rate(0) for epoch in range(34)] == pytest.approx(theirs)
 
 
 @pytest.mark.parametrize("name", RECIPES)
