@@ -124,6 +124,24 @@ class Case:
         return None
 
 
+def sampled_classifier(
+    case: Case, amp: torch.dtype | None, device: torch.device | str = "cpu"
+) -> tuple[PartialFCMHS, RowSGD]:
+    """This project's classifier of a case and its optimizer; ``amp`` is the type of the products, None float32."""
+    classifier = PartialFCMHS(
+        ArcFace(64.0, 0.5),
+        case.dim,
+        case.classes,
+        head_size=case.head_size,
+        amp_dtype=amp,
+        head_storage=case.storage,
+        head_folder=Path(case.folder) if case.storage == "file" else None,
+        head_cache_gib=case.cache_gib,
+        device=device,
+    )
+    return classifier, RowSGD(classifier.shard, LR, case.row_momentum, WEIGHT_DECAY)
+
+
 class Rig:
     """The classifier of a case with its optimizer, and how to make one step."""
 
@@ -135,17 +153,7 @@ class Rig:
         self.optimizer: torch.optim.Optimizer
         amp = case.amp_dtype
         if case.method == "mhs":
-            self.ours = PartialFCMHS(
-                margin,
-                case.dim,
-                case.classes,
-                head_size=case.head_size,
-                amp_dtype=amp,
-                head_storage=case.storage,
-                head_folder=Path(case.folder) if case.storage == "file" else None,
-                head_cache_gib=case.cache_gib,
-            )
-            self.optimizer = RowSGD(self.ours.shard, LR, case.row_momentum, WEIGHT_DECAY)
+            self.ours, self.optimizer = sampled_classifier(case, amp)
         else:
             if case.method == "mhs_dense":
                 self.dense = DenseMHS(margin, case.dim, case.classes, head_size=case.head_size, amp_dtype=amp)

@@ -268,7 +268,8 @@ class TrainingRun:
         if self._saved_at == (self.epoch, self.step) and not model:
             return
         share_buffers(self.backbone)
-        share_buffers(self.ema.network)
+        if self.ema.tensors is not None:  # else its network is the backbone
+            share_buffers(self.ema.network)
         backbone = self.backbone.state_dict()
         training = self._state(backbone) if self.cfg.save_all_states else None
         if training is not None or model:

@@ -6,6 +6,7 @@ queued up by then, reads it a step later; so it never waits for the device to ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Evidence:
         if not self.loss.isfinite():
             return "the loss"
         for name, norm in zip(self.names, self.norms_P.cpu().tolist(), strict=True):
-            if not torch.tensor(norm).isfinite():
+            if not math.isfinite(norm):
                 return f"the gradient of {name}"
         if not self.rows.isfinite():
             return "the gradient of the classifier's rows"

@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.classifier_case import LR, WEIGHT_DECAY, Case, Labels
+from benchmarks.classifier_case import Case, Labels, sampled_classifier
 from benchmarks.gpu.timing import counting_waits, forget_peak, peak_of_memory, time_steps
-from heads.optim import RowSGD
-from losses import ArcFace
-from partial_fc_mhs import PartialFCMHS
 from utils.device import prepare_device
 
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": None}
@@ -31,17 +28,7 @@ class Steps:
     """A classifier with its optimizer, whose steps have no backbone to hide behind."""
 
     def __init__(self, case: Case, amp: torch.dtype | None, device: torch.device | str) -> None:
-        self.classifier = PartialFCMHS(
-            ArcFace(64.0, 0.5),
-            case.dim,
-            case.classes,
-            head_size=case.head_size,
-            amp_dtype=amp,
-            head_storage=case.storage,
-            head_folder=Path(case.folder) if case.storage == "file" else None,
-            device=device,
-        )
-        self.optimizer = RowSGD(self.classifier.shard, LR, case.row_momentum, WEIGHT_DECAY)
+        self.classifier, self.optimizer = sampled_classifier(case, amp, device)
         g = torch.Generator().manual_seed(0)
         self.inputs = [torch.randn(case.batch, case.dim, generator=g).to(device) for _ in range(4)]
         self.number = 0
