@@ -50,6 +50,12 @@ def learn_late(run):
     return run
 
 
+def late_run(output, *options):
+    """A run on one rank that learns its verdicts a step later, and its batches."""
+    run, data = train.prepare(get_config(TINY, [f"output={output}", *options]), Ranks(0, 1, 0, torch.device("cpu")))
+    return learn_late(run), train.epoch_batches(run, data, train.Speedometer())
+
+
 def course(output, options, late, rank=0, world_size=1):
     """A run of which some steps are poisoned; everything that it keeps."""
     cfg = get_config(TINY, [f"output={output}", "num_epoch=3", "max_nonfinite=9", "head_size=3", *options])
@@ -156,13 +162,10 @@ def test_the_rows_alone_can_make_a_step_bad(tmp_path, capsys, late):
 
 @pytest.mark.parametrize("asks", ["minutes", "SIGUSR1"])
 def test_a_request_to_save_gives_one_checkpoint(tmp_path, asks):
-    cfg = get_config(TINY, [f"output={tmp_path}", "keep_checkpoints=9", "checkpoint_steps=100"])
-    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
-    learn_late(run)
+    run, batches = late_run(tmp_path, "keep_checkpoints=9", "checkpoint_steps=100")
     saved = []
     original = run.saver.begin
     run.saver.begin = lambda step, *state: (saved.append(step), original(step, *state))
-    batches = train.epoch_batches(run, data, train.Speedometer())
     for step in range(9):
         if step == 2:
             run.stop.ask_save()
@@ -175,10 +178,7 @@ def test_a_request_to_save_gives_one_checkpoint(tmp_path, asks):
 
 
 def test_a_last_step_that_does_not_count_is_known_before_the_epoch_is_saved(tmp_path):
-    cfg = get_config(TINY, [f"output={tmp_path}", "num_epoch=1", "checkpoint_steps=0"])
-    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
-    learn_late(run)
-    batches = train.epoch_batches(run, data, train.Speedometer())
+    run, batches = late_run(tmp_path, "num_epoch=1", "checkpoint_steps=0")
     for _ in range(run.steps_per_epoch - 1):
         run.train_step(batches)
     run.settle()
@@ -194,10 +194,7 @@ def test_a_last_step_that_does_not_count_is_known_before_the_epoch_is_saved(tmp_
 
 
 def test_too_many_bad_steps_end_a_run_a_step_later_and_name_the_last(tmp_path):
-    cfg = get_config(TINY, [f"output={tmp_path}", "max_nonfinite=2"])
-    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
-    learn_late(run)
-    batches = train.epoch_batches(run, data, train.Speedometer())
+    run, batches = late_run(tmp_path, "max_nonfinite=2")
     run.train_step(batches)
     run.backbone.conv1.weight.register_hook(lambda grad: grad * torch.nan)
     run.train_step(batches)
@@ -211,10 +208,7 @@ def test_too_many_bad_steps_end_a_run_a_step_later_and_name_the_last(tmp_path):
 
 
 def test_a_save_waits_for_the_verdict_and_holds_no_bad_step(tmp_path):
-    cfg = get_config(TINY, [f"output={tmp_path}", "checkpoint_steps=1"])
-    run, data = train.prepare(cfg, Ranks(0, 1, 0, torch.device("cpu")))
-    learn_late(run)
-    batches = train.epoch_batches(run, data, train.Speedometer())
+    run, batches = late_run(tmp_path, "checkpoint_steps=1")
     run.train_step(batches)
     hook = run.backbone.register_forward_pre_hook(lambda module, given: (given[0] * torch.nan,))
     run.train_step(batches)
