@@ -34,7 +34,8 @@ T_co = TypeVar("T_co", covariant=True)
 BATCHES_AHEAD = 2  # of each worker, torch's own choice
 _IN_HAND = 2  # batches that the training process still holds
 _SHARE = 0.8  # of timeout_s
-_LOOK_S = 5.0  # between looks whether the workers are alive
+_LOOK_S = 1.0  # between looks whether the workers are alive
+_SIGNAL_S = 1.0  # until the system has told torch of a worker that ended, amply
 _REMEDY = "give the container more (docker run --shm-size=8g, or --ipc=host), or set num_workers = 0"
 _SHM = Path("/dev/shm")
 
@@ -162,9 +163,11 @@ def _limit_waiting(arriving: Any, limit_s: float) -> None:
         overseer.deadline_s = overseer.deadline_s or time.monotonic() + limit_s
         try:
             came, data = look(overseer.owner(), timeout)
-        except Exception:
+        except Exception as error:
             if overseer.reason:
                 raise TimeoutError(overseer.reason) from None
+            if isinstance(error, EOFError | ConnectionError):  # a worker ended while it handed a batch over
+                time.sleep(_SIGNAL_S)  # torch's signal handler says which
             raise
         if came:
             overseer.deadline_s = None
@@ -194,9 +197,17 @@ class _Overseer(threading.Thread):
             arriving, deadline_s = self.owner(), self.deadline_s
             if arriving is not None and deadline_s is not None and time.monotonic() > deadline_s:
                 worker, self.reason = _late(arriving, self.limit_s)
+                _let_end(arriving)
                 worker.kill()
                 return
             del arriving
+
+
+def _let_end(arriving: Any) -> None:
+    """Keep torch from raising an error wherever the main thread is when the system tells it of a worker's end."""
+    if arriving._worker_pids_set:
+        torch._C._remove_worker_pids(id(arriving))
+        arriving._worker_pids_set = False
 
 
 def _late(arriving: Any, limit_s: float) -> tuple[Any, str]:

@@ -93,6 +93,8 @@ def speaks(error: BaseException) -> bool:
 
     That is on one rank: 0 if it has met the error too, else the first.
     """
+    if get_world_size() > 1:
+        _let_nothing_interrupt()
     tell_launcher(str(error))
     if get_world_size() == 1:
         return True

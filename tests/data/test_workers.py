@@ -1,6 +1,7 @@
 """Who may end a loader's process, however it was started."""
 
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -157,5 +158,41 @@ def test_a_worker_that_hangs_is_named(tmp_path):
         assert got == at, (got, at)
         assert said.startswith(f"loader worker {at % 2} on "), said
         assert f"has not delivered batch {at} of the epoch within 2 s (0.8 of timeout_s); see whether" in said, said
+        """,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this system does not tell of a process that has ended")
+def test_the_end_of_a_hanging_worker_raises_nothing_but_its_name(tmp_path):
+    """The system may tell of it at any time, also when the error that names the worker is just being written."""
+    in_a_process_of_its_own(
+        tmp_path,
+        """
+        import contextlib
+        import torch
+
+        loader = WorkerLoader(SyntheticFaces(5, 64), batch_sampler=EpochSampler(64, 4), num_workers=1, timeout_s=2.5)
+        arriving = iter(loader)
+        next(arriving)
+        worker, told = arriving._workers[0], []
+        kill = worker.kill
+
+        def told_of_its_end():
+            kill()
+            with contextlib.suppress(ChildProcessError):  # the main thread has seen it already
+                os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+            torch._C._error_if_any_worker_fails()
+            told.append("nothing raised")
+
+        worker.kill = told_of_its_end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.kill(worker.pid, signal.SIGSTOP)
+        try:
+            list(arriving)
+        except TimeoutError as error:
+            assert "stopped (SIGSTOP)" in str(error), error
+        else:
+            raise AssertionError("no error")
+        assert told == ["nothing raised"], told
         """,
     )
