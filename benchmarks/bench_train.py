@@ -4,6 +4,7 @@
     python benchmarks/bench_train.py --network r18 r50 mbf --ranks 1 2 --out FILE.jsonl
     python benchmarks/bench_train.py --config configs/NAME rec=FOLDER
     python benchmarks/bench_train.py --checkpointing --network r18 vit_t --threads 1 batch_size=24
+    python benchmarks/bench_train.py --network r18 mbf --precision float32 --leave-out layout allocator prelu
 
 Every form, precision and rank runs in a process of its own, in rounds that alternate between the forms; see README.md
 beside this file for how to read the tables, and for every key.
@@ -16,7 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ if __name__ == "__main__" and not __package__:
 from backbones import get_model
 from benchmarks import train_case
 from benchmarks.launch import run_script
+from benchmarks.left_out import CHOICES
 from benchmarks.machine import usable_cores
 from benchmarks.records import read_records, write_records
 from benchmarks.train_case import Form, Record
@@ -58,6 +60,7 @@ class Case:
     overrides: tuple[str, ...]
     ranks: int
     threads: int  # of each rank
+    without: tuple[str, ...] = ()  # what ours does without
 
     def __str__(self) -> str:
         network = next((text for text in reversed(self.overrides) if text.startswith("network=")), self.config)
@@ -78,6 +81,7 @@ def run_case(case: Case, args: argparse.Namespace, trace: Path | None = None) ->
         "warm_steps": LOSS_STEPS if case.arm == "equal" else args.warm_steps,
         "part_steps": 0 if case.arm == "equal" else args.part_steps,
         "budget_s": args.budget_s,
+        "without": case.without,
         "trace": None if trace is None else str(trace.resolve()),
     }
     return {"arm": case.arm, **run_script(train_case.__file__, json.dumps(text), case.ranks, case.threads)}
@@ -145,7 +149,10 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
         for ranks in args.ranks:
             threads = args.threads or max(1, usable_cores() // ranks)
             for arm, form, more in _arms(args, cfg, ranks == args.ranks[0]):
-                cases.append(Case(arm, form, config, tuple(laid_over(overrides, more)), ranks, threads))
+                case = Case(arm, form, config, tuple(laid_over(overrides, more)), ranks, threads)
+                cases.append(case)
+                if arm.startswith("ours"):
+                    cases += [replace(case, arm=f"{arm}, no {one}", without=(one,)) for one in args.leave_out]
     return cases
 
 
@@ -252,6 +259,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--precision", nargs="+", choices=tuple(PRECISION_OVERRIDES), default=[], help="of our form")
     p.add_argument("--no-reference", action="store_true", help="leave the reference's form out")
     p.add_argument("--checkpointing", action="store_true", help="with and without gradient checkpointing, instead")
+    p.add_argument("--leave-out", nargs="+", choices=CHOICES, default=[], help="ours once more without each of these")
     p.add_argument("--profile", type=Path, metavar="FILE.json", help="a trace of a few steps of the first case")
     p.add_argument("--quick", action="store_true", help="rtiny and few steps, under a minute")
     p.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write the records, one a line")
@@ -264,6 +272,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = p.parse_intermixed_args(argv)
     if args.config is not None and args.network is not None:
         p.error("--config names the network; give network=NAME behind it in place of --network")
+    if args.checkpointing and args.leave_out:
+        p.error("--checkpointing and --leave-out are measured one at a time")
     usual = {"network": ["r18", "r50", "mbf"], "steps": 20, "warm_steps": 3, "part_steps": 5, "rounds": 3}
     quick = {"network": ["rtiny"], "steps": 5, "warm_steps": 2, "part_steps": 3, "rounds": 1}
     for name, value in (quick | {"budget_s": 3.0} if args.quick else usual | {"budget_s": 60.0}).items():

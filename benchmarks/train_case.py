@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.left_out import left_out
 from benchmarks.machine import peak_mib
 from benchmarks.step_parts import PARTS, REST, Clock, Ranges, Timeline
 from benchmarks.train_forms import FLOAT32, Ours, Reference, laid_over, open_config
@@ -51,6 +52,7 @@ def measure(
     part_steps: int = 10,
     budget_s: float = 60.0,
     trace: str | None = None,
+    without: Sequence[str] = (),
     ranks: Ranks | None = None,
 ) -> Record:
     """Measure whole training steps of a config in this process, and then again by parts.
@@ -65,6 +67,7 @@ def measure(
         part_steps: steps of the second pass, timed by parts; 0 for none.
         budget_s: the timed steps are fewer where they would take longer, but at least three.
         trace: a file for a chrome trace of a few more steps, of rank 0.
+        without: what "ours" is to do without, as :func:`~benchmarks.left_out.left_out` takes it.
         ranks: this process among its peers; None: joins those that the environment describes, and stays joined.
 
     Returns:
@@ -80,7 +83,7 @@ def measure(
     if ranks is None:
         cfg = open_config(config, overrides, Path())
         ranks = init_ranks(cfg.device, cfg.timeout_s)
-    with _folder_of_all(ranks) as folder:
+    with _folder_of_all(ranks) as folder, left_out(without):
         cfg = open_config(config, overrides, folder / "run")
         if ranks.device.type == "cuda":
             torch.cuda.init()
@@ -94,7 +97,7 @@ def measure(
             rig.close()
         if form == "ours" and ranks.is_main:
             record |= _planned(rig.cfg, ranks)
-    return {"form": form, "config": config, "overrides": list(overrides)} | record
+    return {"form": form, "config": config, "overrides": list(overrides), "without": list(without)} | record
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from training.data import RunData
-from utils.log import warn_once
+from utils.log import log, warn_once
 from utils.settings import Config
 from utils.text import parse_json
 
 _NAMED = 5  # people in a message
+_NEW_EACH_TIME = ("resume", "overwrite", "output")  # settings that are no change of a run
 _OLD_POWER = 2.0  # of the schedule, where lr_power was left open, of runs whose checkpoints do not note it
 
 
@@ -39,6 +40,7 @@ class Identity:
             "images_of_people": data.summary.images_of_people,
             "labels": data.summary.checksum,
             "names": _sum_of(self._names),
+            "settings": {name: value for name, value in cfg.as_dict().items() if name not in _NEW_EACH_TIME},
         }
 
     def check(self, checkpoint: Path, saved: dict[str, Any]) -> None:
@@ -60,6 +62,7 @@ class Identity:
                 )
         self._check_schedule(checkpoint, saved)
         self._check_precision(checkpoint, saved.get("precision"))
+        self._name_changes(checkpoint, saved.get("settings", {}))
         way_out = (
             "resume with the data that it was trained on, or start a new run that takes over what fits: resume=False "
             f"output=NEW{_from_model(checkpoint)} init_centres={checkpoint}"
@@ -116,6 +119,17 @@ class Identity:
         elif noted is None and now == "bf16":
             text = "precision: %s does not note its own, which was float32 in older versions unless fp16 or bf16 was "
             warn_once(text + "set; this run goes on in bf16", checkpoint)
+
+    def _name_changes(self, checkpoint: Path, before: dict[str, Any]) -> None:
+        """Log which settings are others than before, but for those that have a warning of their own."""
+        now = self.facts["settings"]
+        changes = [
+            f"{name} {before[name]!r}, now {value!r}"
+            for name, value in now.items()
+            if name in before and before[name] != value and name not in self.facts
+        ]
+        if changes:
+            log.info("settings that differ from those of %s: %s", checkpoint, "; ".join(changes))
 
     def _moved(self, checkpoint: Path) -> str:
         """Who has another class number than before; "" if nobody has, or if the run's classes.json does not tell."""

@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import train
 import training.run
+from backbones.prelu import PReLU
 from benchmarks import bench_train, step_parts, train_case
+from benchmarks.left_out import left_out
 from benchmarks.step_parts import PARTS, Timeline, watched
 from benchmarks.train_forms import Ours, Reference, equal_overrides, open_config
 from paths import ROOT
@@ -163,6 +167,45 @@ def test_two_ranks_show_the_all_reduce_and_equal_losses():
             assert record["imgs_per_s"] == pytest.approx(16e3 / record["step_ms"])
             assert record["parts_ms"]["all_reduce"] > 0
             assert record["all_reduce_span_ms"] > 0
+
+
+def test_what_is_left_out_is_left_out_and_nothing_else(tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(train, "prepare_device", prepared.append)
+    before = training.run.make_network, training.run.to_network_input, train.prepare_device, PReLU.forward
+    losses = {}
+    for without in ((), ("layout",), ("allocator",), ("prelu",)):
+        with left_out(without):
+            rig = Ours(open_config(TINY, [], tmp_path / "run"), ALONE)
+            seen = []
+            rig.run.backbone.register_forward_pre_hook(lambda _, images, seen=seen: seen.append(images[0]))
+            losses[without] = [float(rig.step()) for _ in range(2)]
+            uses_torchs = PReLU.forward is nn.PReLU.forward
+        weight = rig.run.backbone.layer2[0].conv1.weight
+        assert weight.is_contiguous() == seen[0].is_contiguous() == (without == ("layout",))
+        assert prepared == ([] if without == ("allocator",) else [ALONE.device])
+        assert uses_torchs == (without == ("prelu",))
+        rig.close()
+        prepared.clear()
+    assert losses[()] == losses[("allocator",)] == losses[("prelu",)]
+    assert losses[()] == pytest.approx(losses[("layout",)], rel=1e-4)
+    assert (
+        training.run.make_network,
+        training.run.to_network_input,
+        train.prepare_device,
+        PReLU.forward,
+    ) == before
+
+
+def test_leaving_out_gives_a_row_for_each(in_this_process, capsys):
+    line = f"--config {TINY} --no-reference --leave-out prelu layout --steps 1 --warm-steps 1 --rounds 1"
+    records = bench_train.main([*line.split(), "batch_size=4"])
+    expected = [("ours", []), ("ours, no prelu", ["prelu"]), ("ours, no layout", ["layout"])]
+    assert [(r["arm"], r["without"]) for r in records] == expected
+    assert re.search(r"\| +ours, no prelu \|", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        bench_train.parse(["--checkpointing", "--leave-out", "prelu"])
+    assert "one at a time" in capsys.readouterr().err
 
 
 @pytest.fixture

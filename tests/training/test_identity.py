@@ -1,6 +1,7 @@
 """A run is not gone on with as something else: other people, another loss, another network."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -117,6 +118,17 @@ def test_another_course_of_the_rate_is_a_warning(trained, capsys, monkeypatch, n
     printed = capsys.readouterr().out
     assert text in printed
     assert ("falls with power" in printed) == bool(text)
+
+
+def test_changed_settings_are_named(trained, capsys):
+    """Rates, decay and length may change on the way; those with warnings of their own are not named twice."""
+    capsys.readouterr()
+    changes = ["num_epoch=2", "lr=0.07", "lr_schedule=step", "lr_steps=[1]", "weight_decay=0.001"]
+    run(trained / "run", *settings(trained, "resume=True", *changes))
+    said = re.search(r"settings that differ from those of \S+step_\d+: (.*)", capsys.readouterr().out)[1]
+    assert said == "lr 0.05, now 0.07; weight_decay 0.0005, now 0.001; num_epoch 1, now 2; lr_steps None, now (1.0,)"
+    run(trained / "run", *settings(trained, "resume=True", *changes))
+    assert "settings that differ" not in capsys.readouterr().out
 
 
 def test_another_schedule_is_a_warning(trained, capsys):
