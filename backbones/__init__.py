@@ -77,8 +77,8 @@ def get_model(
         amp_dtype: autocast type of everything but the projection: ``torch.bfloat16``, ``torch.float16``, or None
             for float32. float16 needs a gradient scaler in training.
         image_size: side of the images in pixels. Only a ViT takes another than 112; its weights belong to one size.
-        gradient_checkpointing: whether training computes parts again in backward to save memory, at about a quarter
-            more time; None: as insightface has it, in r2060, vit_b, vit_l and vit_h.
+        gradient_checkpointing: whether training computes parts again in backward to save memory, which takes time;
+            None: as insightface has it, in r2060, vit_b, vit_l and vit_h.
 
     Raises:
         ValueError: an unknown name, or an argument out of its range.

@@ -41,8 +41,9 @@ class Config:
     embedding_size: int  # D, the numbers of an embedding
     dropout: float  # before the last layer, in [0, 1)
     sync_bn: bool  # batch statistics over all ranks instead of each rank's own
-    gradient_checkpointing: bool | None  # compute parts of the network again in backward, to save memory at about a
-    # quarter more time; None: as insightface has it, in r2060, vit_b, vit_l and vit_h
+    gradient_checkpointing: bool | None  # compute parts of the network again in backward, to save memory; it takes a
+    # quarter more time on CPUs, and nearly twice the time of vit_b on an H100; None: as insightface has it, in r2060,
+    # vit_b, vit_l and vit_h
     compile: bool  # torch.compile makes kernels of the network's training pass; needs a C++ compiler, and minutes
     init_backbone: str | None  # a file of weights to start from; None: random weights
     freeze_backbone: bool  # keep these weights and train the classifier alone
