@@ -29,11 +29,19 @@ class _Parts:
 
     def __init__(self, centres_SD: Tensor) -> None:
         self.centres_SD = centres_SD
-        self.known: list[tuple[Tensor, Tensor, Tensor]] = []  # of each product with them
+        self._known: list[tuple[int, Tensor, Tensor, Tensor]] = []  # of each product with them, behind its backward
+
+    def add(self, scaled_NS: Tensor, x_ND: Tensor, along_S1: Tensor) -> None:
+        """Take what the backward that is under way knows of one product."""
+        self._known.append((torch._C._current_graph_task_id(), scaled_NS, x_ND, along_S1))
 
     def gradient(self) -> Tensor:
-        """(S, D): (x / |w|) - w cos / |w|^2, summed into one pass over the centres."""
-        known, self.known = self.known, []
+        """(S, D): (x / |w|) - w cos / |w|^2, summed into one pass over the centres.
+
+        Of this backward alone: an earlier one that stopped at the embeddings has left its parts behind.
+        """
+        now = torch._C._current_graph_task_id()
+        known, self._known = [parts for backward, *parts in self._known if backward == now], []
         grad_SD = sum((scaled_NS.T @ x_ND for scaled_NS, x_ND, _ in known[1:]), known[0][0].T @ known[0][1])
         along_S1 = sum((along_S1 for *_, along_S1 in known[1:]), known[0][2])
         return grad_SD.to(self.centres_SD.dtype).addcmul_(self.centres_SD, along_S1, value=-1)
@@ -72,7 +80,7 @@ class _Cosines(torch.autograd.Function):
         token = None
         if ctx.needs_input_grad[1]:
             along_S1 = ((grad_NS * cosines_NS).sum(0) * inverse_S.square()).unsqueeze(1)
-            ctx.parts.known.append((scaled_NS, x_ND, along_S1))
+            ctx.parts.add(scaled_NS, x_ND, along_S1)
             token = inverse_S.new_zeros(())
         return grad_x_ND, token, None
 

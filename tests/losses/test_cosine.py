@@ -61,6 +61,19 @@ def test_no_columns():
     assert not x.grad.any()
 
 
+def test_a_backward_that_stops_at_the_embeddings_leaves_nothing_for_the_next():
+    g = torch.Generator().manual_seed(3)
+    x = F.normalize(torch.randn(5, 4, dtype=torch.float64, generator=g)).requires_grad_()
+    w = torch.randn(6, 4, dtype=torch.float64, generator=g, requires_grad=True)
+    (want,) = torch.autograd.grad((cosines(x, w) ** 2).sum(), w)
+    loss = (cosines(x, w) ** 2).sum()
+    torch.autograd.grad(loss, x, retain_graph=True)
+    loss.backward(retain_graph=True)
+    assert torch.equal(w.grad, want)
+    loss.backward()
+    assert torch.equal(w.grad, 2 * want)
+
+
 def test_late_centres_may_be_used_twice():
     g = torch.Generator().manual_seed(3)
     x = F.normalize(torch.randn(5, 4, dtype=torch.float64, generator=g))
