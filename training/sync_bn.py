@@ -13,8 +13,8 @@ from utils.distributed import get_world_size, sum_over_ranks_with_grad
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """Replace every batch normalisation by one whose statistics run over all ranks; names and values stay.
 
-    On a GPU torch's own SyncBatchNorm is used, which has no CPU form (not yet run on two GPUs). There its layers make the
-    host wait for the device in each forward.
+    On a GPU torch's own SyncBatchNorm is used, which has no CPU form (not yet run on two GPUs). There
+    each of its layers makes the host wait for the device in each forward.
     """
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
