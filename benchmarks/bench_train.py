@@ -144,6 +144,8 @@ def cases_of(args: argparse.Namespace) -> list[Case]:
     for config, base in _configs(args):
         overrides = (*base, *args.overrides)
         cfg = get_config(config, overrides)  # a mistake shows before anything is measured
+        if args.leave_out and cfg.device != "cpu" and torch.cuda.is_available():
+            raise ValueError("--leave-out leaves out what is for CPUs: set device=cpu")
         with torch.device("meta"):  # so does one in the network's name
             get_model(**get_config(config, laid_over(overrides, FLOAT32)).network_options())
         for ranks in args.ranks:

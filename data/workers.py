@@ -167,7 +167,7 @@ def _limit_waiting(arriving: Any, limit_s: float) -> None:
             if overseer.reason:
                 raise TimeoutError(overseer.reason) from None
             if isinstance(error, EOFError | ConnectionError):  # a worker ended while it handed a batch over
-                time.sleep(_SIGNAL_S)  # torch's signal handler says which
+                time.sleep(_SIGNAL_S)  # torch's signal handler names it
             raise
         if came:
             overseer.deadline_s = None
@@ -178,9 +178,10 @@ def _limit_waiting(arriving: Any, limit_s: float) -> None:
 
 
 class _Overseer(threading.Thread):
-    """Ends the worker that owes an overdue batch, which ends the wait for it.
+    """Ends the workers when a batch is overdue, which ends the wait for it.
 
-    It takes a thread: who waits may be past the queue, and in a socket of a worker that is stopped.
+    It takes a thread: who waits may be past the queue, and in a socket of a worker that is stopped. That may be
+    another worker than the one which owes the batch, so all of them are ended.
     """
 
     def __init__(self, arriving: Any, limit_s: float) -> None:
@@ -196,26 +197,31 @@ class _Overseer(threading.Thread):
             time.sleep(min(1.0, self.limit_s / 8))
             arriving, deadline_s = self.owner(), self.deadline_s
             if arriving is not None and deadline_s is not None and time.monotonic() > deadline_s:
-                worker, self.reason = _late(arriving, self.limit_s)
-                _let_end(arriving)
-                worker.kill()
+                self.reason = _reason(arriving, self.limit_s)
+                _end_workers(arriving)
                 return
             del arriving
 
 
-def _let_end(arriving: Any) -> None:
-    """Keep torch from raising an error wherever the main thread is when the system tells it of a worker's end."""
+def _end_workers(arriving: Any) -> None:
+    """End all workers, and keep torch from raising an error wherever the main thread is when it learns of that."""
     if arriving._worker_pids_set:
-        torch._C._remove_worker_pids(id(arriving))
         arriving._worker_pids_set = False
+        torch._C._remove_worker_pids(id(arriving))
+    for worker in arriving._workers:
+        worker.kill()
 
 
-def _late(arriving: Any, limit_s: float) -> tuple[Any, str]:
-    """The worker that owes the batch which is waited for, and the error that says so."""
+def _reason(arriving: Any, limit_s: float) -> str:
+    """The error that names the worker which holds up the batch: one that is stopped, or else the one that owes it."""
     number, processes = arriving._rcvd_idx, [process_of(worker.pid) for worker in arriving._workers]
     stopped = [worker for worker, process in enumerate(processes) if process.state() == "T"]
-    worker = arriving._task_info.get(number, [*stopped, 0])[0]  # no entry: at an epoch's start, each has to answer
-    return arriving._workers[worker], (
+    owed = {batch: told[0] for batch, told in arriving._task_info.items() if len(told) == 1}  # by which worker
+    worker = owed.get(number, 0)  # no entry: at an epoch's start, each has to answer
+    if stopped and worker not in stopped:
+        worker = stopped[0]
+        number = min((batch for batch, by in owed.items() if by == worker), default=number)
+    return (
         f"loader worker {worker} on {processes[worker]} has not delivered batch {number} of the epoch within "
         f"{limit_s:g} s ({_SHARE:g} of timeout_s)"
         f"{': its process is stopped (SIGSTOP)' if worker in stopped else ''}; "

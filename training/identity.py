@@ -14,6 +14,7 @@ from utils.text import parse_json
 
 _NAMED = 5  # people in a message
 _NEW_EACH_TIME = ("resume", "overwrite", "output")  # settings that are no change of a run
+_TOLD_BY_OTHERS = ("fp16", "bf16", "num_classes", "num_image")  # what precision and the data have made of them
 _OLD_POWER = 2.0  # of the schedule, where lr_power was left open, of runs whose checkpoints do not note it
 
 
@@ -126,7 +127,7 @@ class Identity:
         changes = [
             f"{name} {before[name]!r}, now {value!r}"
             for name, value in now.items()
-            if name in before and before[name] != value and name not in self.facts
+            if name in before and before[name] != value and name not in (*self.facts, *_TOLD_BY_OTHERS)
         ]
         if changes:
             log.info("settings that differ from those of %s: %s", checkpoint, "; ".join(changes))

@@ -32,6 +32,8 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _convert(value: Any, option: Any) -> tuple[bool, Any]:
     origin, args = typing.get_origin(option), typing.get_args(option)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, str):
+        value = str(value)  # numpy's is one, but of a type that checkpoints must not hold
     if origin is Literal:
         return value in args and isinstance(value, str), value
     if origin is tuple:

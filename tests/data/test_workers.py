@@ -168,21 +168,24 @@ def test_the_end_of_a_hanging_worker_raises_nothing_but_its_name(tmp_path):
     in_a_process_of_its_own(
         tmp_path,
         """
-        import contextlib
+        import contextlib, threading
         import torch
 
         loader = WorkerLoader(SyntheticFaces(5, 64), batch_sampler=EpochSampler(64, 4), num_workers=1, timeout_s=2.5)
         arriving = iter(loader)
         next(arriving)
-        worker, told = arriving._workers[0], []
+        worker, told, was_told = arriving._workers[0], [], threading.Event()
         kill = worker.kill
 
         def told_of_its_end():
             kill()
             with contextlib.suppress(ChildProcessError):  # the main thread has seen it already
                 os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
-            torch._C._error_if_any_worker_fails()
-            told.append("nothing raised")
+            try:
+                torch._C._error_if_any_worker_fails()
+            except RuntimeError as error:
+                told.append(error)
+            was_told.set()
 
         worker.kill = told_of_its_end
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -193,6 +196,50 @@ def test_the_end_of_a_hanging_worker_raises_nothing_but_its_name(tmp_path):
             assert "stopped (SIGSTOP)" in str(error), error
         else:
             raise AssertionError("no error")
-        assert told == ["nothing raised"], told
+        assert was_told.wait(10)
+        assert told == [], told
+        """,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stopped processes are seen in /proc")
+@pytest.mark.parametrize("ending", ["SIGSTOP", "SIGKILL"])
+def test_a_worker_lost_while_it_hands_a_later_batch_over_ends_the_wait(tmp_path, ending):
+    """Who waits is then in this worker's socket, not in that of the one whose batch is due."""
+    in_a_process_of_its_own(
+        tmp_path,
+        f"""
+        import faulthandler, threading, time
+        import torch
+
+        class SlowInOne(torch.utils.data.Dataset):
+            def __len__(self):
+                return 64
+
+            def __getitems__(self, indices):
+                if indices[0] == 0:
+                    time.sleep(20)
+                return torch.zeros(4, 8)
+
+        faulthandler.dump_traceback_later(60, exit=True)
+        order = [list(range(i, i + 4)) for i in range(0, 64, 4)]
+        loader = WorkerLoader(SlowInOne(), batch_sampler=order, num_workers=2, timeout_s=2.5)
+        arriving = iter(loader)
+        time.sleep(1.5)  # the second worker has put its first batch into the queue
+        pid = arriving._workers[1].pid
+        os.kill(pid, signal.SIGSTOP)
+        if {ending!r} == "SIGKILL":
+            threading.Timer(1, os.kill, (pid, signal.SIGKILL)).start()
+        try:
+            next(arriving)
+        except TimeoutError as error:
+            assert {ending!r} == "SIGSTOP", error
+            assert str(error).startswith("loader worker 1 on ") and "batch 1" in str(error), error
+            assert "stopped (SIGSTOP)" in str(error), error
+        except RuntimeError as error:
+            assert {ending!r} == "SIGKILL", error
+            assert "DataLoader worker" in str(error) and str(pid) in str(error), error
+        else:
+            raise AssertionError("no error")
         """,
     )

@@ -1,5 +1,7 @@
 """An error of one rank ends every rank within seconds, each with the first rank's reason."""
 
+import os
+import signal
 import sys
 import time
 
@@ -37,7 +39,10 @@ def go_wrong(rank, what):
             if rank == 1:
                 raise RuntimeError("rank one is wrong")
             time.sleep(600)
-        if what == "alone" and rank == 1:
+        if what == "interrupted" and rank == 1:  # by a loader's worker that ends, and by the launcher
+            signal.signal(signal.SIGCHLD, lambda *_: sys.exit("error: a worker has ended"))
+            fate.tell_launcher = lambda reason: [os.kill(os.getpid(), n) for n in (signal.SIGCHLD, signal.SIGTERM)]
+        if what in ("alone", "interrupted") and rank == 1:
             error = ValueError("rank one has met this alone")
             sys.exit(f"error: {error}" if speaks(error) else 2)
         if what == "all":
@@ -83,8 +88,9 @@ def test_every_rank_ends_with_the_first_ones_reason(tmp_path, what, failing, rea
             assert "Traceback" not in errors
 
 
-def test_an_error_that_one_rank_alone_has_met_is_said_by_it(tmp_path):
-    ends, took_s = launch_ranks(go_wrong, 3, tmp_path, "alone")
+@pytest.mark.parametrize("what", ["alone", "interrupted"])
+def test_an_error_that_one_rank_alone_has_met_is_said_by_it(tmp_path, what):
+    ends, took_s = launch_ranks(go_wrong, 3, tmp_path, what)
     assert took_s < 15
     assert [status for status, _ in ends] == [1, 1, 1]
     assert ends[1][1] == "error: rank one has met this alone\n"

@@ -123,7 +123,7 @@ def test_another_course_of_the_rate_is_a_warning(trained, capsys, monkeypatch, n
 def test_changed_settings_are_named(trained, capsys):
     """Rates, decay and length may change on the way; those with warnings of their own are not named twice."""
     capsys.readouterr()
-    changes = ["num_epoch=2", "lr=0.07", "lr_schedule=step", "lr_steps=[1]", "weight_decay=0.001"]
+    changes = ["num_epoch=2", "lr=0.07", "lr_schedule=step", "lr_steps=[1]", "weight_decay=0.001", "precision=bf16"]
     run(trained / "run", *settings(trained, "resume=True", *changes))
     said = re.search(r"settings that differ from those of \S+step_\d+: (.*)", capsys.readouterr().out)[1]
     assert said == "lr 0.05, now 0.07; weight_decay 0.0005, now 0.001; num_epoch 1, now 2; lr_steps None, now (1.0,)"

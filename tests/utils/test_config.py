@@ -97,6 +97,14 @@ def test_a_tilde_is_the_home_folder(key):
     assert getattr(get_config("demo", [f"{key}=~/mine"]), key) == str(Path.home() / "mine")
 
 
+def test_texts_of_numpy_become_plain_ones(recipe):
+    """They come from tables; a checkpoint notes the settings, and must not hold numpy's types."""
+    file = recipe("import numpy\nfrom easydict import EasyDict\nnames = numpy.array(['sgd', 'an old table'])\n"
+                  "config = EasyDict(optimizer=names[0], notes=names[1], val_targets=list(names))")  # fmt: skip
+    cfg = get_config(file)
+    assert [type(text) for text in (cfg.optimizer, cfg.notes, *cfg.val_targets)] == [str] * 4
+
+
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_config("demo").lr = 1.0
