@@ -93,10 +93,11 @@ def speaks(error: BaseException) -> bool:
 
     That is on one rank: 0 if it has met the error too, else the first.
     """
-    if get_world_size() > 1:
+    is_alone = get_world_size() == 1
+    if not is_alone:
         _let_nothing_interrupt()
     tell_launcher(str(error))
-    if get_world_size() == 1:
+    if is_alone:
         return True
     board = _Board()
     is_first = board.record(_failure(error))

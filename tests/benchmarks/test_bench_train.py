@@ -197,6 +197,15 @@ def test_what_is_left_out_is_left_out_and_nothing_else(tmp_path, monkeypatch):
     ) == before
 
 
+def test_what_is_for_cpus_is_not_left_out_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    args = bench_train.parse(["--quick", "--leave-out", "prelu", "--network", "rtiny"])
+    with pytest.raises(ValueError, match="--leave-out leaves out what is for CPUs: set device=cpu"):
+        bench_train.cases_of(args)
+    args.overrides = ["device=cpu"]
+    assert [case.without for case in bench_train.cases_of(args)] == [(), (), ("prelu",), ()]
+
+
 def test_leaving_out_gives_a_row_for_each(in_this_process, capsys):
     line = f"--config {TINY} --no-reference --leave-out prelu layout --steps 1 --warm-steps 1 --rounds 1"
     records = bench_train.main([*line.split(), "batch_size=4"])
