@@ -1,4 +1,4 @@
-"""Draw docs/figures/architecture.png, three walks through the code; run it from the project's root.
+"""Draw docs/figures/architecture.png, four walks through the code; run it from the project's root.
 
 A box is a file; its colour is its department. A file that is no longer there is an error, so that the picture cannot
 outlive what it shows.
@@ -49,6 +49,7 @@ WALKS: dict[str, list[Stop]] = {
         Stop("training/run.py", "augments, embeds"),
         Stop("partial_fc_mhs.py", "cosines, margin,\nsoftmax over ranks"),
         Stop("losses/margin.py", "ArcFace, CosFace, ..."),
+        Stop("training/verdict.py", "all finite, on\nall ranks?"),
         Stop("heads/optim.py", "updates those rows,\nwrites them back"),
     ],
     "A face, from its file to a score": [
@@ -64,12 +65,20 @@ WALKS: dict[str, list[Stop]] = {
         Stop("eval/report/page.py", "one HTML page"),
     ],
     "A checkpoint, out and back": [
-        Stop("training/run.py", "save(): what moves"),
-        Stop("training/checkpoint.py", "training.pt, all or\nnothing"),
-        Stop("heads/checkpoint.py", "each rank's updated\nheads"),
-        Stop("training/run_folder.py", "resume = True finds\nthe newest"),
-        Stop("heads/checkpoint.py", "any number of ranks\nreads its heads"),
-        Stop("training/run.py", "load(): goes on at\nthe same step"),
+        Stop("training/run.py", "collects what moves"),
+        Stop("training/saving.py", "a thread writes while\ntraining goes on"),
+        Stop("heads/checkpoint.py", "each rank's changed\nheads, as a layer"),
+        Stop("utils/manifest.py", "checksums; then the\nfolder's name"),
+        Stop("training/run_folder.py", "where to go on from"),
+        Stop("training/identity.py", "the same people,\nloss, network?"),
+        Stop("heads/saved.py", "any number of ranks\nreads its heads"),
+    ],
+    "An end, from its cause to every rank's last line": [
+        Stop("utils/distributed.py", "counts collectives"),
+        Stop("utils/fate.py", "a reason to end goes\nto all ranks"),
+        Stop("utils/processes.py", "a rank has gone,\nor is stopped"),
+        Stop("data/workers.py", "loader workers end\nwith their rank"),
+        Stop("training/sigterm.py", "SIGTERM, Ctrl-C: save\nand end together"),
     ],
 }
 
