@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -35,6 +36,11 @@ _CORE = (
     "backbones/test_prelu.py",
     "utils/test_manifest.py",
 )
+# The same examples in each run, however slow the machine; --hypothesis-profile=default looks for others.
+hypothesis.settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("steady")
 _run_with: set[str] = set()  # markers of tests that were run or skipped
 _passed_with: set[str] = set()  # markers of tests that passed
 

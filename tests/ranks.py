@@ -1,7 +1,9 @@
 """Run a function on N gloo ranks on the CPU; hand back what each rank returned, or how each process ended."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import tempfile
 import time
@@ -66,9 +68,12 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that nothing listens at, below those that the system gives to connections: none takes it meanwhile."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port between 20000 and 29999 is free")
 
 
 def _launched(

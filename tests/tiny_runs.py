@@ -37,8 +37,8 @@ def weights(output):
     return torch.load(Path(output) / "model.pt", weights_only=True)
 
 
-def run_with_checkpoints(output):
-    """An epoch of twelve steps with checkpoints after 4, 8 and 12, however slow the disk is."""
+def run_saving_in_time(output, *overrides):
+    """Like ``run``, but no checkpoint is put off because the one before is still being written."""
     save_if_due = TrainingRun.save_if_due
 
     def save_in_time(self):
@@ -46,5 +46,10 @@ def run_with_checkpoints(output):
         save_if_due(self)
 
     with patch.object(TrainingRun, "save_if_due", save_in_time):
-        run(output, "num_epoch=1", "checkpoint_steps=4", "keep_checkpoints=9")
+        return run(output, *overrides)
+
+
+def run_with_checkpoints(output):
+    """An epoch of twelve steps with checkpoints after 4, 8 and 12."""
+    run_saving_in_time(output, "num_epoch=1", "checkpoint_steps=4", "keep_checkpoints=9")
     return output

@@ -148,7 +148,7 @@ def test_a_worker_that_hangs_is_named(tmp_path):
 
         order = EpochSampler(64, 4)
         at = next(n for n, indices in enumerate(order) if 40 in indices)
-        loader = WorkerLoader(Endless(5, 64), batch_sampler=order, num_workers=2, timeout_s=2.5)
+        loader = WorkerLoader(Endless(5, 64), batch_sampler=order, num_workers=2, timeout_s=5)
         got = 0
         try:
             for _ in loader:
@@ -157,7 +157,7 @@ def test_a_worker_that_hangs_is_named(tmp_path):
             said = str(error)
         assert got == at, (got, at)
         assert said.startswith(f"loader worker {at % 2} on "), said
-        assert f"has not delivered batch {at} of the epoch within 2 s (0.8 of timeout_s); see whether" in said, said
+        assert f"has not delivered batch {at} of the epoch within 4 s (0.8 of timeout_s); see whether" in said, said
         """,
     )
 
@@ -171,7 +171,7 @@ def test_the_end_of_a_hanging_worker_raises_nothing_but_its_name(tmp_path):
         import contextlib, threading
         import torch
 
-        loader = WorkerLoader(SyntheticFaces(5, 64), batch_sampler=EpochSampler(64, 4), num_workers=1, timeout_s=2.5)
+        loader = WorkerLoader(SyntheticFaces(5, 64), batch_sampler=EpochSampler(64, 4), num_workers=1, timeout_s=5)
         arriving = iter(loader)
         next(arriving)
         worker, told, was_told = arriving._workers[0], [], threading.Event()
@@ -212,20 +212,25 @@ def test_a_worker_lost_while_it_hands_a_later_batch_over_ends_the_wait(tmp_path,
         import faulthandler, threading, time
         import torch
 
+        second_is_on = torch.multiprocessing.Event()
+
         class SlowInOne(torch.utils.data.Dataset):
             def __len__(self):
                 return 64
 
             def __getitems__(self, indices):
                 if indices[0] == 0:
-                    time.sleep(20)
+                    time.sleep(60)
+                if indices[0] > 4:  # the second worker's second batch: it has handed its first over to its queue
+                    second_is_on.set()
                 return torch.zeros(4, 8)
 
-        faulthandler.dump_traceback_later(60, exit=True)
+        faulthandler.dump_traceback_later(90, exit=True)
         order = [list(range(i, i + 4)) for i in range(0, 64, 4)]
-        loader = WorkerLoader(SlowInOne(), batch_sampler=order, num_workers=2, timeout_s=2.5)
+        loader = WorkerLoader(SlowInOne(), batch_sampler=order, num_workers=2, timeout_s=6)
         arriving = iter(loader)
-        time.sleep(1.5)  # the second worker has put its first batch into the queue
+        assert second_is_on.wait(60)
+        time.sleep(1)  # the queue's thread has written that batch
         pid = arriving._workers[1].pid
         os.kill(pid, signal.SIGSTOP)
         if {ending!r} == "SIGKILL":

@@ -173,13 +173,15 @@ def test_five_collectives_of_the_stated_size():
 
 def one_rank_with_a_bad_label(rank, world_size):
     classifier = PartialFCMHS(ArcFace(), D, 100, head_size=10)
-    classifier(torch.randn(2, D), torch.tensor([0, 100 if rank == 1 else 5]))
+    try:
+        classifier(torch.randn(2, D), torch.tensor([0, 100 if rank == 1 else 5]))
+    except ValueError as error:
+        return str(error)
 
 
 def test_a_bad_label_on_one_rank_is_an_error_on_all():
-    with pytest.raises(AssertionError) as report:
-        run_ranks(one_rank_with_a_bad_label, 2)
-    assert str(report.value).count("found 0 to 100") == 2
+    for error in run_ranks(one_rank_with_a_bad_label, 2):
+        assert "found 0 to 100" in error
 
 
 def order_of_backward(rank, world_size, margin):

@@ -41,7 +41,7 @@ def stage(tmp_path):
 def test_an_orphan_in_a_session_of_its_own_is_found_and_ended(tmp_path):
     launch = Launch([sys.executable, "-c", LEAVES_AN_ORPHAN], tmp_path / "log")
     with ended(launch):
-        ending = end_of(launch, time.monotonic(), 2)
+        ending = end_of(launch, time.monotonic(), 5)
         assert ending.hung
         assert ending.status is None
         (orphan,) = launch.pids()

@@ -117,7 +117,7 @@ def test_a_damaged_file_leaves_nothing(source, tmp_path, capsys):
 def test_killed_in_the_middle(tmp_path):
     write_face_records(tmp_path / "in", [[encode(i % 250) + bytes(300_000)] for i in range(300)])
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tools.shuffle_rec", tmp_path / "in", out, "--memory-mb", "20"]
+    command = [sys.executable, "-m", "tools.shuffle_rec", tmp_path / "in", out, "--memory-mb", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not list(out.glob(".train.rec.*.tmp")):

@@ -12,7 +12,7 @@ import torch2onnx
 import train
 from embedder.load import load_embedder
 from ranks import run_ranks
-from tiny_runs import TINY, metrics, run, weights
+from tiny_runs import TINY, metrics, run, run_saving_in_time, weights
 from utils.config import get_config
 from utils.distributed import Ranks
 
@@ -40,7 +40,7 @@ def test_a_checkpointed_run_is_the_same_to_the_bit(tmp_path, network):
 
 def test_a_vit_resumes_to_the_bit(tmp_path):
     whole = run(tmp_path / "whole", *ADAMW, "num_epoch=2")
-    run(tmp_path / "parts", *ADAMW, "num_epoch=2", "checkpoint_steps=5", "keep_checkpoints=9")
+    run_saving_in_time(tmp_path / "parts", *ADAMW, "num_epoch=2", "checkpoint_steps=5", "keep_checkpoints=9")
     resumed = tmp_path / "resumed"
     train.main([TINY, f"output={resumed}", *ADAMW, "num_epoch=2", f"resume={tmp_path / 'parts/checkpoints/step_15'}"])
     assert metrics(resumed) == {step: loss for step, loss in whole.items() if step > 15}

@@ -10,7 +10,7 @@ import torch
 
 import train
 from paths import ROOT
-from tiny_runs import TINY, metrics, run, run_with_checkpoints, weights
+from tiny_runs import TINY, metrics, run, run_saving_in_time, run_with_checkpoints, weights
 from training import run_folder, run_lock
 from training.checkpoint import list_checkpoints, load_training, open_saved_heads
 from training.run_lock import FolderLock
@@ -140,7 +140,7 @@ def launcher(request, monkeypatch):
 def test_a_restart_goes_on_whatever_the_command_line_says(tmp_path, launcher):
     launcher(0)
     output = tmp_path / "run"
-    whole = run(output, "num_epoch=1", "overwrite=True", "checkpoint_steps=4", "keep_checkpoints=9")
+    whole = run_saving_in_time(output, "num_epoch=1", "overwrite=True", "checkpoint_steps=4", "keep_checkpoints=9")
     damage(output, 12)
     launcher(1)
     assert run(output, "num_epoch=1", "overwrite=True", "keep_checkpoints=9") == whole

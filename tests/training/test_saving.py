@@ -14,7 +14,7 @@ import torch
 
 import train
 from ranks import run_ranks
-from tiny_runs import TINY, metrics, run, weights
+from tiny_runs import TINY, metrics, run, run_saving_in_time, weights
 from training import saving
 from training.checkpoint import check, list_checkpoints, load_training, read_best
 from training.saving import SaveError, first_non_finite
@@ -113,6 +113,7 @@ def fail_in_background(rank, world_size, output):
         for _ in range(20):
             state.train_step(batches)
             state.save_if_due()
+        state.saver.finish()  # of a disk that is slow
     except SaveError as error:
         return str(error), state.step
     return None
@@ -191,7 +192,7 @@ def test_the_place_of_what_is_not_finite():
 
 
 def test_a_checkpoint_every_few_steps_and_at_the_end(tmp_path):
-    run(tmp_path, "num_epoch=1", "checkpoint_steps=5", "keep_checkpoints=9")
+    run_saving_in_time(tmp_path, "num_epoch=1", "checkpoint_steps=5", "keep_checkpoints=9")
     assert names(tmp_path) == ["step_5", "step_10", "step_12"]
 
 

@@ -234,7 +234,8 @@ def launch(*command, env=None, **options):
 def test_launchers(tmp_path, launcher):
     """The README's lines, the 8-process one too, on a tiny recipe."""
     port = f"--master_port={free_port()}"
-    result = launch(*launcher, port, "train.py", TINY, f"output={tmp_path}", "batch_size=3", "num_epoch=1")
+    options = ["batch_size=3", "num_epoch=1", "timeout_s=300"]
+    result = launch(*launcher, port, "train.py", TINY, f"output={tmp_path}", *options)
     assert result.returncode == 0, result.stdout + result.stderr
     ranks = int(launcher[-1].split("=")[1])
     assert f"batch: {ranks} ranks x 3 x accumulation 1 = {ranks * 3}" in result.stdout
