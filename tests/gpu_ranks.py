@@ -1,17 +1,10 @@
 """Start a file under a launcher, one process for each GPU."""
 
 import os
-import socket
 import subprocess
 import sys
 
 from paths import ROOT
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def run_launched(file, world_size, *arguments, device="cuda", module="torch.distributed.run", limit_s=90):

@@ -34,7 +34,7 @@ PROCESS = 826 * MIB  # peaks of the classifier runs (sgd, adamw) less their coun
 _CPU_AND_PINNED = ("can't allocate memory", "out of memory")  # what torch says in a plain RuntimeError
 HOLES = 15  # largest pieces that glibc cannot use again, at most what is kept; fitted to r18 (24) and mbf (48)
 # With gradient checkpointing: of what segments keep one after the other, and in sizes of the network, which is built
-# twice more for this plan and leaves its gaps; fitted to seven runs of r18, r50, r100, mbf, vit_t and vit_b.
+# twice more for this plan and leaves its gaps; fitted to the runs of six networks in docs/log.md.
 HOLES_OF_SEGMENTS, HOLES_OF_WEIGHTS = 0.8, 2
 
 

@@ -10,6 +10,7 @@ import torch
 from benchmarks import bench_checkpoint
 from benchmarks.checkpoint_case import CheckpointCase, Visited, disk_bytes, same_rows
 from heads.shard import HeadShard
+from utils.atomic import sync_file
 
 CASE = CheckpointCase("device", 1000, 0.9, 0.5, 3, 16, 8, 2, "", 5, 1)
 MEASURED = ("during_s", "begin_ms", "finish_ms", "quiet_step_ms", "busy_step_ms", "plain_step_ms", "plain_write_s")
@@ -47,24 +48,18 @@ def test_visits_each_head_of_its_share_once():
     assert set((drawn // CASE.head_size).tolist()) <= set(visited.heads_n.tolist())
 
 
-def settle(path):
-    """Give a file its blocks; some file systems put that off."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def test_a_file_with_two_names_is_counted_once(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
     (one / "file").write_bytes(os.urandom(100_000))
-    settle(one / "file")
+    sync_file(one / "file")  # some file systems put off giving it its blocks
     alone = disk_bytes([one])
     two.mkdir()
     os.link(one / "file", two / "file")
     assert disk_bytes([one, two]) == alone >= 100_000
     shutil.copyfile(one / "file", two / "copy")
-    settle(two / "copy")
-    assert disk_bytes([one, two]) == pytest.approx(2 * alone, rel=0.1)
+    sync_file(two / "copy")
+    assert disk_bytes([one, two]) == 2 * alone
 
 
 def test_other_rows_than_those_saved_are_noticed():

@@ -70,8 +70,8 @@ def test_the_parts_are_all_of_the_step(record):
     assert all(parts[part] > 0 for part in PARTS if part not in alone)
     assert parts["all_reduce"] == 0
     assert sum(parts.values()) == pytest.approx(record["watched_step_ms"] * (1 - record["rest_share"]))
-    assert 0 < record["rest_share"] < 0.9  # about 0.1, but of two steps of 25 ms on a machine that others use too
-    assert parts["forward"] + parts["backward"] > 0.1 * record["watched_step_ms"]
+    assert 0 < record["rest_share"] < 0.5
+    assert parts["forward"] + parts["backward"] > 0.3 * record["watched_step_ms"]
 
 
 def test_a_parts_time_is_without_that_of_parts_within():

@@ -49,8 +49,8 @@ def fall_silent(rank, what, culprit):
     ],
 )
 def test_every_rank_names_the_one_that_is_silent(tmp_path, what, culprit, status):
-    ends, took_s = launch_ranks(fall_silent, 3, tmp_path, what, culprit, limit_s=60)
-    assert took_s < 40
+    ends, took_s = launch_ranks(fall_silent, 3, tmp_path, what, culprit, limit_s=30)
+    assert took_s < 20
     assert ends[culprit][0] == status
     named = rf"because rank {culprit} on \S+ \(process \d+\) has "
     if what in ("killed", "left"):

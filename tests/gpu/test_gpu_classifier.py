@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
-from gpu_ranks import free_port, run_launched
+from gpu_ranks import run_launched
 from heads.optim import RowAdamW, RowSGD
 from losses import get_margin
 from partial_fc_mhs import PartialFCMHS
+from ranks import free_port
 from utils.distributed import close_ranks, init_ranks
 
 pytestmark = [

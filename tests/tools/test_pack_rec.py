@@ -270,7 +270,6 @@ def test_interrupted_leaves_no_half_file_and_no_process(tmp_path, sign):
     if sign == signal.SIGINT:
         assert said == "pack_rec: interrupted, nothing is written\n"
     assert [p.name for p in out.iterdir() if not p.name.startswith(".")] == []
-    deadline = time.monotonic() + 60
     while True:  # its workers end too
         try:
             os.killpg(process.pid, 0)

@@ -19,6 +19,7 @@ from ranks import run_ranks
 from tiny_runs import TINY
 from training import data as run_data
 from training import report
+from training.run import TrainingRun
 from utils.config import get_config
 from utils.distributed import Ranks
 from utils.log import init_logging
@@ -194,20 +195,25 @@ class TestWaiting:
         load = SyntheticFaces.load
 
         def slow(self, index):
-            time.sleep(0.02)
+            time.sleep(0.05)
             return load(self, index)
 
         monkeypatch.setattr(SyntheticFaces, "load", slow)
-        monkeypatch.setattr(report, "DATA_WAIT_LIMIT", 0.05)  # held in the face of other work on this machine too
         train.main([TINY, f"output={tmp_path}", "num_image=48"])
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-        assert all(line["data_wait_share"] > 0.05 for line in lines[:-1])
+        assert all(line["data_wait_share"] > 0.2 for line in lines[:-1])
         log = (tmp_path / "training.log").read_text()
         assert len(re.findall(r"waits for data \d+ % of the time: raise num_workers \(0\)", log)) == 1
-        assert re.search(r"Waiting: \d+ %", log)
+        assert re.search(r"Waiting: \d\d+ %", log)
 
     def test_a_fast_one_is_not(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(report, "DATA_WAIT_LIMIT", 0.9)
+        save_if_due = TrainingRun.save_if_due
+
+        def save_slowly(self):
+            time.sleep(0.1)  # a step long enough that a moment's wait is no share of it
+            save_if_due(self)
+
+        monkeypatch.setattr(TrainingRun, "save_if_due", save_slowly)
         train.main([TINY, f"output={tmp_path}"])
         assert "waits for data" not in (tmp_path / "training.log").read_text()
 

@@ -56,7 +56,7 @@ def tiny_run(tmp_path):
         launcher = subprocess.Popen([*command, "timeout_s=14"], cwd=ROOT, stdout=file, stderr=file, env=env)
     ranks = workers = []
     try:
-        started = wait_until(lambda: (output / "metrics.jsonl").exists() and len(metrics(output)) > 4, 180)
+        started = wait_until(lambda: (output / "metrics.jsonl").exists() and len(metrics(output)) > 4, 60)
         assert started, printed.read_text()
         ranks = [rank for rank in children(launcher.pid) if len(children(rank)) >= 2]
         workers = [worker for rank in ranks for worker in children(rank)[-2:]]
@@ -93,7 +93,7 @@ def test_a_killed_launcher_takes_its_ranks_along_and_they_save(tiny_run, tmp_pat
 def test_a_worker_that_is_lost_ends_the_run(tiny_run, what, cause):
     launcher, _, workers, printed = tiny_run
     os.kill(workers[-1], what)
-    assert all_gone(tiny_run, 60)
+    assert all_gone(tiny_run, 40)
     assert launcher.returncode != 0
     assert re.search(rf"train\.py: {cause}", printed.read_text()), printed.read_text()
     said = rf"^rank 0 ends, because rank 1 on \S+ failed: \w+: {cause}$"
@@ -103,7 +103,7 @@ def test_a_worker_that_is_lost_ends_the_run(tiny_run, what, cause):
 def test_a_stopped_rank_is_named_and_ended(tiny_run):
     launcher, ranks, _, printed = tiny_run
     os.kill(ranks[1], signal.SIGSTOP)
-    assert all_gone(tiny_run, 60)
+    assert all_gone(tiny_run, 40)
     assert launcher.returncode != 0
     said = rf"^rank 0 ends, because rank 1 on \S+ \(process {ranks[1]}\) has not .* stopped \(SIGSTOP\)$"
     assert re.search(said, printed.read_text(), re.M), printed.read_text()

@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 from training import sigterm
 sigterm._PATIENCE_S = 2.0
-sigterm._ONE_REQUEST_S, sigterm._ONE_CTRL_C_S = 1.5, 1.0
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell's & inherits that it is ignored
 """
 
@@ -73,7 +72,7 @@ def test_a_run_that_hangs_ends_and_says_where_its_last_checkpoint_is(tmp_path):
 STEPS = """
 with sigterm.StopRequest() as stop:
     print("ready", flush=True)
-    end_s = time.monotonic() + 4
+    end_s = time.monotonic() + 6
     while time.monotonic() < end_s:  # saves, after having agreed
         time.sleep(0.05)
         stop.agree(torch.tensor(False))
@@ -82,19 +81,19 @@ sys.exit(5 if stop.agreed else 6)
 
 
 def test_two_requests_within_a_second_are_one():
-    assert in_a_process(STEPS, (signal.SIGTERM, 0), (signal.SIGTERM, 0.5)) == (5, "")
+    assert in_a_process(STEPS, (signal.SIGTERM, 0), (signal.SIGTERM, 0.8)) == (5, "")
 
 
 def test_a_second_request_after_seconds_ends_at_once():
     started_s = time.monotonic()
-    status, errors = in_a_process(STEPS, (signal.SIGTERM, 0), (signal.SIGTERM, 2.5))
+    status, errors = in_a_process(STEPS, (signal.SIGTERM, 0), (signal.SIGTERM, 3.8))
     assert status == 143
-    assert re.search(r"SIGTERM came again after \d s; there is no checkpoint", errors)
+    assert "SIGTERM came again after 4 s; there is no checkpoint" in errors
     assert time.monotonic() - started_s < 20
 
 
 def test_ctrl_c_asks_a_run_to_save_and_end_and_twice_within_a_moment_is_once():
-    assert in_a_process(STEPS, (signal.SIGINT, 0), (signal.SIGINT, 0.1)) == (
+    assert in_a_process(STEPS, (signal.SIGINT, 0), (signal.SIGINT, 0.2)) == (
         5,
         "interrupted: waiting for the checkpoint; Ctrl-C again ends at once\n",
     )
@@ -102,11 +101,10 @@ def test_ctrl_c_asks_a_run_to_save_and_end_and_twice_within_a_moment_is_once():
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_then_another_request_ends_at_once_with_its_status(second):
-    status, errors = in_a_process(STEPS, (signal.SIGINT, 0), (second, 2))
+    status, errors = in_a_process(STEPS, (signal.SIGINT, 0), (second, 1.8))
     assert status == 130
     name = "Ctrl-C" if second == signal.SIGINT else "SIGTERM"
-    said = rf"rank 0 ends without saving, because {name} came again after \d s; there is no checkpoint\n"
-    assert re.fullmatch(said, errors)
+    assert errors == f"rank 0 ends without saving, because {name} came again after 2 s; there is no checkpoint\n"
 
 
 def test_a_run_in_the_background_of_a_script_ignores_ctrl_c_as_it_was_started_to():
