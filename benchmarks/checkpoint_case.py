@@ -212,7 +212,7 @@ def with_dcp(case: CheckpointCase, rig: Rig, folder: Path) -> Record:
     copy_s = seconds(lambda: copied.append(shard.storage.arrays.read(heads_n, shard.storage.names)))
     state = {"heads": heads_n, VISITS: shard.visits[shard.layout.places_of(heads_n)], **copied.pop()}
     cpu_s = time.process_time()
-    save_s = seconds(partial(dcp_save, state, checkpoint_id=folder, no_dist=True))
+    save_s = seconds(partial(dcp_save, state, checkpoint_id=folder))
     cpu_s = time.process_time() - cpu_s
     size = bytes_of(folder)
     drop_from_cache(files_in(folder))
@@ -222,7 +222,7 @@ def with_dcp(case: CheckpointCase, rig: Rig, folder: Path) -> Record:
     loaded = case.rig()
 
     def restore() -> None:
-        dcp_load(into, checkpoint_id=folder, no_dist=True)
+        dcp_load(into, checkpoint_id=folder)
         counts, storage = {VISITS: into.pop(VISITS)}, shard_of(loaded).storage
         storage.restore(into.pop("heads"), into, counts)
         storage.flush()
