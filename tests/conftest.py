@@ -12,6 +12,7 @@ import torch
 import utils.opencv  # noqa: F401  (before any test imports cv2, which reads its limits then)
 from model_files import save_random_model
 from paths import data_path
+from utils.log import log
 
 # Marked core: what must hold on every torch that requirement.txt admits. A path from here, or the start of one.
 _CORE = (
@@ -52,6 +53,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _log_for_caplog() -> Iterator[None]:
+    """Let caplog have the project's log, which a run of an earlier test has kept to itself."""
+    before = log.propagate
+    log.propagate = True
+    yield
+    log.propagate = before
 
 
 @pytest.fixture

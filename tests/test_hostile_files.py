@@ -252,8 +252,7 @@ def test_deep_json_is_refused_by_name(tmp_path, door, text):
     assert "\n" not in str(caught.value)
 
 
-def test_foreign_lines_of_metrics_are_dropped_and_counted(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("utils.log.log.propagate", True)
+def test_foreign_lines_of_metrics_are_dropped_and_counted(tmp_path, caplog):
     good = json.dumps({"step": 1, "lfw/accuracy": 0.5}) + "\n"
     lines = [good, '{"a":' * 100_000 + "}\n", '{"step": "x"}\n', "[1, {}\n", '{"step": 9}\n', "half"]
     (tmp_path / "metrics.jsonl").write_text("".join(lines))

@@ -9,7 +9,6 @@ from losses import ArcFace
 from ranks import run_ranks
 from saved_heads import load
 from test_partial_fc_mhs import dense_loss, make_classifier, visible_classes
-from utils.log import log
 
 pytestmark = pytest.mark.numeric
 C, L, G, D, STEPS = 29, 3, 6, 8, 12
@@ -184,7 +183,6 @@ def test_momentum_may_end_or_begin_in_the_middle(before, after, line, tmp_path, 
     OPTIMIZERS[after](in_memory.shard)
     with caplog.at_level("INFO", "mhs_arcface"):
         caplog.clear()
-        log.propagate = True
         second.shard.load_settings(first.shard.settings())
         load(second.shard, tmp_path)
     assert line in caplog.text

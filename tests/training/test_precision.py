@@ -22,8 +22,7 @@ NEW_GPU, OLD_GPU = Found("H100 of a", "cuda", True), Found("V100 of a", "cuda", 
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
-    monkeypatch.setattr(ours.log, "propagate", True)
+def said(caplog):
     caplog.set_level(logging.INFO, "mhs_arcface")
     return lambda: [record.getMessage() for record in caplog.records]
 
